@@ -1,0 +1,54 @@
+"""Every error the analyzer raises on purpose. The command line prints one line of it and exits with 1.
+
+AnalyzerError
+├── SourceError          a folder, repository or network that cannot be read
+├── CheckpointError      config, index or shards that are missing or contradict each other
+│   └── HeaderError      a safetensors header that breaks the format
+├── ArchitectureError    no down projection can be told from the tensor names
+├── ForwardError         the model or its tokenizer cannot be loaded or run
+├── CatalogError         a catalog file that cannot be read, written or validated
+└── ResultError          a saved result that cannot be compared
+"""
+
+from __future__ import annotations
+
+
+class AnalyzerError(Exception):
+    """Base of all of them; the message is one line that says what is wrong and what to do next."""
+
+
+class SourceError(AnalyzerError):
+    """A folder, repository or network that cannot be read."""
+
+
+class CheckpointError(AnalyzerError):
+    """Config, index or shards that are missing or contradict each other."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors header that breaks the format."""
+
+
+class ArchitectureError(AnalyzerError):
+    """No down projection can be told from the tensor names."""
+
+
+class ForwardError(AnalyzerError):
+    """The model or its tokenizer cannot be loaded or run."""
+
+
+class CatalogError(AnalyzerError):
+    """A catalog file that cannot be read, written or validated."""
+
+
+class ResultError(AnalyzerError):
+    """A saved result that cannot be compared."""
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Return `text` as one printable line: control characters escaped, at most `limit` characters.
+
+    Names in messages come from files that nobody vouches for; a terminal must not obey them.
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    return line if len(line) <= limit else line[: limit - 1] + "…"

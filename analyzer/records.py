@@ -1,0 +1,234 @@
+"""The frozen records that everything passes along; their field names are the JSON contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Coordinate(NamedTuple):
+    """One weight of a down projection: `row` is its output channel, `col` its input channel, all 0-based."""
+
+    layer: int
+    expert: int | None
+    row: int
+    col: int
+
+    @property
+    def sort_key(self) -> tuple[int, int, int, int]:
+        """Order of ties: layer, expert (none first), row, col."""
+        return (self.layer, -1 if self.expert is None else self.expert, self.row, self.col)
+
+    def __str__(self) -> str:
+        numbers = (n for n in self if n is not None)
+        return f"({', '.join(map(str, numbers))})"
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of a safetensors file; `start` and `stop` are byte offsets in the file, stop exclusive."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Statistics of |W| over the finite weights of one down projection; `std` is the population's.
+
+    `shape` is (rows, cols) whichever way round the file stores it. The figures are NaN (JSON null) where no
+    weight is finite.
+    """
+
+    name: str
+    layer: int
+    expert: int | None
+    shape: tuple[int, int]
+    dtype: str
+    mean_abs: float
+    std: float
+    max_abs: float
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A weight that ranks high by the static score; `zscore` is (|W| - mean|W|) / std|W| over its tensor."""
+
+    rank: int
+    layer: int
+    expert: int | None
+    row: int
+    col: int
+    value: float
+    score: float
+    zscore: float
+    tensor: str
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where the weight is."""
+        return Coordinate(self.layer, self.expert, self.row, self.col)
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What `scan` prints. Sizes are null where the scanned tensors do not agree on one."""
+
+    model: str
+    revision: str | None
+    commit: str | None
+    model_type: str | None
+    num_layers: int
+    hidden_size: int | None
+    intermediate_size: int | None
+    score: str
+    bytes_read: int
+    checkpoint_bytes: int
+    seconds: float
+    tensors: tuple[TensorStatistics, ...]
+    outliers: tuple[Outlier, ...]
+
+
+@dataclass(frozen=True)
+class LayerMaxima:
+    """A row of the paper's Figure 3 (arXiv 2411.07191): signed values of largest magnitude over all positions.
+
+    Input and output are the down projection's; `residual_max` is the residual stream's after the block.
+    """
+
+    layer: int
+    input_max: float
+    input_col: int
+    output_max: float
+    output_row: int
+    residual_max: float
+    residual_channel: int
+
+
+@dataclass(frozen=True)
+class SuperActivation:
+    """A residual-stream entry that dwarfs its layer's median from `layer` through `last_layer`.
+
+    `value` is the entry of largest magnitude in that run, `median_ratio` its magnitude over the median of the
+    same layer.
+    """
+
+    layer: int
+    channel: int
+    position: int
+    token: str
+    value: float
+    median_ratio: float
+    last_layer: int
+
+
+@dataclass(frozen=True)
+class OutlierFeature:
+    """A channel that is as large as a super activation at more than half of the positions."""
+
+    channel: int
+    layer: int
+    last_layer: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class SuperWeight:
+    """A coordinate judged by running the model; losses are nats per token over the evaluation text.
+
+    `share` is its part of the down projection's output at the super activation's position and row;
+    `activation_collapse` the part of the super activation's magnitude that zeroing takes away.
+    """
+
+    layer: int
+    expert: int | None
+    row: int
+    col: int
+    value: float
+    share: float
+    static_rank: int | None
+    status: str
+    effect: str | None
+    activation_collapse: float | None
+    loss: float | None
+    loss_zeroed: float | None
+    control_loss_max: float | None
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where the weight is."""
+        return Coordinate(self.layer, self.expert, self.row, self.col)
+
+
+@dataclass(frozen=True)
+class JointZeroing:
+    """The loss with every confirmed super weight zeroed at once."""
+
+    coordinates: tuple[Coordinate, ...]
+    loss_zeroed: float
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `verify` prints."""
+
+    model: str
+    revision: str | None
+    commit: str | None
+    model_type: str | None
+    prompt: str
+    tokens: tuple[str, ...]
+    dtype: str
+    device: str
+    verdict: str
+    layers: tuple[LayerMaxima, ...]
+    super_activations: tuple[SuperActivation, ...]
+    outlier_features: tuple[OutlierFeature, ...]
+    super_weights: tuple[SuperWeight, ...]
+    joint: JointZeroing | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One weight that differs between two results; `old` and `new` hold what each side says of it, or null."""
+
+    kind: str
+    layer: int
+    expert: int | None
+    row: int
+    col: int
+    old: Mapping[str, Any] | None
+    new: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class LayerChanges:
+    """How many outliers of one layer appeared, vanished, changed value, moved in rank only, or stayed."""
+
+    layer: int
+    appeared: int
+    vanished: int
+    revalued: int
+    moved: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """What `diff` prints. `super_weights` is null where a side has not been verified."""
+
+    old: str
+    new: str
+    outliers: tuple[Change, ...]
+    super_weights: tuple[Change, ...] | None
+    layers: tuple[LayerChanges, ...]
+
+    @property
+    def identical(self) -> bool:
+        """True where nothing that was compared differs."""
+        return not self.outliers and not self.super_weights
