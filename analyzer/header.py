@@ -71,7 +71,11 @@ def _load_object(header: bytes) -> dict[str, Any]:
         raise HeaderError("has a header that does not start with '{': not safetensors")
     try:
         loaded = json.loads(
-            header.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_no_float
+            header.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_no_float,
+            parse_int=_natural,
         )
     except HeaderError:
         raise
@@ -87,6 +91,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise HeaderError(f"has the key {shown(twice)} twice in its header")
+    # An escape may name half a surrogate pair, which no text has: encoding it raises a ValueError.
+    "".join(text for pair in pairs for text in pair if isinstance(text, str)).encode("utf-8")
     return result
 
 
@@ -96,6 +102,12 @@ def _no_constant(text: str) -> NoReturn:
 
 def _no_float(text: str) -> NoReturn:
     raise HeaderError(f"has the number {shown(text, 40)} in its header where only integers belong")
+
+
+def _natural(text: str) -> int:
+    if text.startswith("-"):  # -0 too, which the safetensors library refuses
+        raise HeaderError(f"has the negative number {shown(text, 40)} in its header")
+    return int(text)
 
 
 def _record(name: str, entry: Any, data_start: int) -> TensorRecord:
@@ -109,7 +121,7 @@ def _record(name: str, entry: Any, data_start: int) -> TensorRecord:
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError(f"tensor {shown(name)} has data_offsets that are not [start, stop]")
     bits = 8 * (offsets[1] - offsets[0])
-    if _elements(shape, limit=bits) * DTYPE_BITS[dtype] != bits:
+    if _elements(shape) * DTYPE_BITS[dtype] != bits:
         raise HeaderError(
             f"tensor {shown(name)} of shape {shown(shape, 60)} and dtype {dtype} does not fill its "
             f"{offsets[1] - offsets[0]} bytes"
@@ -117,12 +129,15 @@ def _record(name: str, entry: Any, data_start: int) -> TensorRecord:
     return TensorRecord(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _elements(shape: list[int], limit: int) -> int:
-    """Return the product, or some number above `limit`: a hostile shape must not become a number of megabytes."""
-    elements = 0 if 0 in shape else 1
+def _elements(shape: list[int]) -> int:
+    """Return the product, or stop past 64 bits, a zero to come or not: so does the safetensors library.
+
+    A hostile shape must not become a number of megabytes.
+    """
+    elements = 1
     for size in shape:
         elements *= size
-        if elements > limit:
+        if elements >= 2**64:
             break
     return elements
 

@@ -44,7 +44,7 @@ class FloatFormat:
         return keys
 
     def magnitudes(self, keys: Unsigned, out: Float64, scratch: NDArray[np.uint32]) -> Float64:
-        """Fill `out` with the exact float64 magnitudes of the keys; `scratch` has their length too."""
+        """Fill `out` with the exact float64 magnitudes of finite numbers' keys; `scratch` has their length too."""
         if self.bits.itemsize > 2:
             out[...] = keys.view(f"<f{self.bits.itemsize}")
             return out
@@ -62,7 +62,10 @@ class FloatFormat:
     def decode(self, bits: Unsigned) -> Float64:
         """Return the float64 values of the bits, exactly."""
         keys = self.keys(bits)
-        values = self.magnitudes(keys, np.empty(bits.shape), np.empty(bits.shape, np.uint32))
+        nonfinite = keys >= self.infinity
+        numbers: Unsigned = np.where(nonfinite, 0, keys)  # of the others `magnitudes` knows nothing
+        values = self.magnitudes(numbers, np.empty(bits.shape), np.empty(bits.shape, np.uint32))
+        values[nonfinite] = np.where(keys[nonfinite] == self.infinity, np.inf, np.nan)
         return np.where(keys == bits, values, -values)
 
 

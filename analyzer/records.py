@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 
@@ -138,8 +139,22 @@ class OutlierFeature:
 
 
 @dataclass(frozen=True)
+class Write:
+    """A block that changes a super activation's channel, at its position, by a multiple of the median.
+
+    `change` is signed; `largest_share` the largest part that one weight has in the down projection's output there.
+    """
+
+    layer: int
+    channel: int
+    position: int
+    change: float
+    largest_share: float
+
+
+@dataclass(frozen=True)
 class SuperWeight:
-    """A coordinate judged by running the model; losses are nats per token over the evaluation text.
+    """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
     `share` is its part of the down projection's output at the super activation's position and row;
     `activation_collapse` the part of the super activation's magnitude that zeroing takes away.
@@ -158,6 +173,7 @@ class SuperWeight:
     loss: float | None
     loss_zeroed: float | None
     control_loss_max: float | None
+    loss_tokens: int | None
 
     @property
     def coordinate(self) -> Coordinate:
@@ -189,6 +205,7 @@ class VerifyResult:
     layers: tuple[LayerMaxima, ...]
     super_activations: tuple[SuperActivation, ...]
     outlier_features: tuple[OutlierFeature, ...]
+    writes: tuple[Write, ...]
     super_weights: tuple[SuperWeight, ...]
     joint: JointZeroing | None
 
@@ -208,12 +225,12 @@ class Change:
 
 @dataclass(frozen=True)
 class LayerChanges:
-    """How many outliers of one layer appeared, vanished, changed value, moved in rank only, or stayed."""
+    """How many outliers of one layer appeared, vanished, changed in value, moved in rank alone, or stayed."""
 
     layer: int
     appeared: int
     vanished: int
-    revalued: int
+    changed: int
     moved: int
     unchanged: int
 
@@ -232,3 +249,16 @@ class DiffResult:
     def identical(self) -> bool:
         """True where nothing that was compared differs."""
         return not self.outliers and not self.super_weights
+
+
+def plain(value: Any) -> Any:
+    """Return a record as what JSON has: dictionaries, lists, and null for numbers that are not finite."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Coordinate):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

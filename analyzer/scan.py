@@ -87,7 +87,7 @@ def scan(
         revision=checkpoint.source.revision,
         commit=checkpoint.source.commit,
         model_type=checkpoint.model_type,
-        num_layers=1 + max(projection.layer for projection in projections),
+        num_layers=1 + max(projection.layer for projection in down_projections(checkpoint)),
         hidden_size=rows.pop() if len(rows) == 1 else None,
         intermediate_size=cols.pop() if len(cols) == 1 else None,
         score="magnitude",

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 MEBIBYTE = 1 << 20
 HUB_TIMEOUT_S = 30.0
+BODY_TRIES = 3  # nothing in the Hub's client retries a reply that breaks off midway
 
 
 class Source(Protocol):
@@ -68,13 +69,17 @@ def open_source(
     A folder that exists goes before a Hub id of the same name. `model_id` renames a local folder in results.
     Raises SourceError where there is no such model or it cannot be reached.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name longer than paths may be, the home of nobody
+        raise SourceError(f"cannot look for a folder {shown(model)}: {shown(error)}") from error
+    if is_folder:
         if revision is not None:
             raise SourceError(f"{shown(model)} is a local folder and has no revisions: leave --revision out")
         return FolderSource(path, subfolder=subfolder, model_id=model_id)
     name, _, at_revision = model.partition("@")
-    if path.exists():
+    if exists:
         raise SourceError(f"{shown(model)} is a file: give the folder that holds the checkpoint")
     if not HUB_ID.fullmatch(name):
         raise SourceError(f"there is no folder {shown(model)}, and it is not a Hub id of the form owner/name")
@@ -90,12 +95,23 @@ class FolderSource:
 
     block_bytes = MEBIBYTE  # stays in a core's cache; larger blocks measured slower
 
-    def __init__(self, path: Path, *, subfolder: str | None = None, model_id: str | None = None) -> None:
-        """List the folder's regular files; raises SourceError where that is not possible."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        subfolder: str | None = None,
+        model_id: str | None = None,
+        revision: str | None = None,
+        commit: str | None = None,
+    ) -> None:
+        """List the folder's files; `revision` and `commit` are those of a downloaded repository.
+
+        Raises SourceError where the folder cannot be listed.
+        """
         resolved = path.resolve()
         self.model = model_id or resolved.name or "model"
-        self.revision: str | None = None
-        self.commit: str | None = None
+        self.revision = revision
+        self.commit = commit
         self.readers = min(8, os.cpu_count() or 1)
         self._folder = resolved / subfolder if subfolder else resolved
         if not self._folder.resolve().is_relative_to(resolved):
@@ -174,10 +190,22 @@ class HubSource:
 
     def read(self, filename: str, start: int, stop: int) -> bytes:
         """See Source.read."""
+        for _ in range(BODY_TRIES):
+            data = self._read_once(filename, start, stop)
+            if len(data) == stop - start:
+                return data
+        raise SourceError(
+            f"{self.model}/{shown(self._prefix + filename)}: asked for {stop - start} bytes, got {len(data)}: try again"
+        )
+
+    def _read_once(self, filename: str, start: int, stop: int) -> bytes:
+        """Return what one request brings, fewer bytes where the connection breaks off."""
+        import httpx2
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
         path = self._prefix + filename
+        data = bytearray()
         with self._hub_errors(path):
             headers = build_hf_headers(token=self._token)
             headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -185,13 +213,12 @@ class HubSource:
             with http_stream_backoff("GET", url, headers=headers, timeout=HUB_TIMEOUT_S) as response:
                 hf_raise_for_status(response)
                 self._check_reply(response, path, start, stop)
-                data = bytearray()
-                for chunk in response.iter_raw():
-                    data += chunk
-                    if len(data) > stop - start:
-                        break
-        if len(data) != stop - start:
-            raise SourceError(f"{self.model}/{shown(path)}: asked for {stop - start} bytes, got {len(data)}: try again")
+                # Let out of this block, the error of a broken body would have the client ask again behind its back.
+                with suppress(httpx2.TransportError):
+                    for chunk in response.iter_raw():
+                        data += chunk
+                        if len(data) > stop - start:
+                            break
         return bytes(data)
 
     def _check_reply(self, response: httpx2.Response, path: str, start: int, stop: int) -> None:
@@ -245,6 +272,13 @@ class HubSource:
             ) from error
         except errors.DisabledRepoError as error:
             raise SourceError(f"{name} was disabled on the Hub") from error
+        except errors.LocalEntryNotFoundError as error:  # neither downloaded before nor to be had now
+            if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+                raise SourceError(f"{name} is not in the Hub's cache, and HF_HUB_OFFLINE is set") from error
+            reason = shown(error.__cause__ or error)
+            raise SourceError(
+                f"cannot download {name} from {constants.ENDPOINT} ({reason}): check the network"
+            ) from error
         except errors.EntryNotFoundError as error:
             raise SourceError(f"{name} has no file {shown(path)} at commit {self.commit}") from error
         except errors.OfflineModeIsEnabled as error:
@@ -256,11 +290,17 @@ class HubSource:
             raise SourceError(f"the Hub answered HTTP {status} for {name}: try again later") from error
         except errors.HFValidationError as error:
             raise SourceError(f"{shown(name)} is not a Hub id of the form owner/name") from error
+        except (httpx2.LocalProtocolError, UnicodeEncodeError) as error:  # whose messages hold the token
+            raise SourceError("the token has characters that no token has: check --token, or HF_TOKEN") from error
         except httpx2.HTTPError as error:
             reason = shown(error) or type(error).__name__
             raise SourceError(f"cannot reach {constants.ENDPOINT} for {name} ({reason}): check the network") from error
         except OSError as error:
             raise SourceError(f"cannot download {name}: {shown(error)}") from error
+        except (ValueError, TypeError, KeyError) as error:  # what the client's parser lets out
+            raise SourceError(
+                f"{constants.ENDPOINT} did not answer for {name} as the Hub does: a proxy may be in the way"
+            ) from error
 
 
 def is_plain_path(name: str) -> bool:

