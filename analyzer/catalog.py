@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from analyzer import __version__
 from analyzer.errors import CatalogError, shown
@@ -194,7 +194,7 @@ def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise CatalogError(f"{shown(path)} has more than {MAX_FILE_BYTES} bytes, too many to be a catalog file")
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=_unique_keys)
+        return json.loads(path.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except OSError as error:
         raise CatalogError(f"cannot read {shown(path)}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -206,6 +206,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object has the same key twice")
     return result
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _problems(document: Any, family: str) -> Iterator[str]:

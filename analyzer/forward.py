@@ -7,7 +7,6 @@ one pass over the model answers for all of them.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,9 +29,6 @@ Zeroed = Sequence[Coordinate]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW_TOKENS = 512
 LOGIT_BYTES = 1 << 29  # of one batch; the loss needs about twice that at its peak
-
-# What loading third-party code on an unvouched config was seen to raise, besides its own one-line OSErrors.
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -310,14 +306,12 @@ def _pick_device(name: str) -> torch.device:
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """Turn what third-party loaders raise into one line."""
+    """Turn whatever third-party loaders raise on files that nobody vouches for into one line."""
     try:
         yield
-    except LOADING_ERRORS as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise ForwardError(f"cannot load {what}: a JSON file of it is broken: {shown(error)}") from error
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ForwardError(f"cannot load {what}: {shown(first.strip())}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ForwardError(f"cannot load {what}: {shown(reason)}") from error
 
 
 def _weight(module: torch.nn.Module) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
 
 from analyzer.errors import shown
 from analyzer.records import (
@@ -22,6 +22,7 @@ from analyzer.records import (
 )
 
 WIDTH = 100
+tabulate.MIN_PADDING = 0  # else every header takes two columns more than it needs
 SHOWN_WEIGHTS = 12
 SHOWN_ACTIVATIONS = 5
 SHOWN_CHANGES = 20
@@ -60,8 +61,10 @@ def render_scan(result: ScanResult) -> str:
     if nonfinite:
         count = sum(tensor.nonfinite for tensor in nonfinite)
         sections.append(
-            f"Warning: {count:,} weights in {_count(len(nonfinite), 'tensor')} are NaN or infinite "
-            f"(the first in {shown(nonfinite[0].name, 60)}); they are not ranked."
+            _fill(
+                f"Warning: {count:,} weights in {_count(len(nonfinite), 'tensor')} are NaN or infinite "
+                f"(the first in {shown(nonfinite[0].name, 60)}); they are not ranked."
+            )
         )
     dtypes = ", ".join(sorted({tensor.dtype for tensor in result.tensors}))
     sections.append(
@@ -80,12 +83,13 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None) -> str
     if result.super_activations:
         sections.append(_activations_table(result.super_activations))
     if result.outlier_features:
-        channels = ", ".join(str(feature.channel) for feature in result.outlier_features[:8])
-        sections.append(f"Outlier features (large at most positions, so no super activations): channel {channels}.")
-    sections.append(
-        f"Largest magnitudes by layer, over the {len(result.tokens)} tokens of "
-        f'"{shown(result.prompt, 60)}" ({result.dtype}, {result.device})\n\n' + _layers_table(result.layers)
+        features = sorted({feature.channel for feature in result.outlier_features})
+        channels = ", ".join([*(f"channel {channel}" for channel in features[:5]), *(["…"] if features[5:] else [])])
+        sections.append(_fill(f"Outlier features, large at most positions and so no super activations: {channels}."))
+    caption = (
+        f'over the {len(result.tokens)} tokens of "{shown(result.prompt, 60)}" in {result.dtype} on {result.device}'
     )
+    sections.append(_fill(f"Largest magnitudes by layer, {caption}") + "\n\n" + _layers_table(result.layers))
     if catalog_file is not None:
         sections.append(f"Catalog entry written to {shown(catalog_file)}")
     return "\n\n".join(sections)
@@ -127,7 +131,9 @@ def render_catalog(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         where = f"({worst['layer']}, {worst['row']}, {worst['col']})" if worst else "-"
         rows.append([family, shown(entry["model"], 40), _commit(entry["commit"]), len(weights), len(critical), where])
     header = ["family", "model", "commit", "weights", "critical", "most critical"]
-    return tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left"))
+    return tabulate.tabulate(
+        rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left")
+    )
 
 
 def render_entry(family: str, entry: Mapping[str, Any]) -> str:
@@ -157,14 +163,14 @@ def _finding(result: VerifyResult) -> Iterator[str]:
         return
     if not confirmed:
         largest = result.super_activations[0]
-        yield (
+        yield _fill(
             f"None found: channel {largest.channel} has a super activation of {_big(largest.value)}, "
             "but no single weight of a down projection writes it."
         )
         return
     best = (critical or confirmed)[0]
     name = "Super weight" if best.effect == "critical" else "Super weight, but inert"
-    yield (
+    yield _fill(
         f"{name}: {_place(best)} = {best.value:+.5g}, rank {_rank(best)} by magnitude; {best.status}, {best.effect}."
     )
     sentence = (
@@ -181,12 +187,14 @@ def _finding(result: VerifyResult) -> Iterator[str]:
             f" and moves the loss from {best.loss:.3f} to {best.loss_zeroed:.3f} (perplexity "
             f"{_perplexity(best.loss)} to {_perplexity(best.loss_zeroed)}, over {best.loss_tokens:,} tokens); {control}"
         )
-    yield textwrap.fill(f"{sentence}.", WIDTH)
+    yield _fill(f"{sentence}.")
+    if len(confirmed) == 1:
+        return
     sentence = f"In all {_count(len(confirmed), 'confirmed super weight')}, {len(critical)} of them critical"
     if result.joint:
         loss = result.joint.loss_zeroed
         sentence += f"; with all of them zeroed at once, the loss is {loss:.3f} (perplexity {_perplexity(loss)})"
-    yield textwrap.fill(f"{sentence}.", WIDTH)
+    yield _fill(f"{sentence}.")
 
 
 def _weights_table(weights: Sequence[SuperWeight]) -> str:
@@ -196,7 +204,7 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
     kept = critical + others[: max(3, SHOWN_WEIGHTS - len(critical))]
     experts = any(weight.expert is not None for weight in weights)
     header = ["layer", *(["expert"] if experts else []), "row", "col", "value", "share", "rank", "status", "effect"]
-    header += ["collapse", "loss change", "control"]
+    header += ["collapse", "Δ loss", "control"]
     rows = [
         [
             w.layer,
@@ -275,8 +283,8 @@ def _changes_table(changes: Sequence[Change], fields: Sequence[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    words = {"status", "effect", "token", "change"}
-    return tabulate(
+    words = {"status", "effect", "token", "change", "family", "model", "commit", "most critical"}
+    return tabulate.tabulate(
         [[str(cell) for cell in row] for row in rows],
         header,
         disable_numparse=True,
@@ -321,6 +329,10 @@ def _big(value: float) -> str:
 
 def _percent(part: float | None) -> str:
     return "-" if part is None else f"{part:.0%}"
+
+
+def _fill(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH)
 
 
 def _change(loss: float | None, other: float | None) -> str:

@@ -1,0 +1,53 @@
+"""Keeps the tests off the real Hub and out of the user's home; must run before anything imports the Hub's client."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+HOME = tempfile.mkdtemp(prefix="superweight-tests-")
+for name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_CACHE",
+    "HF_TOKEN_PATH",
+    "HF_OIDC_RESOURCE",
+):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_HOME": HOME,
+    "HF_ENDPOINT": "http://127.0.0.1:1",  # closed: a test that forgets its own server reaches nothing
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # else the client asks for /api/agent-harnesses as well
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
+}
+
+# Two slow cores are no reason to fail; the same examples each time, so that a failure is a change of the code.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this test's own, with an empty cache; for a child process pass HF_ENDPOINT=hub.url."""
+    from hub_server import HubServer
+    from huggingface_hub import close_session, constants
+
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    yield server
+    close_session()  # its kept connections would outlive the server
+    server.stop()

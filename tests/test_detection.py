@@ -1,0 +1,159 @@
+"""Super activations, writes and shares on residual streams that are made up, so that every answer is known."""
+
+import numpy as np
+import pytest
+
+from analyzer.detection import Thresholds, attribute, collapse, detect, find_writes, layer_maxima
+from analyzer.records import Coordinate, LayerMaxima
+
+THRESHOLDS = Thresholds()
+LAYERS = tuple(range(8))
+TOKENS = tuple("abcdefgh")
+
+
+def quiet_stream(layers=8, positions=8, channels=32):
+    """Every |h| is 1 or 2, so the median is between them."""
+    generator = np.random.default_rng(0)
+    signs = generator.choice([-1.0, 1.0], (layers, positions, channels))
+    return (signs * generator.choice([1.0, 2.0], signs.shape)).astype(np.float32)
+
+
+def test_a_quiet_stream_has_none():
+    assert detect(quiet_stream(), LAYERS, TOKENS, THRESHOLDS) == ((), ())
+
+
+def test_reports_run_peak_and_ratio():
+    stream = quiet_stream()
+    stream[2:6, 3, 5] = [-500, -900, -800, -700]
+    (found,), features = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    median = np.median(np.abs(stream[3]))
+    assert (found.layer, found.last_layer, found.channel, found.position, found.token) == (2, 5, 5, 3, "d")
+    assert found.value == -900
+    assert found.median_ratio == pytest.approx(900 / median)
+    assert features == ()
+
+
+def test_layers_keep_their_own_numbers():
+    stream = quiet_stream(layers=4)
+    stream[1:, 0, 0] = 1000
+    (found,), _ = detect(stream, (2, 5, 7, 11), TOKENS, THRESHOLDS)
+    assert (found.layer, found.last_layer) == (5, 11)
+
+
+@pytest.mark.parametrize(("length", "count"), [(2, 0), (3, 1)])
+def test_must_persist_two_following_blocks(length, count):
+    stream = quiet_stream()
+    stream[4 : 4 + length, 1, 1] = 1000
+    assert len(detect(stream, LAYERS, TOKENS, THRESHOLDS)[0]) == count
+
+
+def test_the_last_blocks_echo_is_none():
+    stream = quiet_stream()
+    stream[6:, 1, 1] = 1000
+    assert detect(stream, LAYERS, TOKENS, THRESHOLDS)[0] == ()
+
+
+@pytest.mark.parametrize(("factor", "count"), [(0.99, 0), (1.0, 1)])
+def test_threshold_is_a_multiple_of_the_median(factor, count):
+    stream = np.ones((8, 8, 32), np.float32) * 3
+    stream[:, 0, 0] = 300 * factor
+    assert len(detect(stream, LAYERS, TOKENS, THRESHOLDS)[0]) == count
+
+
+def test_two_runs_at_one_place_are_two():
+    stream = quiet_stream()
+    stream[:3, 0, 0] = 1000
+    stream[5:, 0, 0] = 3000
+    found, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert [(a.layer, a.last_layer, a.value) for a in found] == [(5, 7, 3000), (0, 2, 1000)]
+
+
+@pytest.mark.parametrize(("positions", "activations", "features"), [(4, 4, 0), (5, 0, 1)])
+def test_a_channel_large_at_most_positions_is_a_feature(positions, activations, features):
+    stream = quiet_stream()
+    stream[:, :positions, 9] = 1000
+    found, reported = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert (len(found), len(reported)) == (activations, features)
+    if features:
+        assert (reported[0].channel, reported[0].layer, reported[0].last_layer, reported[0].positions) == (9, 0, 7, 5)
+
+
+def test_a_stream_of_zeros_has_none():
+    stream = np.zeros((8, 8, 32), np.float32)
+    stream[:, 0, 0] = 1e-3
+    assert detect(stream, LAYERS, TOKENS, THRESHOLDS) == ((), ())
+
+
+def test_finds_writes_in_steps_and_removals():
+    stream = np.ones((8, 8, 32), np.float32)
+    stream[:, 2, 4] = [1, 200, 700, 701, 702, 703, 50, 1]
+    activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    writes = find_writes(np.ones((8, 32), np.float32), stream, LAYERS, activations, THRESHOLDS)
+    assert writes == [(1, 2, 4, 199), (2, 2, 4, 500), (6, 2, 4, -653)]
+
+
+def test_the_first_block_writes_over_what_enters():
+    stream = np.full((8, 8, 32), 1, np.float32)
+    stream[:, 0, 4] = 500
+    entering = np.ones((8, 32), np.float32)
+    activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == [(0, 0, 4, 499)]
+    entering[0, 4] = 500
+    assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == []
+
+
+def test_shares_are_terms_over_the_output_with_its_bias():
+    row = np.array([2.0, -1.0, 0.5, 3.0])
+    entered = np.array([10.0, 4.0, 2.0, 20.0], np.float32)  # terms 20, -4, 1, 60
+    left = np.array([0.0, 20 - 4 + 1 + 60 + 3], np.float32)  # and a bias of 3
+    write, behind = attribute((5, 0, 1, 79.0), row, entered, left, THRESHOLDS)
+    assert write.largest_share == 60 / 80
+    assert [(a.coordinate, a.value, a.share) for a in behind] == [
+        (Coordinate(5, None, 1, 3), 3.0, 60 / 80),
+        (Coordinate(5, None, 1, 0), 2.0, 20 / 80),
+    ]
+
+
+def test_a_spread_write_is_no_single_weights_doing():
+    write, behind = attribute(
+        (0, 0, 0, 1.0), np.ones(10), np.ones(10, np.float32), np.full(3, 10, np.float32), THRESHOLDS
+    )
+    assert behind == []
+    assert write.largest_share == 0.1
+
+
+FIRST_LAYER = Coordinate(1, None, 4, 0)
+
+
+def collapse_of(zeroed, coordinate=FIRST_LAYER):
+    stream = np.ones((8, 8, 32), np.float32)
+    stream[:, 0, 4] = [1, 400, 400, 400, 1, 8000, 8000, 8000]
+    activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert len(activations) == 2
+    after = stream.copy()
+    after[:, 0, 4] = zeroed
+    return collapse(coordinate, 0, activations, LAYERS, stream, after)
+
+
+def test_collapse_is_the_part_that_is_taken_away():
+    assert collapse_of([1, 100, 100, 100, 1, 8000, 8000, 8000]) == pytest.approx(0.75)
+
+
+def test_collapse_of_a_later_run_that_a_write_prepared_counts():
+    assert collapse_of([1, 380, 380, 380, 1, 80, 80, 80]) == pytest.approx(0.99)
+
+
+def test_collapse_before_the_weights_layer_does_not_count():
+    assert collapse_of([1, 0, 0, 0, 1, 8000, 8000, 8000], Coordinate(5, None, 4, 0)) == 0
+
+
+def test_an_activation_that_grows_has_a_negative_collapse():
+    assert collapse_of([1, 1, 1, 1, 1, 20000, 20000, 20000], Coordinate(6, None, 4, 0)) == pytest.approx(-1.5)
+
+
+def test_layer_maxima_are_signed_and_name_their_channel():
+    residual = np.zeros((1, 2, 3), np.float32)
+    residual[0, 1, 2] = -7
+    inputs, outputs = np.array([[1, -5, 2], [0, 3, 4]], np.float32), np.array([[1, 2, 3], [9, -8, 0]], np.float32)
+    (row,) = layer_maxima((6,), residual, {6: inputs}.__getitem__, {6: outputs}.__getitem__)
+    assert row == LayerMaxima(6, -5, 1, 9, 0, -7, 2)

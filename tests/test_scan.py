@@ -1,0 +1,385 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from checkpoints import (
+    DTYPES,
+    LLAMA_DOWN,
+    header_bytes,
+    random_downs,
+    tensor_ranges,
+    write_config,
+    write_gpt2,
+    write_llama,
+    write_tensors,
+)
+
+from analyzer.checkpoint import INDEX, Checkpoint
+from analyzer.errors import ArchitectureError, SourceError
+from analyzer.records import Coordinate
+from analyzer.scan import down_projection_bytes, down_projections, scan, static_ranks
+from analyzer.source import FolderSource, open_source
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
+
+class RecordingSource(FolderSource):
+    """A folder that remembers what was read of it."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.asked = []
+
+    def read(self, filename, start, stop):
+        self.asked.append((filename, start, stop - 1))
+        return super().read(filename, start, stop)
+
+
+def open_folder(folder):
+    return Checkpoint(FolderSource(folder))
+
+
+def scan_folder(folder, *, layers=None, top=20):
+    checkpoint = open_folder(folder)
+    return scan(checkpoint, down_projections(checkpoint, layers), top=top)
+
+
+def found(result):
+    """Return where the outliers are and what they are, best first."""
+    return [(o.layer, o.expert, o.row, o.col, o.value) for o in result.outliers]
+
+
+def sort_all(downs):
+    """Rank every weight of {(layer, expert): [rows, cols]} the slow way: by magnitude, then by coordinate."""
+    everything = [
+        (layer, expert, row, col, float(value))
+        for (layer, expert), down in downs.items()
+        for (row, col), value in np.ndenumerate(down.astype(np.float64))
+        if math.isfinite(value)
+    ]
+    return sorted(everything, key=lambda e: (-abs(e[4]), e[0], -1 if e[1] is None else e[1], e[2], e[3]))
+
+
+def by_layer(downs):
+    return {(layer, None): down for layer, down in enumerate(downs)}
+
+
+@pytest.fixture
+def tied_downs():
+    """Down projections with the same largest magnitudes in several layers, rows and columns."""
+    downs = random_downs(layers=12)
+    for layer, row, col, value in [
+        (11, 0, 0, 2),
+        (2, 7, 19, -2),
+        (2, 7, 3, 2),
+        (2, 1, 19, -2),
+        (10, 4, 4, 3),
+        (0, 5, 5, 1),
+    ]:
+        downs[layer][row, col] = value
+    return downs
+
+
+@pytest.mark.parametrize("top", [1, 3, 5, 20, 12 * 8 * 20, 10_000])
+@pytest.mark.parametrize("write", [write_llama, write_gpt2])
+def test_the_ranking_is_the_whole_models(tmp_path, tied_downs, write, top):
+    write(tmp_path, tied_downs)
+    result = scan_folder(tmp_path, top=top)
+    assert found(result) == sort_all(by_layer(tied_downs))[:top]
+    assert [o.rank for o in result.outliers] == list(range(1, len(result.outliers) + 1))
+
+
+def test_ties_are_in_order_of_their_coordinates(tmp_path, tied_downs):
+    write_gpt2(tmp_path, tied_downs)  # stored by columns: the order of the file would be another
+    assert [o.coordinate for o in scan_folder(tmp_path, top=6).outliers] == [
+        (10, None, 4, 4),
+        (2, None, 1, 19),
+        (2, None, 7, 3),
+        (2, None, 7, 19),
+        (11, None, 0, 0),
+        (0, None, 5, 5),
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_and_statistics(tmp_path, dtype):
+    downs = random_downs(dtype=dtype)
+    downs[1][2, 3] = -7
+    write_llama(tmp_path, downs)
+    result = scan_folder(tmp_path)
+    magnitudes = [np.abs(down.astype(np.float64)) for down in downs]
+    for layer, (tensor, magnitude) in enumerate(zip(result.tensors, magnitudes, strict=True)):
+        assert (tensor.name, tensor.layer, tensor.expert) == (LLAMA_DOWN.format(layer), layer, None)
+        assert (tensor.shape, tensor.dtype, tensor.nonfinite) == ((8, 20), dtype, 0)
+        assert tensor.mean_abs == pytest.approx(magnitude.mean(), rel=1e-12)
+        assert tensor.std == pytest.approx(magnitude.std(), rel=1e-12)
+        assert tensor.max_abs == magnitude.max()
+    first = result.outliers[0]
+    assert (first.coordinate, first.value, first.score) == ((1, None, 2, 3), -7.0, 7.0)
+    assert first.tensor == LLAMA_DOWN.format(1)
+    for outlier in result.outliers:
+        magnitude = magnitudes[outlier.layer]
+        assert outlier.score == magnitude[outlier.row, outlier.col]
+        assert outlier.zscore == pytest.approx((outlier.score - magnitude.mean()) / magnitude.std(), rel=1e-9)
+
+
+def test_what_the_result_says_of_the_model(tmp_path):
+    write_llama(tmp_path / "tiny", random_downs(), shards=2)
+    result = scan_folder(tmp_path / "tiny")
+    assert (result.model, result.revision, result.commit, result.model_type) == ("tiny", None, None, "llama")
+    assert (result.num_layers, result.hidden_size, result.intermediate_size) == (3, 8, 20)
+    assert result.score == "magnitude"
+    assert result.checkpoint_bytes == sum(file.stat().st_size for file in (tmp_path / "tiny").glob("*.safetensors"))
+    assert result.seconds > 0
+
+
+@pytest.mark.parametrize("shards", [2, 4, 10])
+def test_shards_change_nothing(tmp_path, tied_downs, shards):
+    write_llama(tmp_path / "one", tied_downs)
+    write_llama(tmp_path / "many", tied_downs, shards=shards)
+    one, many = scan_folder(tmp_path / "one"), scan_folder(tmp_path / "many")
+    assert many.outliers == one.outliers
+    assert many.tensors == one.tensors
+
+
+def test_threads_change_nothing(tmp_path, tied_downs):
+    write_llama(tmp_path, tied_downs)
+    results = []
+    for readers in (1, 2, 8):
+        checkpoint = open_folder(tmp_path)
+        checkpoint.source.readers = readers
+        results.append(scan(checkpoint, down_projections(checkpoint)))
+    assert results[0].outliers == results[1].outliers == results[2].outliers
+    assert results[0].tensors == results[1].tensors == results[2].tensors
+
+
+def test_blocks_change_no_rank(tmp_path, tied_downs):
+    write_gpt2(tmp_path, tied_downs)
+    checkpoint = open_folder(tmp_path)
+    checkpoint.source.block_bytes = 34  # 17 weights: rows and columns break across blocks
+    projections = down_projections(checkpoint)
+    assert found(scan(checkpoint, projections)) == sort_all(by_layer(tied_downs))[:20]
+    wanted = Coordinate(2, None, 7, 19)
+    assert static_ranks(checkpoint, projections, [wanted]) == {wanted: 4}
+
+
+def test_experts(tmp_path):
+    routed, shared, dense = random_downs(layers=3), random_downs(layers=1, seed=1), random_downs(layers=1, seed=2)
+    name = "model.layers.1.mlp.{}.down_proj.weight"
+    tensors = {name.format(f"experts.{expert}"): down for expert, down in enumerate(routed)}
+    tensors |= {name.format("shared_expert"): shared[0], LLAMA_DOWN.format(0): dense[0]}
+    for tensor in tensors.values():
+        tensor[5, 6] = 1  # a tie: no expert before the first expert
+    write_tensors(tmp_path, tensors)
+    write_config(tmp_path, model_type="qwen2_moe", hidden_size=8)
+    result = scan_folder(tmp_path)
+    downs = {(1, expert): down for expert, down in enumerate(routed)} | {(1, None): shared[0], (0, None): dense[0]}
+    assert found(result) == sort_all(downs)[:20]
+    assert [(o.layer, o.expert) for o in result.outliers[:5]] == [(0, None), (1, None), (1, 0), (1, 1), (1, 2)]
+    assert result.num_layers == 2
+
+
+def test_sizes_that_differ_are_null(tmp_path):
+    downs = random_downs(layers=2)
+    downs[1] = downs[1][:, :10].copy()
+    write_llama(tmp_path, downs)
+    result = scan_folder(tmp_path)
+    assert (result.hidden_size, result.intermediate_size) == (8, None)
+    assert found(result) == sort_all(by_layer(downs))[:20]
+
+
+def test_nonfinite_weights_are_counted_and_not_ranked(tmp_path):
+    downs = random_downs(dtype="F16")
+    downs[0][:] = math.nan
+    downs[1][3, 4], downs[1][3, 5] = math.inf, -math.nan
+    write_llama(tmp_path, downs)
+    result = scan_folder(tmp_path, top=10_000)
+    assert found(result) == sort_all(by_layer(downs))
+    assert [t.nonfinite for t in result.tensors] == [160, 2, 0]
+    assert math.isnan(result.tensors[0].max_abs)
+    checkpoint = open_folder(tmp_path)
+    ranks = static_ranks(checkpoint, down_projections(checkpoint), [o.coordinate for o in result.outliers])
+    assert list(ranks.values()) == list(range(1, 3 * 160 - 162 + 1))
+
+
+def test_layers_filter(tmp_path, tied_downs):
+    write_llama(tmp_path, tied_downs)
+    result = scan_folder(tmp_path, layers=[range(2, 4), range(10, 11)], top=5)
+    kept = {(layer, None): tied_downs[layer] for layer in (2, 3, 10)}
+    assert found(result) == sort_all(kept)[:5]
+    assert [t.layer for t in result.tensors] == [2, 3, 10]
+    assert result.num_layers == 12  # the model's, not the filter's
+    less = scan_folder(tmp_path).bytes_read - result.bytes_read
+    assert less == 9 * tied_downs[0].nbytes
+
+
+@pytest.mark.parametrize("layers", [range(3, 4), range(2, 4), range(-1, 1)])
+def test_layers_that_the_model_lacks(tmp_path, layers):
+    write_llama(tmp_path, random_downs())
+    with pytest.raises(ArchitectureError, match="its layers go from 0 to 2"):
+        scan_folder(tmp_path, layers=[range(0, 1), layers])
+
+
+@pytest.mark.parametrize("write", [write_llama, write_gpt2])
+def test_static_ranks_by_brute_force(tmp_path, tied_downs, write):
+    write(tmp_path, tied_downs)
+    checkpoint = open_folder(tmp_path)
+    projections = down_projections(checkpoint)
+    order = [Coordinate(*entry[:4]) for entry in sort_all(by_layer(tied_downs))]
+    wanted = [*order[:30], *order[100::97], order[-1]]
+    ranks = static_ranks(checkpoint, projections, wanted)
+    assert ranks == {coordinate: 1 + order.index(coordinate) for coordinate in wanted}
+    outliers = scan(checkpoint, projections, top=30).outliers
+    assert {o.coordinate: o.rank for o in outliers} == {c: rank for c, rank in ranks.items() if rank <= 30}
+    assert static_ranks(checkpoint, projections, []) == {}
+
+
+def test_only_the_down_projections_are_read(tmp_path):
+    write_llama(tmp_path, random_downs(), shards=2)
+    source = RecordingSource(tmp_path)
+    checkpoint = Checkpoint(source)
+    projections = down_projections(checkpoint)
+    result = scan(checkpoint, projections)
+    expected = [(name, 0, (tmp_path / name).stat().st_size - 1) for name in (INDEX, "config.json")]
+    for shard in sorted(tmp_path.glob("*.safetensors")):
+        expected += [(shard.name, 0, 7), (shard.name, 8, header_bytes(shard) - 1)]
+        expected += [(shard.name, *ends) for name, ends in tensor_ranges(shard).items() if "down_proj" in name]
+    assert sorted(source.asked) == sorted(expected)
+    assert result.bytes_read == sum(last - first + 1 for _, first, last in expected)
+    assert down_projection_bytes(checkpoint, projections) == 3 * 8 * 20 * 2
+
+
+def test_a_scan_over_the_hub_asks_for_nothing_more(hub, tmp_path):
+    write_llama(tmp_path, random_downs(), shards=2)
+    commit = hub.add("owner/tiny", tmp_path)
+    checkpoint = Checkpoint(open_source("owner/tiny@main"))
+    result = scan(checkpoint, down_projections(checkpoint))
+    local = scan_folder(tmp_path)
+    assert (result.outliers, result.tensors) == (local.outliers, local.tensors)
+    assert result.bytes_read == local.bytes_read
+    assert (result.model, result.revision, result.commit) == ("owner/tiny", "main", commit)
+    expected = []
+    for shard in sorted(tmp_path.glob("*.safetensors")):
+        wanted = [(0, 7), (8, header_bytes(shard) - 1)]
+        wanted += [ends for name, ends in tensor_ranges(shard).items() if "down_proj" in name]
+        expected += [(f"/owner/tiny/resolve/{commit}/{shard.name}", f"bytes={first}-{last}") for first, last in wanted]
+    # The CDN is asked what the Hub was asked of the shards; the index and the config come from the Hub itself.
+    assert sorted(r.range for r in hub.asked("cdn")) == sorted(range_ for _, range_ in expected)
+    for name in (INDEX, "config.json"):
+        size = (tmp_path / name).stat().st_size
+        expected.append((f"/owner/tiny/resolve/{commit}/{name}", f"bytes=0-{size - 1}"))
+    info, *reads = hub.asked("hub")
+    assert info.path == "/api/models/owner/tiny/revision/main?blobs=true"
+    assert sorted((r.path, r.range) for r in reads) == sorted(expected)
+    assert len(hub.requests) == 1 + len(reads) + len(hub.asked("cdn"))
+
+
+def test_progress_adds_up(tmp_path):
+    write_llama(tmp_path, random_downs())
+    checkpoint = open_folder(tmp_path)
+    checkpoint.source.block_bytes = 100
+    projections = down_projections(checkpoint)
+    steps = []
+    scan(checkpoint, projections, progress=steps.append)
+    assert sum(steps) == down_projection_bytes(checkpoint, projections)
+    assert max(steps) == 100
+
+
+def test_one_failure_stops_the_others(tmp_path):
+    name = LLAMA_DOWN.format
+    write_tensors(tmp_path, {name(0): np.ones((8, 4), np.float32), name(1): np.ones((200, 500), np.float32)}, shards=2)
+    write_config(tmp_path)
+    source = RecordingSource(tmp_path)
+    source.readers, source.block_bytes = 2, 4  # so that the second tensor takes 100,000 reads
+    checkpoint = Checkpoint(source)
+    broken = tmp_path / checkpoint.tensors[name(0)].filename
+    os.truncate(broken, broken.stat().st_size - 1)
+    with pytest.raises(SourceError, match="it is truncated"):
+        scan(checkpoint, down_projections(checkpoint))
+    assert len(source.asked) < 50_000
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path):
+    # All equal is the worst for the ranking: every weight ties. A sparse file, so that the disk does not matter.
+    rows, cols = 4096, 8192
+    header = json.dumps(
+        {LLAMA_DOWN.format(0): {"dtype": "BF16", "shape": [rows, cols], "data_offsets": [0, 2 * rows * cols]}}
+    ).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * rows * cols)
+    write_config(tmp_path, model_type="llama")
+    checkpoint = open_folder(tmp_path)
+    projections = down_projections(checkpoint)
+    tracemalloc.start()
+    result = scan(checkpoint, projections)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found(result) == [(0, None, 0, col, 0.0) for col in range(20)]
+    assert {o.zscore for o in result.outliers} == {0.0}
+    assert peak < 32 << 20  # of a tensor of 64 MiB
+
+
+def test_scanning_imports_no_torch(tmp_path):
+    write_llama(tmp_path, random_downs())
+    program = (
+        "import sys; from analyzer.checkpoint import Checkpoint; from analyzer.source import open_source\n"
+        "from analyzer.scan import scan, down_projections\n"
+        "checkpoint = Checkpoint(open_source(sys.argv[1])); scan(checkpoint, down_projections(checkpoint))\n"
+        "print(*sorted({'torch', 'transformers', 'huggingface_hub', 'accelerate'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# Models that transformers itself wrote
+
+
+@pytest.mark.parametrize(("dtype", "shard_size"), [("bfloat16", "5GB"), ("float32", "20KB")])
+def test_an_outlier_planted_in_a_llama(tmp_path, dtype, shard_size):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=4, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[5, 33] = -3.5
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (tmp_path / INDEX).exists() == (shard_size == "20KB")
+    result = scan_folder(tmp_path)
+    assert found(result)[0] == (2, None, 5, 33, -3.5)
+    assert (result.model_type, result.num_layers) == ("llama", 4)
+    assert (result.hidden_size, result.intermediate_size) == (16, 40)
+    downs = {
+        (layer, None): block.mlp.down_proj.weight.detach().double().numpy()
+        for layer, block in enumerate(model.model.layers)
+    }
+    assert found(result) == sort_all(downs)[:20]
+
+
+def test_an_outlier_planted_in_a_gpt2(tmp_path):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32))
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight[50, 7] = 2.5  # Conv1D: [in, out]
+    model.save_pretrained(tmp_path)
+    result = scan_folder(tmp_path)
+    assert found(result)[0] == (1, None, 7, 50, 2.5)
+    assert (result.model_type, result.num_layers) == ("gpt2", 3)
+    assert (result.hidden_size, result.intermediate_size) == (16, 64)
+    downs = {
+        (layer, None): block.mlp.c_proj.weight.detach().double().numpy().T
+        for layer, block in enumerate(model.transformer.h)
+    }
+    assert found(result) == sort_all(downs)[:20]

@@ -1,0 +1,138 @@
+import os
+
+import pytest
+from checkpoints import random_downs, write_llama
+
+from analyzer.errors import SourceError
+from analyzer.source import is_plain_path, open_source
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_llama(tmp_path / "tiny", random_downs())
+    return tmp_path / "tiny"
+
+
+def refused(call, *arguments, **options):
+    """Return the one line that the call fails with."""
+    with pytest.raises(SourceError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_folder_is_read_exactly(folder):
+    source = open_source(str(folder))
+    data = (folder / WEIGHTS).read_bytes()
+    assert source.sizes == {WEIGHTS: len(data), "config.json": (folder / "config.json").stat().st_size}
+    assert (source.model, source.revision, source.commit) == ("tiny", None, None)
+    for start, stop in [(0, 0), (0, 1), (5, 77), (len(data) - 1, len(data)), (0, len(data))]:
+        assert source.read(WEIGHTS, start, stop) == data[start:stop]
+    assert source.folder([WEIGHTS]) == folder
+
+
+def test_the_name_in_results_is_never_a_path(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert open_source(".").model == "tiny"
+    assert open_source(f"{folder}/").model == "tiny"
+    assert open_source(str(folder), model_id="owner/name").model == "owner/name"
+
+
+def test_the_home_folder_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert open_source("~/tiny").model == "tiny"
+
+
+def test_links_to_files_are_followed(folder, tmp_path):
+    # So does the Hub's cache keep a snapshot: as links to blobs.
+    linked = tmp_path / "snapshot"
+    linked.mkdir()
+    (linked / WEIGHTS).symlink_to(folder / WEIGHTS)
+    (linked / "gone.safetensors").symlink_to(folder / "gone")
+    source = open_source(str(linked))
+    assert list(source.sizes) == [WEIGHTS]
+    assert source.read(WEIGHTS, 3, 9) == (folder / WEIGHTS).read_bytes()[3:9]
+
+
+def test_only_regular_files_are_listed(folder):
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "sub.safetensors").mkdir()
+    assert set(open_source(str(folder)).sizes) == {WEIGHTS, "config.json"}
+
+
+def test_a_fifo_in_place_of_a_file_does_not_hang(folder):
+    source = open_source(str(folder))
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    assert "is not a regular file" in refused(source.read, WEIGHTS, 0, 8)
+
+
+def test_files_that_went_away_or_shrank(folder):
+    source = open_source(str(folder))
+    os.truncate(folder / WEIGHTS, 100)
+    assert source.read(WEIGHTS, 0, 100) == (folder / WEIGHTS).read_bytes()
+    assert "ends at byte 100, expected 101: it is truncated" in refused(source.read, WEIGHTS, 90, 101)
+    assert "it is truncated" in refused(source.read, WEIGHTS, 200, 300)
+    (folder / WEIGHTS).unlink()
+    assert "No such file" in refused(source.read, WEIGHTS, 0, 8)
+    (folder / WEIGHTS).mkdir()
+    assert "is not a regular file" in refused(source.read, WEIGHTS, 0, 8)
+
+
+def test_subfolders(folder):
+    source = open_source(str(folder.parent), subfolder="tiny")
+    assert source.read("config.json", 0, 1) == b"{"
+    assert source.folder([WEIGHTS]) == folder
+    assert "cannot list" in refused(open_source, str(folder), subfolder="missing")
+    assert "cannot list" in refused(open_source, str(folder), subfolder=WEIGHTS)
+
+
+@pytest.mark.parametrize("subfolder", ["..", "../tiny2", "a/../../x", "/etc", "link"])
+def test_a_subfolder_that_leads_out(folder, tmp_path, subfolder):
+    (tmp_path / "tiny2").mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    assert "leads out of" in refused(open_source, str(folder), subfolder=subfolder)
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "is a file: give the folder" in refused(open_source, WEIGHTS)
+    assert "is a file: give the folder" in refused(open_source, str(folder / WEIGHTS))
+    for model in ["/no/such/folder", "a/b/c", "https://huggingface.co/a/b", "../x", "a b", "-x", "a/", "ä/b", "a\0b"]:
+        assert "is not a Hub id of the form owner/name" in refused(open_source, model)
+    for model in ["a" * 5000, "~nobody-of-that-name/x"]:
+        assert "cannot look for a folder" in refused(open_source, model)
+    assert "a local folder and has no revisions" in refused(open_source, ".", revision="main")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("a", True),
+        ("a/b-1.safetensors", True),
+        ("..a/b..", True),
+        ("ä", True),
+        ("", False),
+        (".", False),
+        ("..", False),
+        ("a/..", False),
+        ("a/./b", False),
+        ("a//b", False),
+        ("a/", False),
+        ("/a", False),
+        ("a\\b", False),
+        ("C:a", False),
+        ("a?b", False),
+        ("a#b", False),
+        ("a%2e", False),
+        ("a*", False),
+        ("a\0", False),
+        ("a\n", False),
+        ("a\u202eb", False),
+    ],
+)
+def test_plain_paths(name, plain):
+    assert is_plain_path(name) is plain

@@ -1,0 +1,167 @@
+"""Measure the ratios that the design promises, all in one run on this machine.
+
+Scanning is measured on a checkpoint of 2 GB that is made for it, in a temporary folder, with its pages in the cache;
+verifying on the sample model. Absolute times are shown, but only the ratios mean anything elsewhere.
+
+    python tools/bench.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+from sample_model import build, sample_model_folder
+from tabulate import tabulate
+
+from analyzer.checkpoint import Checkpoint
+from analyzer.records import Coordinate
+from analyzer.scan import down_projection_bytes, down_projections, scan
+from analyzer.source import FolderSource
+
+LAYERS, ROWS, COLS = 22, 4096, 11008  # of a Llama-2-7b: 2 GB of bfloat16 down projections
+REPEATS = 5
+PROMPT = "Apple Inc. is a worldwide tech company."
+INTERVENTIONS = 16
+
+Row = tuple[str, str, str, str]
+
+
+def main() -> None:
+    """Print one table: what was measured, the figures, the ratio, the target."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bench-2GB"
+        print("making a checkpoint of 2 GB", file=sys.stderr)
+        make_checkpoint(folder)
+        rows += bench_scan(folder)
+    rows += bench_start_up()
+    rows += bench_interventions()
+    print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Write random bfloat16 down projections, and beside each as many bytes of something that must not be read."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": ROWS}))
+    header: dict[str, object] = {}
+    size = ROWS * COLS * 2
+    for index, name in enumerate(f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(LAYERS)):
+        header[name] = {"dtype": "BF16", "shape": [ROWS, COLS], "data_offsets": [index * size, (index + 1) * size]}
+    rest = LAYERS * size
+    header["model.embed_tokens.weight"] = {
+        "dtype": "BF16",
+        "shape": [ROWS, ROWS],
+        "data_offsets": [rest, rest + 2 * ROWS**2],
+    }
+    encoded = json.dumps(header).encode()
+    generator = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for elements in [ROWS * COLS] * LAYERS + [ROWS**2]:
+            weights = generator.standard_normal(elements, dtype=np.float32) * np.float32(0.02)
+            file.write((weights.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+
+
+def bench_scan(folder: Path) -> list[Row]:
+    """Return the rows about scanning: bytes, speed against top-k and against a copy, memory."""
+    import torch
+    from safetensors import safe_open
+
+    checkpoint = Checkpoint(FolderSource(folder))
+    projections = down_projections(checkpoint)
+    needed = down_projection_bytes(checkpoint, projections) + checkpoint.bytes_read
+    file = folder / "model.safetensors"
+
+    def run_scan() -> None:
+        scan(Checkpoint(FolderSource(folder)), projections)
+
+    def run_copy() -> None:  # out of the page cache into new memory, one thread
+        np.fromfile(file, np.uint8, count=needed)
+
+    def run_topk() -> None:
+        with safe_open(file, "pt") as tensors:
+            for projection in projections:
+                torch.topk(tensors.get_tensor(projection.name).abs().flatten(), 20)
+
+    run_copy()  # fills the page cache
+    copied, scanned = fastest(run_copy), fastest(run_scan)
+    ranked = fastest(run_topk, repeats=1)
+    read = scan(checkpoint, projections).bytes_read
+    peak = peak_memory([sys.executable, "-m", "analyzer", "scan", str(folder), "--quiet", "--json"])
+    return [
+        ("bytes read / needed", f"{read / 1e9:.3f} / {needed / 1e9:.3f} GB", f"{read / needed:.4f}", "<= 1.01"),
+        ("topk(abs) / scan", f"{ranked:.2f} / {scanned:.2f} s", f"{ranked / scanned:.1f}", ">= 15"),
+        ("scan / copy of the same bytes", f"{scanned:.2f} / {copied:.2f} s", f"{scanned / copied:.2f}", "<= 2"),
+        ("scan, peak memory", f"{peak / 1e6:.0f} MB", "", "< 400 MB"),
+    ]
+
+
+def bench_start_up() -> list[Row]:
+    """Return the rows about starting: help, and the imports of a scan."""
+    imports = "import sys, analyzer.cli, analyzer.analyze, analyzer.render; sys.exit('torch' in sys.modules)"
+    commands = {
+        "superweight --help": [sys.executable, "-m", "analyzer", "--help"],
+        "imports of a scan, without torch": [sys.executable, "-c", imports],
+    }
+    rows: list[Row] = []
+    for what, command in commands.items():
+        seconds = fastest(lambda command=command: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))  # type: ignore[misc]
+        rows.append((what, f"{seconds:.2f} s", "", "< 0.5 s"))
+    return rows
+
+
+def bench_interventions() -> list[Row]:
+    """Return the row about zeroing many weights in one pass over the sample model."""
+    from analyzer.forward import HookedModel
+
+    folder = sample_model_folder()
+    if not folder.exists():
+        build(folder)
+    model = HookedModel(folder, name=folder.name)
+    ids = model.tokenize(PROMPT)
+    zeroed = [(Coordinate(layer, None, 507, 1229),) for layer in range(INTERVENTIONS)]
+    one_pass = fastest(lambda: model.residuals(ids, zeroed))
+    passes = fastest(lambda: [model.residuals(ids, [one]) for one in zeroed])
+    together, apart = model.residuals(ids, zeroed), np.concatenate([model.residuals(ids, [one]) for one in zeroed])
+    scale = float(np.abs(apart).max())
+    difference = float(np.abs(together - apart).max()) / scale
+    measured = f"{passes:.2f} / {one_pass:.2f} s, largest difference {difference:.0e} of the largest activation"
+    return [
+        (f"{INTERVENTIONS} passes / one pass with {INTERVENTIONS} rows", measured, f"{passes / one_pass:.1f}", "> 1")
+    ]
+
+
+def fastest(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Return the shortest of several runs, in seconds: noise only ever adds."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def peak_memory(command: list[str]) -> int:
+    """Return the peak resident size of a command, in bytes, by sampling it."""
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        try:
+            memory = process.memory_info()
+        except psutil.NoSuchProcess:
+            break
+        peak = max(peak, memory.rss)
+        time.sleep(0.002)
+    return peak
+
+
+if __name__ == "__main__":
+    main()
