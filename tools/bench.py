@@ -83,7 +83,11 @@ def bench_scan(folder: Path) -> list[Row]:
     def run_scan() -> None:
         scan(Checkpoint(FolderSource(folder)), projections)
 
-    def run_copy() -> None:  # out of the page cache into new memory, one thread
+    def run_read() -> None:  # out of the page cache into new memory, one thread
+        with file.open("rb") as opened:
+            opened.read(needed)
+
+    def run_huge_pages() -> None:  # the same, into memory that NumPy asks huge pages for
         np.fromfile(file, np.uint8, count=needed)
 
     def run_topk() -> None:
@@ -91,15 +95,21 @@ def bench_scan(folder: Path) -> list[Row]:
             for projection in projections:
                 torch.topk(tensors.get_tensor(projection.name).abs().flatten(), 20)
 
-    run_copy()  # fills the page cache
-    copied, scanned = fastest(run_copy), fastest(run_scan)
+    run_read()  # fills the page cache
+    copied, into_huge_pages, scanned = fastest(run_read), fastest(run_huge_pages), fastest(run_scan)
     ranked = fastest(run_topk, repeats=1)
     read = scan(checkpoint, projections).bytes_read
     peak = peak_memory([sys.executable, "-m", "analyzer", "scan", str(folder), "--quiet", "--json"])
     return [
         ("bytes read / needed", f"{read / 1e9:.3f} / {needed / 1e9:.3f} GB", f"{read / needed:.4f}", "<= 1.01"),
         ("topk(abs) / scan", f"{ranked:.2f} / {scanned:.2f} s", f"{ranked / scanned:.1f}", ">= 15"),
-        ("scan / copy of the same bytes", f"{scanned:.2f} / {copied:.2f} s", f"{scanned / copied:.2f}", "<= 2"),
+        ("scan / read() of the same bytes", f"{scanned:.2f} / {copied:.2f} s", f"{scanned / copied:.2f}", "<= 2"),
+        (
+            "scan / the same into huge pages",
+            f"{scanned:.2f} / {into_huge_pages:.2f} s",
+            f"{scanned / into_huge_pages:.2f}",
+            "-",
+        ),
         ("scan, peak memory", f"{peak / 1e6:.0f} MB", "", "< 400 MB"),
     ]
 
