@@ -103,8 +103,8 @@ def summarize(
     """Summarize one tensor from its consecutive blocks; memory is bounded by a block and a chunk.
 
     `row_major` turns indices in the order of the file into row-major ones. NaN and infinite weights are counted and
-    otherwise left out. The sums are float64 in a fixed order, so the result does not depend on the blocks' size
-    (where that is whole chunks), nor on threads.
+    otherwise left out. The sums are float64 in a fixed order: on one machine the result depends neither on the
+    blocks' size (where that is whole chunks) nor on threads.
     """
     ranking = TopK(top)
     cut = 0  # the smallest key that could still be ranked

@@ -216,7 +216,7 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
             _rank(w),
             w.status,
             _text(w.effect),
-            _percent(w.activation_collapse),
+            "grows" if (w.activation_collapse or 0.0) < 0 else _percent(w.activation_collapse),
             _change(w.loss, w.loss_zeroed),
             _change(w.loss, w.control_loss_max),
         ]
@@ -336,7 +336,7 @@ def _fill(sentence: str) -> str:
 
 
 def _change(loss: float | None, other: float | None) -> str:
-    return "-" if loss is None or other is None else f"{other - loss:+.3f}"
+    return "-" if loss is None or other is None else f"{round(other - loss, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
 
 
 def _perplexity(loss: float) -> str:
