@@ -159,6 +159,12 @@ class HookedModel:
         """Return the residual stream after each block, [interventions, layers, T, hidden_size], in one pass."""
         return self._run(ids, interventions, lambda *_: None)[0]
 
+    def is_causal(self, ids: Sequence[int]) -> bool:
+        """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise."""
+        whole, shorter = self.residuals(ids, [()])[0][:, :-1], self.residuals(ids[:-1], [()])[0]
+        tolerance = max(1e-4, 4 * torch.finfo(self._model.dtype).eps)  # for the rounding of other matrix shapes
+        return bool(np.abs(whole - shorter).max() <= tolerance * np.abs(whole).max())
+
     def losses(
         self,
         windows: Sequence[Sequence[int]],
@@ -228,7 +234,8 @@ class HookedModel:
                 handle.remove()
         residual = np.stack([streams[layer] for layer in self._layers], axis=1)
         if not np.isfinite(residual).all():
-            raise ForwardError(f"{self.name}: activations overflow in {self.dtype}: run with --dtype float32")
+            cure = "its weights hold NaN or Inf" if self.dtype == "float32" else "run with --dtype float32"
+            raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
         return residual, entering[0]
 
     @contextmanager

@@ -194,8 +194,27 @@ def test_a_mixture_of_experts_says_what_works(tmp_path):
 
 def test_overflow_in_float16_is_reported(tmp_path):
     hooked = HookedModel(save(plant(random_llama(), value=3000.0), tmp_path), name="hot", dtype="float16")
-    with pytest.raises(ForwardError, match="overflow in float16: run with --dtype float32"):
+    with pytest.raises(ForwardError, match="not finite in float16: run with --dtype float32"):
         hooked.trace(hooked.tokenize(PROMPT))
+
+
+def test_weights_that_are_not_finite_are_reported(tmp_path):
+    model = random_llama()
+    model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
+    hooked = HookedModel(save(model, tmp_path), name="sick")
+    with pytest.raises(ForwardError, match="not finite in float32: its weights hold NaN or Inf"):
+        hooked.trace(hooked.tokenize(PROMPT))
+
+
+def test_a_bidirectional_model_is_told_from_a_causal_one(planted, tmp_path):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=17, **sizes))
+    encoder = HookedModel(save(model, tmp_path), name="encoder")
+    ids = encoder.tokenize(PROMPT)
+    assert not encoder.is_causal(ids)
+    assert planted[1].is_causal(ids)
 
 
 def test_half_precision_zeroing_is_close_to_editing(tmp_path):
