@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 
-from analyzer.architectures import DownProjection
-from analyzer.catalog import family_of, make_entry, save_entry
+from analyzer.architectures import DownProjection, check_one_in_each_block
+from analyzer.catalog import Entry, make_entry
 from analyzer.checkpoint import Checkpoint
 from analyzer.diff import Side, parse_side, side_of_scan
 from analyzer.errors import ResultError, SourceError, shown
 from analyzer.records import Coordinate, ScanResult, VerifyResult
 from analyzer.scan import down_projection_bytes, down_projections, scan, static_ranks
 from analyzer.source import FolderSource, Source, open_source
-from analyzer.verify import DEFAULT_THRESHOLDS, Progress, verify
+from analyzer.verify import DEFAULT_THRESHOLDS, EFFECT_PARAMETERS, Progress, verify
 
+MAX_TEXT_BYTES = 10_000_000
 MAX_RESULT_BYTES = 100_000_000
 
 
@@ -27,8 +29,10 @@ def evaluation_text() -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file's content. Raises SourceError where it is not UTF-8 text."""
+    """Return a text file's content. Raises SourceError where it is not UTF-8 text of bearable length."""
     try:
+        if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+            raise SourceError(f"{shown(path)} is not a text file of at most {MAX_TEXT_BYTES:,} bytes")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read {shown(path)} as UTF-8 text: {shown(error)}") from error
@@ -57,7 +61,8 @@ def run_verify(
     Raises AnalyzerError where it cannot be read or run.
     """
     checkpoint = Checkpoint(source)
-    down_projections(checkpoint)  # fails, where it must, before gigabytes are downloaded
+    # These fail, where they must, before gigabytes are downloaded or a lying config is built.
+    check_one_in_each_block(source.model, down_projections(checkpoint), checkpoint.config)
     if not isinstance(source, FolderSource):
         progress("download", 0, 1)
         folder = source.folder(checkpoint.shards)
@@ -97,44 +102,38 @@ def run_analyze(
     prompt: str,
     text: str,
     top: int,
-    catalog: Path,
-    family: str | None = None,
     note: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = lambda *_: None,
-) -> tuple[ScanResult, VerifyResult, Path]:
-    """Scan and verify a model and write its catalog entry; returns the catalog's file too.
-
-    Raises AnalyzerError where it cannot be read or run, or the entry cannot be written.
-    """
+) -> tuple[ScanResult, VerifyResult, Entry]:
+    """Scan and verify a model and make its catalog entry. Raises AnalyzerError where it cannot be read or run."""
     checkpoint, scanned, verified = run_verify(
         source, prompt=prompt, text=text, top=top, device=device, dtype=dtype, progress=progress
     )
-    entry = make_entry(
-        scanned,
-        verified,
-        commit=source.commit or content_hash(checkpoint, down_projections(checkpoint)),
-        method={
-            "prompt": prompt,
-            "text_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-            "dtype": verified.dtype,
-            "device": verified.device,
-            "score": scanned.score,
-            "thresholds": asdict(DEFAULT_THRESHOLDS),
-        },
-        note=note,
-    )
-    return scanned, verified, save_entry(catalog, family or family_of(source.model), entry)
+    verified = replace(verified, commit=source.commit or content_hash(checkpoint))
+    method = {
+        "prompt": prompt,
+        "text_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        "dtype": verified.dtype,
+        "device": verified.device,
+        "score": scanned.score,
+        "top": top,
+        "thresholds": {**asdict(DEFAULT_THRESHOLDS), **EFFECT_PARAMETERS},
+    }
+    return scanned, verified, make_entry(scanned, verified, method=method, note=note)
 
 
-def content_hash(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> str:
-    """Return the SHA-256 of the down projections: of each one's name, dtype, shape and bytes, in order."""
-    digest = hashlib.sha256()
-    for projection in projections:
-        record = checkpoint.tensors[projection.name].record
-        digest.update(f"{record.name}\n{record.dtype}\n{list(record.shape)}\n".encode())
-        for block in checkpoint.blocks(checkpoint.tensors[projection.name], element_bytes=1):
+def content_hash(checkpoint: Checkpoint) -> str:
+    """Return a SHA-256 of what a local folder's result depends on: its config, and every tensor by name.
+
+    It is the same however the tensors are spread over shards, and whatever version of transformers saved them.
+    """
+    config = {k: v for k, v in checkpoint.config.items() if not k.startswith("_") and k != "transformers_version"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        digest.update(json.dumps([name, tensor.record.dtype, tensor.record.shape]).encode())
+        for block in checkpoint.blocks(tensor, element_bytes=1):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
@@ -144,8 +143,10 @@ def open_side(name: str, *, token: str | None = None, top: int = 20, progress: P
 
     Raises AnalyzerError where it is neither.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = _existing_file(name)
+    if path is None:
+        if name.endswith(".json"):
+            raise ResultError(f"there is no saved result {shown(name)}")
         return side_of_scan(run_scan(open_source(name, token=token), layers=None, top=top, progress=progress))
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
@@ -153,6 +154,14 @@ def open_side(name: str, *, token: str | None = None, top: int = 20, progress: P
         return parse_side(path.read_text("utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"cannot read {shown(name)}: {shown(error)}") from error
+
+
+def _existing_file(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # no name that a file can have: open_source says what is wrong with it
+        return None
 
 
 def _scan(checkpoint: Checkpoint, projections: Sequence[DownProjection], top: int, progress: Progress) -> ScanResult:

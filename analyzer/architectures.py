@@ -7,7 +7,7 @@ converters rename before they look a name up. `{bid}` stands for the layer, `{xi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,6 +35,7 @@ MORE_NAMES = (
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def find_down_projections(
     down projection's.
     """
     model_type = config.get("model_type")
+    if config.get("is_encoder_decoder") is True:
+        raise ArchitectureError(f"{model} is an encoder-decoder model: such cannot be scanned yet")
     transposed = model_type in TRANSPOSED_MODEL_TYPES if isinstance(model_type, str) else False
     found: dict[tuple[int, int], DownProjection] = {}
     for name, (dtype, shape) in tensors.items():
@@ -119,6 +122,23 @@ def find_down_projections(
             f"its 2-D tensors are named like {shown(example, 80)}"
         )
     return [found[place] for place in sorted(found)]
+
+
+def check_one_in_each_block(model: str, projections: Sequence[DownProjection], config: Mapping[str, Any]) -> None:
+    """Refuse what the forward pass cannot follow yet: every block must have one down projection, and no experts.
+
+    Raises ArchitectureError, also where config.json has another number of blocks than the weights: the model that
+    it describes is not the one that was scanned.
+    """
+    if any(projection.expert is not None for projection in projections):
+        raise ArchitectureError(f"{model} is a mixture of experts: it can be scanned, but not yet verified")
+    layers = [projection.layer for projection in projections]
+    claimed = next((config[key] for key in NUM_LAYERS_KEYS if type(config.get(key)) is int), len(layers))
+    if layers != list(range(len(layers))) or claimed != len(layers):
+        raise ArchitectureError(
+            f"{model} has {len(layers)} down projections in layers up to {max(layers)}, but config.json says it has "
+            f"{claimed} blocks: a model can only be verified where each block has one"
+        )
 
 
 def _check_rows(model: str, name: str, rows: int, cols: int, config: Mapping[str, Any]) -> None:

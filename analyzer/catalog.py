@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import tempfile
@@ -60,17 +61,15 @@ def family_of(model: str) -> str:
     return "schema-model" if family == "schema" else family
 
 
-def make_entry(
-    scan: ScanResult, result: VerifyResult, *, commit: str, method: Mapping[str, Any], note: str | None
-) -> Entry:
-    """Return the catalog's entry for one analysis; `commit` is a content hash for a local folder.
+def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, Any], note: str | None) -> Entry:
+    """Return the catalog's entry for one analysis, whose commit is a content hash for a local folder.
 
     Rejected candidates are left out: they are no super weights.
     """
     kept = [w for w in result.super_weights if w.status != "rejected"]
     return {
         "model": result.model,
-        "commit": commit,
+        "commit": result.commit,
         "note": note,
         "model_type": scan.model_type,
         "num_layers": scan.num_layers,
@@ -100,6 +99,25 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
+def check_destination(folder: Path, family: str) -> None:
+    """Raise the CatalogError that save_entry would, as far as it can be known before there is an entry."""
+    path = _family_path(folder, family)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise CatalogError(f"cannot write to the catalog folder {shown(folder)}: permission denied")
+        if path.exists():
+            read_file(path)
+    except OSError as error:
+        raise CatalogError(f"cannot write {shown(path)}: {error.strerror}") from error
+
+
+def _family_path(folder: Path, family: str) -> Path:
+    if not FAMILY.fullmatch(family) or family == "schema":
+        raise CatalogError(f"{shown(family)} cannot name a family: use lower-case letters, digits, '.', '_' and '-'")
+    return folder / f"{family}.json"
+
+
 def save_entry(folder: Path, family: str, entry: Entry) -> Path:
     """Put an entry into the family's file, in place of one with the same model and commit; returns the file.
 
@@ -107,9 +125,7 @@ def save_entry(folder: Path, family: str, entry: Entry) -> Path:
     """
     import filelock
 
-    if not FAMILY.fullmatch(family) or family == "schema":
-        raise CatalogError(f"{shown(family)} cannot name a family: use lower-case letters, digits, '.', '_' and '-'")
-    path = folder / f"{family}.json"
+    path = _family_path(folder, family)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S):
@@ -192,9 +208,13 @@ def find(entries: Sequence[tuple[str, Entry]], model: str) -> list[tuple[str, En
 
 def _load(path: Path) -> Any:
     try:
+        if not path.is_file():  # a pipe of that name would be waited for
+            raise CatalogError(f"{shown(path)} is not a regular file")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise CatalogError(f"{shown(path)} has more than {MAX_FILE_BYTES} bytes, too many to be a catalog file")
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return json.loads(
+            path.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
     except OSError as error:
         raise CatalogError(f"cannot read {shown(path)}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -206,6 +226,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object has the same key twice")
     return result
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{shown(text, 40)} is too large a number")
+    return value
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -107,13 +107,13 @@ class Checkpoint:
         model = self.source.model
         size = self.source.sizes.get(filename)
         if size is None:
-            raise CheckpointError(f"{model} has no {filename}")
+            raise CheckpointError(f"{model} has no {filename}: download it too")
         if size > MAX_JSON_BYTES:
             raise CheckpointError(f"{model}: {filename} has {size} bytes, too many to be true")
         try:
             loaded = json.loads(self._read(filename, 0, size).decode("utf-8")) if size else None
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{model}: {filename} is not JSON: {shown(error)}") from error
+            raise CheckpointError(f"{model}: {filename} is not JSON ({shown(error)}): download it again") from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"{model}: {filename} is not a JSON object")
         return loaded

@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+MAX_MESSAGE = 1000
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
 
 
@@ -57,6 +58,15 @@ def _device(_ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _text(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Let through what can be stored and shown: no half characters, and in a name or a note no control characters."""
+    if value is not None and any("\ud800" <= c <= "\udfff" for c in value):
+        raise click.BadParameter("is not text in UTF-8", param=param)
+    if value is not None and param.name != "prompt" and (len(value) > 2000 or not value.isprintable()):
+        raise click.BadParameter("must be one line of at most 2000 printable characters", param=param)
+    return value
+
+
 token_option = click.option("--token", help="Hub access token.  [default: the Hub client's own]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -83,7 +93,9 @@ common_options = with_options(
     quiet_option,
 )
 run_options = with_options(
-    click.option("--prompt", default=PAPER_PROMPT, show_default=True, help="What is run through the model."),
+    click.option(
+        "--prompt", callback=_text, default=PAPER_PROMPT, show_default=True, help="What is run through the model."
+    ),
     click.option(
         "--text",
         "text_file",
@@ -196,8 +208,10 @@ def verify(
 @run_options
 @catalog_option
 @click.option("--family", help="Family, and so file, of the entry.  [default: from the model's name]")
-@click.option("--model-id", help="Name of a local folder's model, as owner/name.  [default: the folder's name]")
-@click.option("--note", help="A sentence kept in the entry, such as where the weights came from.")
+@click.option(
+    "--model-id", callback=_text, help="Name of a local folder's model, as owner/name.  [default: the folder's name]"
+)
+@click.option("--note", callback=_text, help="A sentence kept in the entry, such as where the weights came from.")
 def analyze(
     model: str,
     revision: str | None,
@@ -224,6 +238,7 @@ def analyze(
       superweight analyze ./my-model --model-id me/my-model --catalog ./catalog
     """
     from analyzer.analyze import evaluation_text, read_text, run_analyze
+    from analyzer.catalog import check_destination, family_of, save_entry
     from analyzer.records import plain
     from analyzer.render import render_verify
     from analyzer.source import open_source
@@ -231,22 +246,27 @@ def analyze(
     text = read_text(text_file) if text_file else evaluation_text()
     with progress_bars(quiet) as progress:
         source = open_source(model, revision=revision, subfolder=subfolder, token=token, model_id=model_id)
-        scanned, result, path = run_analyze(
+        family = family or family_of(source.model)
+        check_destination(folder, family)  # before minutes of work
+        scanned, result, entry = run_analyze(
             source,
             prompt=prompt,
             text=text,
             top=top,
-            catalog=folder,
-            family=family,
             note=note,
             device=device,
             dtype=dtype,
             progress=progress,
         )
-    if as_json:
-        _print_json({**plain(result), "outliers": plain(scanned.outliers), "catalog_file": str(path)})
-    else:
-        click.echo(render_verify(result, path))
+    path: Path | None = None
+    try:
+        path = save_entry(folder, family, entry)
+    finally:  # a full disk must not cost the result as well
+        if as_json:
+            catalog_file = str(path) if path else None
+            _print_json({**plain(result), "outliers": plain(scanned.outliers), "catalog_file": catalog_file})
+        else:
+            click.echo(render_verify(result, path))
 
 
 @cli.command()
@@ -350,7 +370,7 @@ def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"files": files, "entries": entries, "valid": not problems, "problems": problems})
     elif not problems:
-        click.echo(f"{files} file(s), {entries} entries: all valid")
+        click.echo(f"All valid. Files: {files}, entries: {entries}.")
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     ctx.exit(EXIT_ERROR if problems else 0)
@@ -363,7 +383,8 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
     try:
         status = cli.main(prog_name="superweight", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", EXIT_INTERRUPTED)
     except click.ClickException as error:
@@ -373,8 +394,12 @@ def main() -> NoReturn:
         if debugging():
             raise
         _fail(str(error))
-    except BrokenPipeError:  # the reader of a pipe had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # sources and catalogs have errors of their own: this is the output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush at exit fails again
+        if not isinstance(error, BrokenPipeError):  # for then the reader of a pipe had enough
+            if debugging():
+                raise
+            _fail(f"cannot write the output: {error.strerror}")
         status = 0
     except Exception as error:
         if debugging():
@@ -429,9 +454,6 @@ def _print_json(value: Any) -> None:
 
 
 def _fail(message: str, status: int = EXIT_ERROR) -> NoReturn:
-    click.echo(f"error: {message}" if status == EXIT_ERROR else message, err=True)
+    line = shown(message, MAX_MESSAGE)  # names of files and models may hold anything
+    click.echo(f"error: {line}" if status == EXIT_ERROR else line, err=True)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

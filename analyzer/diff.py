@@ -94,8 +94,9 @@ def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields
     found: dict[Coordinate, Fields] = {}
     for record in records:
         layer, expert, row, col = (record[key] for key in COORDINATE_FIELDS)
-        if any(type(n) is not int for n in (layer, row, col)) or not (expert is None or type(expert) is int):
-            raise ValueError(f"a coordinate that is not made of integers: {layer}, {expert}, {row}, {col}")
+        numbers = (layer, row, col, 0 if expert is None else expert)
+        if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(record["value"], int | float):
+            raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {record['value']}")
         found[Coordinate(layer, expert, row, col)] = {key: record[key] for key in keys}
     return found
 

@@ -181,7 +181,7 @@ def _finding(result: VerifyResult) -> Iterator[str]:
         control = (
             f"the worst of its control weights gives {best.control_loss_max:.3f}"
             if best.control_loss_max is not None
-            else "too little to be critical, so no control was run"
+            else "too little to be critical"
         )
         sentence += (
             f" and moves the loss from {best.loss:.3f} to {best.loss_zeroed:.3f} (perplexity "

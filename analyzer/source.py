@@ -69,6 +69,8 @@ def open_source(
     A folder that exists goes before a Hub id of the same name. `model_id` renames a local folder in results.
     Raises SourceError where there is no such model or it cannot be reached.
     """
+    if not model.strip():
+        raise SourceError("the model's name is empty: give a folder or a Hub id of the form owner/name")
     try:
         path = Path(model).expanduser()
         exists, is_folder = path.exists(), path.is_dir()
@@ -117,9 +119,7 @@ class FolderSource:
         if not self._folder.resolve().is_relative_to(resolved):
             raise SourceError(f"--subfolder {shown(subfolder)} leads out of {shown(path)}")
         try:
-            self.sizes: Mapping[str, int] = {
-                entry.name: entry.stat().st_size for entry in os.scandir(self._folder) if entry.is_file()
-            }
+            self.sizes: Mapping[str, int] = dict(_file_sizes(self._folder))
         except OSError as error:
             raise SourceError(f"cannot list {shown(self._folder)}: {error.strerror}") from error
 
@@ -144,6 +144,14 @@ class FolderSource:
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
         return self._folder
+
+
+def _file_sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield the regular files of a folder; a link that leads nowhere, or in a circle, is none."""
+    for entry in os.scandir(folder):
+        with suppress(OSError):
+            if entry.is_file():
+                yield entry.name, entry.stat().st_size
 
 
 def _read_range(descriptor: int, start: int, stop: int) -> bytes:

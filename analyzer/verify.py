@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -32,12 +33,22 @@ CRITICAL_INCREASE = 0.01
 CRITICAL_OVER_CONTROLS = 10.0
 # A weight that costs less than this on the first window of the text is inert, and the rest of it is not run.
 SCREEN_INCREASE = CRITICAL_INCREASE / 4
-NEAREST_CONTROLS = 1
+NEAREST_CONTROLS = 2
 RANDOM_CONTROLS = 1
 CONTROL_SEED = 0
 
-DEFAULT_THRESHOLDS = Thresholds()
 MAX_ROUNDS = 5  # of zeroing what was found and looking again
+EFFECT_PARAMETERS = {
+    "critical_increase": CRITICAL_INCREASE,
+    "critical_over_controls": CRITICAL_OVER_CONTROLS,
+    "screen_increase": SCREEN_INCREASE,
+    "nearest_controls": NEAREST_CONTROLS,
+    "random_controls": RANDOM_CONTROLS,
+    "control_seed": CONTROL_SEED,
+    "max_rounds": MAX_ROUNDS,
+}
+
+DEFAULT_THRESHOLDS = Thresholds()
 TRACE_BATCH = 8  # interventions in one pass over the prompt; bounds what the recorded streams take
 
 Progress = Callable[[str, int, int], object]
@@ -64,8 +75,15 @@ def verify(
     """
     ids = model.tokenize(prompt)
     if len(ids) < MIN_TOKENS:
+        raise ForwardError(f"of at least {MIN_TOKENS} tokens the prompt has only {len(ids)}: give a longer --prompt")
+    if model.max_tokens is not None and len(ids) > model.max_tokens:
         raise ForwardError(
-            f"the prompt has {len(ids)} tokens, at least {MIN_TOKENS} are needed: give a longer --prompt"
+            f"the prompt has {len(ids)} tokens, {model.name} has {model.max_tokens} positions: give a shorter --prompt"
+        )
+    if len(model.layers) <= thresholds.persists:
+        raise ForwardError(
+            f"{model.name} has {len(model.layers)} block(s); a super activation shows only where it persists through "
+            f"{thresholds.persists} more"
         )
     tokens = model.tokens(ids)
     progress("prompt", 0, 1)
@@ -223,6 +241,8 @@ def _measure_effects(
     """
     first, rest = windows[:1], windows[1:]
     at_first = _losses(model, first, [(), *((weight.coordinate,) for weight in found)], "screening", progress)
+    if not math.isfinite(at_first[0]):
+        raise ForwardError(f"{model.name}: its loss on the evaluation text is not finite: its weights hold NaN or Inf")
     screened = dict(zip([None, *(weight.coordinate for weight in found)], at_first, strict=True))
     remaining = [c for c in screened if c and screened[c] - screened[None] >= SCREEN_INCREASE * screened[None]]
 

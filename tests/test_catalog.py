@@ -184,6 +184,7 @@ BROKEN = {
         "super_weights: 0: status: 'sure' is not one of",
     ),
     "hostile name": (document(entries=[entry(model="\x1b[2J")]), r"\\x1b\[2J: model"),
+    "too large": ('{"schema_version": 1e999, "family": "x", "entries": []}', "1e999 is too large a number"),
     "infinite": ('{"schema_version": 1, "family": "x", "entries": Infinity}', "Infinity is not a JSON number"),
 }
 
@@ -218,6 +219,12 @@ def test_validate_counts_what_is_right_and_names_what_is_wrong(tmp_path):
 def test_no_catalog_folder(tmp_path):
     with pytest.raises(CatalogError, match="there is no catalog folder"):
         read_catalog(tmp_path / "nowhere")
+
+
+def test_a_pipe_in_the_catalog_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(CatalogError, match="is not a regular file"):
+        read_catalog(tmp_path)
 
 
 def test_find_by_id_name_and_commit(tmp_path):

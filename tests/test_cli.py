@@ -4,9 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -150,7 +150,7 @@ def test_analyze_writes_the_entry_once_and_the_catalog_commands_read_it(planted,
     assert "Planted." in shown.stdout
     assert "confirmed" in shown.stdout
     valid = superweight("catalog", "validate", "--catalog", tmp_path / "c")
-    assert (valid.returncode, valid.stdout) == (0, "1 file(s), 1 entries: all valid\n")
+    assert (valid.returncode, valid.stdout) == (0, "All valid. Files: 1, entries: 1.\n")
 
     path.write_text(path.read_text().replace('"row": 77', '"row": 9999', 1))
     invalid = superweight("catalog", "validate", "--catalog", tmp_path / "c")
@@ -192,22 +192,70 @@ def test_bad_models_are_one_line(tmp_path, folder):
     fails(superweight("scan", folder, "--layers", "7"), "no down projection in layer 7", "from 0 to 2")
     fails(superweight("scan", folder, "--revision", "main"), "local folder")
     fails(superweight("verify", folder), "cannot load the model tiny")
+    fails(superweight("scan", ""), "name is empty")
+    fails(superweight("diff", "~nobodyhere/x", folder), "cannot look for a folder")
+    fails(superweight("diff", "no-such.json", folder), "there is no saved result no-such.json")
     fails(superweight("diff", folder, folder / "config.json"), "neither outliers nor super weights")
     fails(superweight("catalog", "list", "--catalog", tmp_path / "none"), "no catalog folder")
     fails(superweight("scan", "owner/name", HF_ENDPOINT="http://127.0.0.1:1"), "cannot reach http://127.0.0.1:1")
 
 
 def test_names_do_not_reach_the_terminal_raw(tmp_path):
-    evil = tmp_path / "evil\x1b[2J"
+    evil = tmp_path / "evil\x1b[2J\nname"
     write_llama(evil, random_downs())
     assert "\x1b" not in superweight("scan", evil).stdout
+    (evil / "config.json").unlink()
+    fails(superweight("scan", evil), "evil\\x1b[2J\\nname has no config.json")
 
 
-def test_a_family_or_text_that_is_wrong(planted, tmp_path):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written(folder):
+    command = f"{sys.executable} -m analyzer scan {folder} > /dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    fails(result, "cannot write the output: No space left on device")
+
+
+def test_a_destination_that_cannot_be_written_is_known_before_the_work(folder, tmp_path):
+    (tmp_path / "tiny.json").write_text("{}")
+    # The folder is no model that could be loaded: the catalog is looked at before that.
+    fails(superweight("analyze", folder, "--catalog", tmp_path), "tiny.json", "schema_version")
+    fails(superweight("analyze", folder, "--catalog", tmp_path, "--family", "../up"), "cannot name a family")
+
+
+def test_the_result_is_printed_also_if_its_entry_cannot_be_written(planted, tmp_path):
+    script = (
+        "import errno, os, sys, analyzer.cli as c\n"
+        "def full(_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "os.fsync = full\n"
+        "c.main()\n"
+    )
+    arguments = [
+        "analyze",
+        planted,
+        "--prompt",
+        PROMPT,
+        "--text",
+        planted / "text.txt",
+        "--catalog",
+        tmp_path,
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1
+    assert result.stderr.endswith("No space left on device; what was there is unchanged\n")
+    assert json.loads(result.stdout)["catalog_file"] is None
+    assert not (tmp_path / "planted.json").exists()
+
+
+def test_a_text_or_prompt_that_is_wrong(planted, tmp_path):
     (tmp_path / "text.txt").write_bytes(b"\xff\xfe")
     fails(superweight("verify", planted, "--text", tmp_path / "text.txt"), "as UTF-8 text")
-    options = ["--prompt", PROMPT, "--text", planted / "text.txt", "--catalog", tmp_path]
-    fails(superweight("analyze", planted, *options, "--family", "../up"), "cannot name a family")
+    fails(superweight("verify", planted, "--text", "/dev/null"), "is not a text file")
+    fails(superweight("verify", planted, "--prompt", "apple " * 65), "has 65 tokens", "has 64 positions")
+    fails(superweight("verify", planted, "--prompt", "apple"), "has only 1")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +268,9 @@ def test_a_family_or_text_that_is_wrong(planted, tmp_path):
         ["scan", "x", "--score", "size"],
         ["verify", "x", "--device", "tpu"],
         ["verify", "x", "--text", "/nowhere"],
+        ["analyze", "x", "--note", "two\nlines"],
+        ["analyze", "x", "--model-id", "me/\x1b[2J"],
+        ["verify", "x", "--prompt", "\udcff"],
         ["diff", "x"],
         ["nonsense"],
     ],
@@ -248,16 +299,17 @@ def test_a_bug_is_one_line_and_a_traceback_only_on_request(folder):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_exits_with_130_and_one_line(tmp_path):
-    # A pipe in place of the text keeps the command busy reading for as long as the test wants.
-    fifo = tmp_path / "text"
-    os.mkfifo(fifo)
-    command = [sys.executable, "-m", "analyzer", "verify", str(tmp_path), "--text", str(fifo)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+def test_ctrl_c_exits_with_130_and_one_line():
+    # A server that accepts and never answers keeps the command waiting for as long as the test wants.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": endpoint}
+        command = [sys.executable, "-m", "analyzer", "scan", "owner/name"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        silent.settimeout(30)
+        silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "\ninterrupted\n")  # the line that ^C began
 
 

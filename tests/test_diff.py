@@ -114,6 +114,8 @@ def test_a_scan_and_a_verification_have_nothing_in_common():
         '{"outliers": [{}]}',
         '{"outliers": [[]]}',
         '{"outliers": [{"layer": "0", "expert": null, "row": 1, "col": 1, "rank": 1, "value": 1}]}',
+        '{"outliers": [{"layer": 0, "expert": null, "row": -1, "col": 1, "rank": 1, "value": 1}]}',
+        '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": "x"}]}',
         '{"super_weights": [{"layer": 0}]}',
         "[" * 100_000,
     ],

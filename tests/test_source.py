@@ -136,3 +136,9 @@ def test_what_is_neither_a_folder_nor_a_hub_id(folder, monkeypatch):
 )
 def test_plain_paths(name, plain):
     assert is_plain_path(name) is plain
+
+
+def test_a_link_that_leads_in_a_circle_is_no_file(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a.txt").write_text("abc")
+    assert dict(open_source(str(tmp_path)).sizes) == {"a.txt": 3}

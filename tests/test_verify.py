@@ -1,5 +1,6 @@
 """The verdict on models whose answer is known: a planted super weight, random weights, and the real sample model."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from models import COL, LAYER, PROMPT, ROW, TEXT, VALUE, plant, random_llama, sa
 
 from analyzer.analyze import run_verify
 from analyzer.detection import Thresholds
-from analyzer.errors import ForwardError
+from analyzer.errors import ArchitectureError, ForwardError
 from analyzer.forward import HookedModel
 from analyzer.records import Coordinate
 from analyzer.source import FolderSource
@@ -99,8 +100,47 @@ def test_thresholds_are_options(tmp_path):
 
 
 def test_a_prompt_must_have_some_tokens(tmp_path):
-    with pytest.raises(ForwardError, match="the prompt has 2 tokens, at least 3 are needed"):
+    with pytest.raises(ForwardError, match="the prompt has only 2"):
         verify_folder(save(random_llama(), tmp_path), prompt="apple banana")
+
+
+def test_a_model_too_shallow_to_tell_is_refused(tmp_path):
+    with pytest.raises(ForwardError, match=r"has 2 block\(s\)"):
+        verify_folder(save(plant(random_llama(num_hidden_layers=2)), tmp_path))
+
+
+@pytest.mark.parametrize("claimed", [3, 10**9])
+def test_a_config_that_lies_about_the_blocks_is_refused_unbuilt(tmp_path, claimed):
+    save(plant(random_llama()), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": claimed}))
+    with pytest.raises(ArchitectureError, match=f"config.json says it has {claimed} blocks"):
+        verify_folder(tmp_path)
+
+
+def test_experts_are_refused_also_where_some_layers_are_dense(tmp_path):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.Qwen3MoeConfig(vocab_size=17, mlp_only_layers=[0], head_dim=16, **sizes, **heads)
+    save(transformers.Qwen3MoeForCausalLM(config), tmp_path)
+    with pytest.raises(ArchitectureError, match="can be scanned, but not yet verified"):
+        verify_folder(tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_an_error_not_inert(tmp_path):
+    model = plant(random_llama())
+    model.lm_head.weight.data[12] = float("nan")
+    with pytest.raises(ForwardError, match="its loss on the evaluation text is not finite"):
+        verify_folder(save(model, tmp_path))
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path):
+    save(plant(random_llama()), tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ForwardError, match="holds an adapter"):
+        verify_folder(tmp_path)
 
 
 def test_the_same_input_gives_the_same_result(tmp_path, planted):
