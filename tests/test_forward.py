@@ -130,7 +130,7 @@ def test_small_batches_give_the_same_losses(planted, monkeypatch):
     _, hooked = planted
     windows, sets = hooked.windows(TEXT), [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
     at_once = hooked.losses(windows, sets)
-    monkeypatch.setattr("analyzer.forward.LOGIT_BYTES", 1)
+    monkeypatch.setattr("analyzer.forward.CPU_LOGIT_BYTES", 1)
     assert hooked.losses(windows, sets) == pytest.approx(at_once, rel=1e-6)
 
 
