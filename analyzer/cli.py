@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from analyzer import __version__
-from analyzer.errors import AnalyzerError, shown
+from analyzer.errors import shown
+from analyzer.progress import progress_bars
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_ERROR = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-MAX_MESSAGE = 1000
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
 
 
@@ -139,15 +133,12 @@ def cli() -> None:
 @score_option
 @click.option("--layers", type=Layers(), metavar="0-10,24", help="Only these layers.  [default: all]")
 def scan(
-    model: str,
-    revision: str | None,
-    subfolder: str | None,
-    token: str | None,
     as_json: bool,
     quiet: bool,
     top: int,
     score: str,
     layers: tuple[range, ...] | None,
+    **where: Any,
 ) -> None:
     """Rank the outlier weights of every down projection, without running anything.
 
@@ -163,7 +154,7 @@ def scan(
     from analyzer.source import open_source
 
     with progress_bars(quiet) as progress:
-        source = open_source(model, revision=revision, subfolder=subfolder, token=token)
+        source = open_source(**where)
         result = run_scan(source, layers=layers, top=top, progress=progress)
     _print(result, as_json, render_scan)
 
@@ -172,16 +163,13 @@ def scan(
 @common_options
 @run_options
 def verify(
-    model: str,
-    revision: str | None,
-    subfolder: str | None,
-    token: str | None,
     as_json: bool,
     quiet: bool,
     prompt: str,
     text_file: Path | None,
     device: str,
     dtype: str,
+    **where: Any,
 ) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
 
@@ -196,7 +184,7 @@ def verify(
 
     text = read_text(text_file) if text_file else evaluation_text()
     with progress_bars(quiet) as progress:
-        source = open_source(model, revision=revision, subfolder=subfolder, token=token)
+        source = open_source(**where)
         *_, result = run_verify(source, prompt=prompt, text=text, top=20, device=device, dtype=dtype, progress=progress)
     _print(result, as_json, render_verify)
 
@@ -213,10 +201,6 @@ def verify(
 )
 @click.option("--note", callback=_text, help="A sentence kept in the entry, such as where the weights came from.")
 def analyze(
-    model: str,
-    revision: str | None,
-    subfolder: str | None,
-    token: str | None,
     as_json: bool,
     quiet: bool,
     top: int,
@@ -229,6 +213,7 @@ def analyze(
     family: str | None,
     model_id: str | None,
     note: str | None,
+    **where: Any,
 ) -> None:
     """Scan, verify, and write the catalog entry.
 
@@ -245,7 +230,7 @@ def analyze(
 
     text = read_text(text_file) if text_file else evaluation_text()
     with progress_bars(quiet) as progress:
-        source = open_source(model, revision=revision, subfolder=subfolder, token=token, model_id=model_id)
+        source = open_source(**where, model_id=model_id)
         family = family or family_of(source.model)
         check_destination(folder, family)  # before minutes of work
         scanned, result, entry = run_analyze(
@@ -373,71 +358,7 @@ def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
         click.echo(f"All valid. Files: {files}, entries: {entries}.")
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
-    ctx.exit(EXIT_ERROR if problems else 0)
-
-
-def main() -> NoReturn:
-    """Run the command line; every failure is one line on stderr and the exit status of the contract."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
-    try:
-        status = cli.main(prog_name="superweight", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        status = EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_ERROR
-    except AnalyzerError as error:
-        if debugging():
-            raise
-        _fail(str(error))
-    except OSError as error:  # sources and catalogs have errors of their own: this is the output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush at exit fails again
-        if not isinstance(error, BrokenPipeError):  # for then the reader of a pipe had enough
-            if debugging():
-                raise
-            _fail(f"cannot write the output: {error.strerror}")
-        status = 0
-    except Exception as error:
-        if debugging():
-            raise
-        reason = f"{type(error).__name__}: {shown(error)}"
-        _fail(f"this is a bug in superweight ({reason}): run it again with SUPERWEIGHT_DEBUG=1 and report what it says")
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def debugging() -> bool:
-    """Tell whether tracebacks are wanted."""
-    return os.environ.get("SUPERWEIGHT_DEBUG") == "1"
-
-
-@contextmanager
-def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a progress function that draws a bar on stderr for each thing done, if stderr is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm[NoReturn]] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[what] = tqdm(
-                total=total, desc=what, unit="B" if what == "scan" else "", unit_scale=what == "scan", leave=False
-            )
-        bars[what].update(done - bars[what].n)
-
-    try:
-        yield progress
-    finally:
-        for bar in bars.values():
-            bar.close()
+    ctx.exit(1 if problems else 0)
 
 
 def _print(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
@@ -451,9 +372,3 @@ def _print(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _fail(message: str, status: int = EXIT_ERROR) -> NoReturn:
-    line = shown(message, MAX_MESSAGE)  # names of files and models may hold anything
-    click.echo(f"error: {line}" if status == EXIT_ERROR else line, err=True)
-    sys.exit(status)

@@ -225,7 +225,7 @@ def test_a_destination_that_cannot_be_written_is_known_before_the_work(folder, t
 
 def test_the_result_is_printed_also_if_its_entry_cannot_be_written(planted, tmp_path):
     script = (
-        "import errno, os, sys, analyzer.cli as c\n"
+        "import errno, os, sys, analyzer.__main__ as c\n"
         "def full(_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "os.fsync = full\n"
         "c.main()\n"
@@ -283,7 +283,7 @@ def test_wrong_usage_exits_with_2(arguments):
 
 def test_a_bug_is_one_line_and_a_traceback_only_on_request(folder):
     script = (
-        "import sys, analyzer.analyze as a, analyzer.cli as c\n"
+        "import sys, analyzer.analyze as a, analyzer.__main__ as c\n"
         "def broken(*_, **__): raise ZeroDivisionError('oh')\n"
         "a.run_scan = broken\n"
         f"sys.argv = ['superweight', 'scan', {str(folder)!r}]\n"
