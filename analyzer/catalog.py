@@ -202,7 +202,7 @@ def find(entries: Sequence[tuple[str, Entry]], model: str) -> list[tuple[str, En
         near = [names[name] for name in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)]
         near += [name for lower, name in names.items() if wanted in lower and name not in near]
         hint = f"; near it: {', '.join(shown(name, 80) for name in near[:3])}" if near else ""
-        raise CatalogError(f"the catalog has no entry for {shown(model)}{hint}")
+        raise CatalogError(f"the catalog has no entry for {shown(model)}{hint} (`superweight catalog list` shows all)")
     return found
 
 

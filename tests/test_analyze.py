@@ -1,12 +1,15 @@
-"""The jobs behind the commands: what a local folder's result is keyed by."""
+"""The jobs behind the commands: a model on the Hub end to end, and what a local folder's result is keyed by."""
 
 import json
 
+import pytest
 from checkpoints import random_downs, write_llama
+from models import PROMPT, TEXT, plant, random_llama, save
 
-from analyzer.analyze import content_hash, evaluation_text
+from analyzer.analyze import content_hash, evaluation_text, run_analyze
 from analyzer.checkpoint import Checkpoint
-from analyzer.source import FolderSource
+from analyzer.errors import ArchitectureError
+from analyzer.source import FolderSource, open_source
 
 
 def hash_of(folder):
@@ -36,6 +39,30 @@ def test_the_hash_changes_with_any_weight_and_with_the_config(tmp_path):
     data[start] ^= 1  # one bit of a tensor that is not a down projection
     path.write_bytes(data)
     assert len(hashes | {hash_of(tmp_path / "one")}) == 5
+
+
+def test_a_model_on_the_hub_is_analyzed_at_its_pinned_commit(hub, tmp_path):
+    local = save(plant(random_llama()), tmp_path / "planted")
+    commit = hub.add("me/planted-1b", local)
+    source = open_source("me/planted-1b")
+    hub.add("me/planted-1b", save(random_llama(seed=5), tmp_path / "later"))  # main moves on while we work
+    scanned, verified, entry = run_analyze(source, prompt=PROMPT, text=TEXT, top=5)
+    assert (scanned.commit, verified.commit, entry["commit"]) == (commit, commit, commit)
+    assert (verified.verdict, entry["model"]) == ("found", "me/planted-1b")
+    of_folder = run_analyze(open_source(str(local)), prompt=PROMPT, text=TEXT, top=5)[1]
+    assert verified.super_weights == of_folder.super_weights
+
+
+def test_what_cannot_be_verified_is_not_downloaded(hub, tmp_path):
+    local = save(random_llama(), tmp_path / "lying")
+    config = json.loads((local / "config.json").read_text())
+    (local / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}))
+    hub.add("me/lying", local)
+    with pytest.raises(ArchitectureError, match="says it has 7 blocks"):
+        run_analyze(open_source("me/lying"), prompt=PROMPT, text=TEXT, top=5)
+    weights = (local / "model.safetensors").stat().st_size
+    assert not any(request.range is None for request in hub.asked("cdn"))
+    assert Checkpoint(open_source("me/lying")).bytes_read < weights / 10
 
 
 def test_the_evaluation_text_has_the_length_that_is_said():
