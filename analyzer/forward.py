@@ -152,7 +152,7 @@ class HookedModel:
         """Return the weights of one output channel of a down projection, [intermediate_size]."""
         down = self._layers[layer].down
         weights = _weight(down)[:, row] if _is_conv1d(down) else _weight(down)[row]
-        return weights.to("cpu", torch.float64).numpy()
+        return weights.cpu().double().numpy()  # in this order: Apple's GPUs have no float64
 
     def trace(self, ids: Sequence[int], zeroed: Zeroed = ()) -> Trace:
         """Run one prompt and return what its down projections and its residual stream did.

@@ -227,7 +227,8 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
     tokens = {w.loss_tokens for w in kept if w.loss_tokens is not None}
     if len(tokens) > 1:
         most, least = max(tokens), min(tokens)
-        note += f"\n\nΔ loss is over {most:,} tokens; of weights that cost next to nothing on the first {least:,}, over those."
+        note += f"\n\nΔ loss is over {most:,} tokens; of weights that cost next to nothing on the first {least:,}, "
+        note += "over those."
     return "Weights on the super activations' channels\n\n" + _table(header, rows) + note
 
 
