@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from analyzer.checkpoint import Checkpoint
 from analyzer.diff import Side, parse_side, side_of_scan
 from analyzer.errors import ResultError, SourceError, shown
 from analyzer.records import Coordinate, ScanResult, VerifyResult
-from analyzer.scan import down_projection_bytes, down_projections, scan, static_ranks
+from analyzer.scan import down_projection_bytes, down_projections, read_weights, scan, static_ranks
 from analyzer.source import FolderSource, Source, open_source
 from analyzer.verify import DEFAULT_THRESHOLDS, EFFECT_PARAMETERS, Progress, verify
 
@@ -147,7 +148,10 @@ def open_side(name: str, *, token: str | None = None, top: int = 20, progress: P
     if path is None:
         if name.endswith(".json"):
             raise ResultError(f"there is no saved result {shown(name)}")
-        return side_of_scan(run_scan(open_source(name, token=token), layers=None, top=top, progress=progress))
+        checkpoint = Checkpoint(open_source(name, token=token))
+        projections = down_projections(checkpoint)
+        scanned = _scan(checkpoint, projections, top, progress)
+        return side_of_scan(scanned, partial(read_weights, checkpoint, projections))
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
             raise ResultError(f"{shown(name)} has more than {MAX_RESULT_BYTES} bytes, too many to be a saved result")

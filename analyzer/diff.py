@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analyzer.errors import ResultError, shown
@@ -21,23 +21,31 @@ SUPER_WEIGHT_FIELDS = ("value", "status", "effect", "loss", "loss_zeroed")
 COORDINATE_FIELDS = ("layer", "expert", "row", "col")
 
 
+Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
+"""Reads weights that were not ranked."""
+
+
 @dataclass(frozen=True)
 class Side:
-    """One of the two things compared; null where it has not been scanned, or not been verified."""
+    """One of the two things compared; null where it has not been scanned, or not been verified.
+
+    `look_up` is there where the model itself is: a saved result knows only what was ranked.
+    """
 
     name: str
     sizes: tuple[int | None, int | None, int | None]
     outliers: Mapping[Coordinate, Fields] | None
     super_weights: Mapping[Coordinate, Fields] | None
+    look_up: Lookup | None = None
 
 
-def side_of_scan(result: ScanResult) -> Side:
+def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
     """Return a scan as one side of a comparison."""
     name = f"{result.model}@{result.revision}" if result.revision else result.model
     outliers: dict[Coordinate, Fields] = {
         outlier.coordinate: {"rank": outlier.rank, "value": outlier.value} for outlier in result.outliers
     }
-    return Side(name, (result.num_layers, result.hidden_size, result.intermediate_size), outliers, None)
+    return Side(name, (result.num_layers, result.hidden_size, result.intermediate_size), outliers, None, look_up)
 
 
 def parse_side(text: str, name: str) -> Side:
@@ -62,8 +70,9 @@ def parse_side(text: str, name: str) -> Side:
 def compare(old: Side, new: Side) -> DiffResult:
     """Return what changed from one side to the other, in order of rank or coordinate.
 
-    An outlier appears or vanishes when it enters or leaves the ranked ones; its weight may have been there all
-    along. Raises ResultError where the sides have nothing in common to compare.
+    An outlier appears or vanishes when it enters or leaves the ranked ones; what its weight is on the side where it
+    has no rank is looked up where that side is a model. Raises ResultError where the sides have nothing in common
+    to compare, ArchitectureError where one has weights that the other cannot have.
     """
     if any(a is not None and b is not None and a != b for a, b in zip(old.sizes, new.sizes, strict=True)):
         layers, rows, cols = zip(old.sizes, new.sizes, strict=True)
@@ -80,8 +89,9 @@ def compare(old: Side, new: Side) -> DiffResult:
     outliers: list[Change] = []
     layer_changes: tuple[LayerChanges, ...] = ()
     if old.outliers is not None and new.outliers is not None:
-        outliers = _changes(old.outliers, new.outliers, _outlier_kind)
-        layer_changes = _per_layer(outliers, old.outliers, new.outliers)
+        changes = _changes(old.outliers, new.outliers, _outlier_kind)
+        layer_changes = _per_layer(changes, old.outliers, new.outliers)
+        outliers = _looked_up(changes, old.look_up, new.look_up)
     super_weights = None
     if old.super_weights is not None and new.super_weights is not None:
         super_weights = tuple(_changes(_found(old.super_weights), _found(new.super_weights), _super_weight_kind))
@@ -122,8 +132,20 @@ def _changes(
             what = kind(before, after)
         if what is not None:
             changes.append(Change(what, *coordinate, old=before, new=after))
-    changes.sort(key=lambda c: (KINDS.index(c.kind), *Coordinate(c.layer, c.expert, c.row, c.col).sort_key))
+    changes.sort(key=lambda c: (KINDS.index(c.kind), *c.coordinate.sort_key))
     return changes
+
+
+def _looked_up(changes: Sequence[Change], old: Lookup | None, new: Lookup | None) -> list[Change]:
+    """Fill in, where it can be read, the value that a weight has on the side where it has no rank."""
+
+    def unranked(kind: str, look_up: Lookup | None) -> dict[Coordinate, Fields]:
+        wanted = [c.coordinate for c in changes if c.kind == kind]
+        values = look_up(wanted) if look_up and wanted else {}
+        return {coordinate: {"rank": None, "value": value} for coordinate, value in values.items()}
+
+    before, after = unranked("appeared", old), unranked("vanished", new)
+    return [replace(c, old=c.old or before.get(c.coordinate), new=c.new or after.get(c.coordinate)) for c in changes]
 
 
 def _outlier_kind(before: Fields, after: Fields) -> str | None:

@@ -222,6 +222,11 @@ class Change:
     old: Mapping[str, Any] | None
     new: Mapping[str, Any] | None
 
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where the weight is."""
+        return Coordinate(self.layer, self.expert, self.row, self.col)
+
 
 @dataclass(frozen=True)
 class LayerChanges:

@@ -108,8 +108,7 @@ def static_ranks(
     """
     if not coordinates:
         return {}
-    by_place = {(projection.layer, projection.expert): projection for projection in projections}
-    values = np.array([_read_weight(checkpoint, by_place[c.layer, c.expert], c) for c in coordinates])
+    values = np.array(list(read_weights(checkpoint, projections, coordinates).values()))
 
     def count_in_tensor(projection: DownProjection, blocks: Iterator[bytes]) -> Int64:
         rows, cols = projection.shape
@@ -129,6 +128,29 @@ def static_ranks(
 
     before = np.sum(_over_tensors(checkpoint, projections, count_in_tensor, lambda _: None), axis=0)
     return {coordinate: 1 + int(count) for coordinate, count in zip(coordinates, before, strict=True)}
+
+
+def read_weights(
+    checkpoint: Checkpoint, projections: Sequence[DownProjection], coordinates: Sequence[Coordinate]
+) -> dict[Coordinate, float]:
+    """Return these weights, each read on its own.
+
+    Raises ArchitectureError where the tensors have no such weight, SourceError where bytes cannot be read.
+    """
+    by_place = {(projection.layer, projection.expert): projection for projection in projections}
+
+    def read(coordinate: Coordinate) -> float:
+        projection = by_place.get((coordinate.layer, coordinate.expert))
+        if projection is None or coordinate.row >= projection.shape[0] or coordinate.col >= projection.shape[1]:
+            raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
+        float_format = _format(checkpoint, projection)
+        size = float_format.bits.itemsize
+        start = projection.file_place(coordinate.row, coordinate.col) * size
+        data = checkpoint.read(checkpoint.tensors[projection.name], start, start + size)
+        return float(float_format.decode(np.frombuffer(data, float_format.bits))[0])
+
+    with ThreadPoolExecutor(checkpoint.source.readers) as pool:
+        return dict(zip(coordinates, pool.map(read, coordinates), strict=True))
 
 
 def _over_tensors(
@@ -186,11 +208,3 @@ def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSumm
 
 def _format(checkpoint: Checkpoint, projection: DownProjection) -> FloatFormat:
     return FORMATS[checkpoint.tensors[projection.name].record.dtype]
-
-
-def _read_weight(checkpoint: Checkpoint, projection: DownProjection, coordinate: Coordinate) -> float:
-    float_format = _format(checkpoint, projection)
-    size = float_format.bits.itemsize
-    start = projection.file_place(coordinate.row, coordinate.col) * size
-    data = checkpoint.read(checkpoint.tensors[projection.name], start, start + size)
-    return float(float_format.decode(np.frombuffer(data, float_format.bits))[0])

@@ -180,8 +180,16 @@ def test_diff_shows_what_changed(folder, tmp_path):
         ("appeared", 2, 7, 19),
         ("vanished", 1, 2, 3),
     ]
+    assert changed["outliers"][0]["old"] == {"rank": None, "value": float(random_downs(layers=3)[2][7, 19])}
+    assert changed["outliers"][1]["new"] == {"rank": None, "value": 1.5}
     assert changed["super_weights"] is None
     assert "1 appeared, 1 vanished." in superweight("diff", folder, tmp_path / "next", "--top", 1).stdout
+
+
+def test_diff_with_a_result_of_a_larger_model(folder, tmp_path):
+    outlier = {"rank": 1, "layer": 0, "expert": None, "row": 4000, "col": 1, "value": 3.0}
+    (tmp_path / "other.json").write_text(json.dumps({"outliers": [outlier]}))
+    fails(superweight("diff", tmp_path / "other.json", folder), "tiny has no weight (0, 4000, 1)")
 
 
 def test_bad_models_are_one_line(tmp_path, folder):

@@ -38,6 +38,15 @@ def test_outliers_that_appear_vanish_change_and_move():
     assert not result.identical
 
 
+def test_the_value_of_what_has_no_rank_is_looked_up_where_the_model_is_there():
+    values = {Coordinate(1, None, 5, 6): 0.5, Coordinate(3, None, 9, 10): -0.25}
+    sides = [side_of_scan(scan_result(weights), lambda cs: {c: values[c] for c in cs}) for weights in (BEFORE, AFTER)]
+    appeared, vanished = compare(*sides).outliers[:2]
+    assert (appeared.old, appeared.new) == ({"rank": None, "value": -0.25}, {"rank": 4, "value": 1.5})
+    assert (vanished.old, vanished.new) == ({"rank": 3, "value": 3.0}, {"rank": None, "value": 0.5})
+    assert compare(*sides).layers == compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER))).layers
+
+
 def test_counts_by_layer():
     result = compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER)))
     assert result.layers == (
