@@ -156,6 +156,10 @@ def scan(
     with progress_bars(quiet) as progress:
         source = open_source(**where)
         result = run_scan(source, layers=layers, top=top, progress=progress)
+    missing = sorted(set(range(result.num_layers)) - {tensor.layer for tensor in result.tensors})
+    if layers is None and missing:
+        names = ", ".join(map(str, missing[:5])) + (", …" if missing[5:] else "")
+        click.echo(f"warning: no down projection in layer {names}: not an MLP block, or not in the index", err=True)
     _print(result, as_json, render_scan)
 
 

@@ -103,6 +103,18 @@ def test_scan_json_is_the_contract(folder):
     assert [best[key] for key in ("rank", "layer", "expert", "row", "col", "value")] == [1, 1, None, 2, 3, 1.5]
 
 
+def test_scan_warns_of_layers_that_are_not_there(tmp_path):
+    downs = random_downs(layers=4)
+    write_llama(tmp_path, downs, shards=2)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["model.layers.2.mlp.down_proj.weight"]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = superweight("scan", tmp_path, "--json")
+    assert result.stderr == "warning: no down projection in layer 2: not an MLP block, or not in the index\n"
+    assert len(json.loads(result.stdout)["tensors"]) == 3
+    assert superweight("scan", tmp_path, "--layers", "0-1").stderr == ""
+
+
 def test_scan_says_what_is_not_finite(tmp_path):
     downs = random_downs()
     downs[2][0, :2] = float("nan")
