@@ -64,20 +64,16 @@ def run_verify(
     checkpoint = Checkpoint(source)
     # These fail, where they must, before gigabytes are downloaded or a lying config is built.
     check_one_in_each_block(source.model, down_projections(checkpoint), checkpoint.config)
-    if not isinstance(source, FolderSource):
-        progress("download", 0, 1)
-        folder = source.folder(checkpoint.shards)
-        checkpoint = Checkpoint(
-            FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
-        )
-        progress("download", 1, 1)
+    folder = source.folder(checkpoint.shards)
+    local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
+    checkpoint = Checkpoint(local)
     projections = down_projections(checkpoint)
     scanned = _scan(checkpoint, projections, top, progress)
 
     from analyzer.forward import HookedModel  # imports torch, which a scan never needs
 
     progress("loading the model", 0, 1)
-    model = HookedModel(checkpoint.source.folder(checkpoint.shards), name=source.model, device=device, dtype=dtype)
+    model = HookedModel(folder, name=source.model, device=device, dtype=dtype)
     progress("loading the model", 1, 1)
 
     def rank(coordinates: Sequence[Coordinate]) -> dict[Coordinate, int]:

@@ -24,8 +24,6 @@ MORE_NAMES = (
     "decoder.layers.{bid}.fc2",  # opt, saved without its head
     "bert.encoder.layer.{bid}.output.dense",  # bert, saved with its head
     "roberta.encoder.layer.{bid}.output.dense",  # roberta
-    "transformer.h.{bid}.mlp.c_proj",  # gpt2, saved with its head
-    "transformer.h.{bid}.mlp.fc_out",  # gptj, codegen
     "transformer.h.{bid}.mlp.down_proj",  # exaone4-style
     "model.layers.{bid}.mlp.experts.{xid}.down_proj",  # qwen2_moe, qwen3_moe, olmoe, deepseek
     "model.layers.{bid}.block_sparse_moe.experts.{xid}.w2",  # mixtral, phimoe
@@ -164,7 +162,7 @@ def _pattern() -> re.Pattern[str]:
     roles = (MODEL_TENSOR.FFN_DOWN, MODEL_TENSOR.FFN_DOWN_EXP, MODEL_TENSOR.FFN_DOWN_SHEXP)
     known = [name for role in roles for name in TensorNameMap.block_mappings_cfg[role]]
     alternatives = []
-    for number, name in enumerate(dict.fromkeys([*known, *MORE_NAMES])):
+    for number, name in enumerate([*known, *MORE_NAMES]):
         expression = re.escape(name)
         expression = expression.replace(re.escape("{bid}"), rf"(?P<bid{number}>\d{{1,5}})")
         alternatives.append(expression.replace(re.escape("{xid}"), rf"(?P<xid{number}>\d{{1,5}})"))

@@ -67,8 +67,13 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 top_option = click.option(
     "--top", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Outliers kept, over the whole model."
 )
-score_option = click.option(
-    "--score", type=click.Choice(["magnitude"]), default="magnitude", show_default=True, help="What ranks a weight."
+score_option = click.option(  # one choice so far, so there is nothing to hand on
+    "--score",
+    type=click.Choice(["magnitude"]),
+    default="magnitude",
+    show_default=True,
+    expose_value=False,
+    help="What ranks a weight.",
 )
 catalog_option = click.option(
     "--catalog",
@@ -136,7 +141,6 @@ def scan(
     as_json: bool,
     quiet: bool,
     top: int,
-    score: str,
     layers: tuple[range, ...] | None,
     **where: Any,
 ) -> None:
@@ -208,7 +212,6 @@ def analyze(
     as_json: bool,
     quiet: bool,
     top: int,
-    score: str,
     prompt: str,
     text_file: Path | None,
     device: str,
@@ -266,7 +269,7 @@ def analyze(
 @token_option
 @json_option
 @quiet_option
-def diff(old: str, new: str, top: int, score: str, token: str | None, as_json: bool, quiet: bool) -> None:
+def diff(old: str, new: str, top: int, token: str | None, as_json: bool, quiet: bool) -> None:
     """Show what changed between two versions' outliers and super weights.
 
     A and B are models, revisions of one (owner/name@revision), or results saved with --json. Super weights are

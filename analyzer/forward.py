@@ -172,9 +172,12 @@ class HookedModel:
         """Return the residual stream after each block, [interventions, layers, T, hidden_size], in one pass."""
         return self._run(ids, interventions, lambda *_: None)[0]
 
-    def is_causal(self, ids: Sequence[int]) -> bool:
-        """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise."""
-        whole, shorter = self.residuals(ids, [()])[0][:, :-1], self.residuals(ids[:-1], [()])[0]
+    def is_causal(self, ids: Sequence[int], trace: Trace) -> bool:
+        """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise.
+
+        `trace` is that of all the ids.
+        """
+        whole, shorter = trace.residual[:, :-1], self.residuals(ids[:-1], [()])[0]
         tolerance = max(1e-3, 8 * torch.finfo(self._model.dtype).eps)  # for the rounding of other matrix shapes
         # Medians: neither a super activation nor the rounding of its channel may decide this.
         return bool(np.median(np.abs(whole - shorter)) <= tolerance * np.median(np.abs(whole)))

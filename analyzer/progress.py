@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import NoReturn
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a progress function that draws a bar on stderr for each thing done, if stderr is a terminal."""
+    if quiet:  # downloads draw the Hub client's own bars, which must be told before it is imported
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return

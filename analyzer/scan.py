@@ -163,7 +163,11 @@ def _over_tensors(
     stop = Event()
 
     def run(projection: DownProjection) -> T:
-        return work(projection, blocks(projection))
+        try:
+            return work(projection, blocks(projection))
+        except BaseException:
+            stop.set()  # what the others return is then cut short, but never used: this is raised
+            raise
 
     def blocks(projection: DownProjection) -> Iterator[bytes]:
         tensor = checkpoint.tensors[projection.name]

@@ -189,7 +189,6 @@ class HubSource:
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise SourceError(f"the Hub named no commit for {model}: try again, or give --revision")
         self.commit: str | None = info.sha
-        self._commit: str = info.sha
         self.sizes: Mapping[str, int] = {
             file.rfilename.removeprefix(self._prefix): file.size
             for file in info.siblings or ()
@@ -217,7 +216,7 @@ class HubSource:
         with self._hub_errors(path):
             headers = build_hf_headers(token=self._token)
             headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-            url = hf_hub_url(self.model, path, revision=self._commit)
+            url = hf_hub_url(self.model, path, revision=self.commit)
             with http_stream_backoff("GET", url, headers=headers, timeout=HUB_TIMEOUT_S) as response:
                 hf_raise_for_status(response)
                 self._check_reply(response, path, start, stop)

@@ -87,9 +87,9 @@ def verify(
         )
     tokens = model.tokens(ids)
     progress("prompt", 0, 1)
-    if not model.is_causal(ids):
-        raise ForwardError(f"{model.name} is not a causal language model: it can be scanned, but not yet verified")
     trace = model.trace(ids)
+    if not model.is_causal(ids, trace):
+        raise ForwardError(f"{model.name} is not a causal language model: it can be scanned, but not yet verified")
     activations, features = detect(trace.residual, trace.layers, tokens, thresholds)
     found, writes = _search(model, ids, tokens, trace, activations, thresholds)
     progress("prompt", 1, 1)

@@ -4,7 +4,10 @@ import json
 
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
+
+from analyzer.errors import SourceError
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -83,3 +86,12 @@ def tensor_ranges(path):
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def refused(call, *arguments, **options):
+    """Return the one line that reading from a source fails with."""
+    with pytest.raises(SourceError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -51,3 +51,12 @@ def hub(tmp_path, monkeypatch):
     yield server
     close_session()  # its kept connections would outlive the server
     server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny checkpoint, new for each test."""
+    from checkpoints import random_downs, write_llama
+
+    write_llama(tmp_path / "tiny", random_downs())
+    return tmp_path / "tiny"

@@ -1,12 +1,15 @@
 """The command line as a user meets it: in a process of its own, with good input and with bad."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import click
@@ -331,6 +334,34 @@ def test_ctrl_c_exits_with_130_and_one_line():
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "", "\ninterrupted\n")  # the line that ^C began
+
+
+def drawn_on_a_terminal(*args, **env):
+    """Return what a command writes to stderr when that is a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    command = [sys.executable, "-m", "analyzer", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # EIO: the last process that had the terminal has ended
+            while chunk := os.read(ours, 1 << 16):
+                drawn += chunk
+    os.close(ours)
+    assert process.returncode == 0
+    return drawn.decode()
+
+
+def test_quiet_is_quiet_on_a_terminal_also_while_downloading(hub, planted, tmp_path):
+    hub.add("me/planted-1b", planted)
+    arguments = ["verify", "me/planted-1b", "--prompt", PROMPT, "--text", planted / "text.txt"]
+    loud = drawn_on_a_terminal(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "one"))
+    assert "Fetching" in loud
+    assert "loading the model" in loud
+    quiet = drawn_on_a_terminal(*arguments, "--quiet", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "two"))
+    assert quiet == ""
 
 
 def test_a_closed_pipe_is_no_error(folder):

@@ -213,8 +213,8 @@ def test_a_bidirectional_model_is_told_from_a_causal_one(planted, tmp_path):
     model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=17, **sizes))
     encoder = HookedModel(save(model, tmp_path), name="encoder")
     ids = encoder.tokenize(PROMPT)
-    assert not encoder.is_causal(ids)
-    assert planted[1].is_causal(ids)
+    assert not encoder.is_causal(ids, encoder.trace(ids))
+    assert planted[1].is_causal(ids, planted[1].trace(ids))
 
 
 def test_half_precision_zeroing_is_close_to_editing(tmp_path):

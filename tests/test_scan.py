@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -39,6 +40,35 @@ class RecordingSource(FolderSource):
     def read(self, filename, start, stop):
         self.asked.append((filename, start, stop - 1))
         return super().read(filename, start, stop)
+
+
+class FailingSource(FolderSource):
+    """Fails the first read of the last tensor's data at once; the others' wait until it has."""
+
+    def __init__(self, path, fails_at):
+        super().__init__(path)
+        self.readers, self.block_bytes = 2, 2
+        self.fails_at, self.failed, self.reads_after = fails_at, threading.Event(), 0
+
+    def read(self, filename, start, stop):
+        if start == self.fails_at:
+            self.failed.set()
+            raise SourceError("broken")
+        if stop - start == 2:  # a block
+            assert self.failed.wait(30)
+            self.reads_after += 1
+            time.sleep(0.01)
+        return super().read(filename, start, stop)
+
+
+def test_a_failure_stops_the_tensors_before_it_too(tmp_path):
+    write_llama(tmp_path, random_downs(layers=2))  # 160 weights each: 160 blocks to go when the other fails
+    last = Checkpoint(FolderSource(tmp_path)).tensors["model.layers.1.mlp.down_proj.weight"].record.start
+    source = FailingSource(tmp_path, last)
+    checkpoint = Checkpoint(source)
+    with pytest.raises(SourceError, match="broken"):
+        scan(checkpoint, down_projections(checkpoint))
+    assert source.reads_after < 20
 
 
 def open_folder(folder):

@@ -1,27 +1,11 @@
 import os
 
 import pytest
-from checkpoints import random_downs, write_llama
+from checkpoints import refused
 
-from analyzer.errors import SourceError
 from analyzer.source import is_plain_path, open_source
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_llama(tmp_path / "tiny", random_downs())
-    return tmp_path / "tiny"
-
-
-def refused(call, *arguments, **options):
-    """Return the one line that the call fails with."""
-    with pytest.raises(SourceError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_a_folder_is_read_exactly(folder):

@@ -4,28 +4,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from checkpoints import random_downs, write_llama
+from checkpoints import random_downs, refused, write_llama
 from hub_server import Reply
 
-from analyzer.errors import SourceError
 from analyzer.source import FolderSource, HubSource, open_source
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_llama(tmp_path / "tiny", random_downs())
-    return tmp_path / "tiny"
-
-
-def refused(call, *arguments, **options):
-    """Return the one line that the call fails with."""
-    with pytest.raises(SourceError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def on(origin, change):
