@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 
 from analyzer.architectures import DownProjection, check_one_in_each_block
+from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import Entry, make_entry
 from analyzer.checkpoint import Checkpoint
 from analyzer.diff import Side, parse_side, side_of_scan
 from analyzer.errors import ResultError, SourceError, shown
 from analyzer.records import Coordinate, ScanResult, VerifyResult
-from analyzer.scan import down_projection_bytes, down_projections, read_weights, scan, static_ranks
+from analyzer.scan import down_projection_bytes, down_projections, in_layers, read_weights, scan, static_ranks
 from analyzer.source import FolderSource, Source, open_source
 from analyzer.verify import DEFAULT_THRESHOLDS, EFFECT_PARAMETERS, Progress, verify
 
@@ -40,11 +41,26 @@ def read_text(path: Path) -> str:
 
 
 def run_scan(
-    source: Source, *, layers: Sequence[range] | None, top: int, progress: Progress = lambda *_: None
+    source: Source,
+    *,
+    layers: Sequence[range] | None = None,
+    pattern: str | None = None,
+    score: str = "magnitude",
+    top: int = 20,
+    use_cache: bool = True,
+    progress: Progress = lambda *_: None,
 ) -> ScanResult:
-    """Scan a model's down projections. Raises AnalyzerError where it cannot be read or has none."""
+    """Scan a model's down projections. Raises AnalyzerError where it cannot be read or has none.
+
+    `pattern` names the tensors taken for down projections, in the shell's way; `use_cache` keeps the result of each
+    tensor of the Hub, and uses what is kept.
+    """
     checkpoint = Checkpoint(source)
-    return _scan(checkpoint, down_projections(checkpoint, layers), top, progress)
+    projections = down_projections(checkpoint, pattern=pattern)
+    num_layers = 1 + max(projection.layer for projection in projections)
+    if layers is not None:
+        projections = in_layers(source.model, projections, layers)
+    return _scan(checkpoint, projections, score, top, progress, use_cache=use_cache, num_layers=num_layers)
 
 
 def run_verify(
@@ -52,6 +68,7 @@ def run_verify(
     *,
     prompt: str,
     text: str,
+    score: str = "magnitude",
     top: int,
     device: str = "auto",
     dtype: str = "auto",
@@ -68,7 +85,7 @@ def run_verify(
     local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
     checkpoint = Checkpoint(local)
     projections = down_projections(checkpoint)
-    scanned = _scan(checkpoint, projections, top, progress)
+    scanned = _scan(checkpoint, projections, score, top, progress)
 
     from analyzer.forward import HookedModel  # imports torch, which a scan never needs
 
@@ -98,6 +115,7 @@ def run_analyze(
     *,
     prompt: str,
     text: str,
+    score: str = "magnitude",
     top: int,
     note: str | None = None,
     device: str = "auto",
@@ -106,7 +124,7 @@ def run_analyze(
 ) -> tuple[ScanResult, VerifyResult, Entry]:
     """Scan and verify a model and make its catalog entry. Raises AnalyzerError where it cannot be read or run."""
     checkpoint, scanned, verified = run_verify(
-        source, prompt=prompt, text=text, top=top, device=device, dtype=dtype, progress=progress
+        source, prompt=prompt, text=text, score=score, top=top, device=device, dtype=dtype, progress=progress
     )
     verified = replace(verified, commit=source.commit or content_hash(checkpoint))
     method = {
@@ -135,7 +153,15 @@ def content_hash(checkpoint: Checkpoint) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def open_side(name: str, *, token: str | None = None, top: int = 20, progress: Progress = lambda *_: None) -> Side:
+def open_side(
+    name: str,
+    *,
+    token: str | None = None,
+    score: str = "magnitude",
+    top: int = 20,
+    use_cache: bool = True,
+    progress: Progress = lambda *_: None,
+) -> Side:
     """Return one side of a comparison: a result saved with --json, or a model that is scanned now.
 
     Raises AnalyzerError where it is neither.
@@ -146,7 +172,7 @@ def open_side(name: str, *, token: str | None = None, top: int = 20, progress: P
             raise ResultError(f"there is no saved result {shown(name)}")
         checkpoint = Checkpoint(open_source(name, token=token))
         projections = down_projections(checkpoint)
-        scanned = _scan(checkpoint, projections, top, progress)
+        scanned = _scan(checkpoint, projections, score, top, progress, use_cache=use_cache)
         return side_of_scan(scanned, partial(read_weights, checkpoint, projections))
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
@@ -164,12 +190,22 @@ def _existing_file(name: str) -> Path | None:
         return None
 
 
-def _scan(checkpoint: Checkpoint, projections: Sequence[DownProjection], top: int, progress: Progress) -> ScanResult:
-    done, total = 0, down_projection_bytes(checkpoint, projections)
+def _scan(
+    checkpoint: Checkpoint,
+    projections: Sequence[DownProjection],
+    score: str,
+    top: int,
+    progress: Progress,
+    *,
+    use_cache: bool = True,
+    num_layers: int | None = None,
+) -> ScanResult:
+    done, total = 0, down_projection_bytes(projections)
 
     def advance(count: int) -> None:
         nonlocal done
         done += count  # from several threads; a lost update would only misdraw the bar
         progress("scan", done, total)
 
-    return scan(checkpoint, projections, top=top, progress=advance)
+    cache = ResultCache(cache_folder()) if use_cache else None
+    return scan(checkpoint, projections, score=score, top=top, num_layers=num_layers, cache=cache, progress=advance)

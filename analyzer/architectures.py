@@ -1,72 +1,97 @@
 """Which tensor is a down projection, and which way round it lies: data, not code.
 
-The names come from llama.cpp's map of tensor names to roles (the `gguf` package), extended with what its
-converters rename before they look a name up. `{bid}` stands for the layer, `{xid}` for the expert.
+The names of MLP modules inside a block come from llama.cpp's map of tensor names to roles (the `gguf` package),
+extended with what its converters rename before they look a name up. The stack of blocks may be called anything.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from analyzer.errors import ArchitectureError, shown
-from analyzer.outliers import FORMATS
+from analyzer.matrices import STORED_AS, Matrix, Shapes, find_matrices, quantization_name, turned
 
-# Besides gguf's own.
-MORE_NAMES = (
-    "model.decoder.layers.{bid}.fc2",  # opt
-    "decoder.layers.{bid}.fc2",  # opt, saved without its head
-    "bert.encoder.layer.{bid}.output.dense",  # bert, saved with its head
-    "roberta.encoder.layer.{bid}.output.dense",  # roberta
-    "transformer.h.{bid}.mlp.down_proj",  # exaone4-style
-    "model.layers.{bid}.mlp.experts.{xid}.down_proj",  # qwen2_moe, qwen3_moe, olmoe, deepseek
-    "model.layers.{bid}.block_sparse_moe.experts.{xid}.w2",  # mixtral, phimoe
+# Besides gguf's own; `{xid}` stands for the expert.
+MORE_MODULES = (
+    "fc2",  # opt, whisper
+    "mlp.linear_fc2",  # qwen3_vl's vision tower
+    "layer.1.DenseReluDense.wo",  # t5's encoder
+    "layer.2.DenseReluDense.wo",  # t5's decoder
+    "mlp.experts.{xid}.down_proj",  # qwen2_moe, qwen3_moe, olmoe, deepseek
+    "block_sparse_moe.experts.{xid}.w2",  # mixtral, phimoe
+    "feed_forward.experts.{xid}.down_proj",  # jamba
+    "mlp.experts.down_proj",  # fused
+    "block_sparse_moe.experts.down_proj",  # granitemoe as transformers 5 holds it
+    "mlp.experts.fc2",  # aria
 )
 
-# Their Conv1D stores [in, out]; every other layer type stores [out, in].
-TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+# Their Conv1D stores `mlp.c_proj` as [in, out]; every other layer type stores [out, in].
+CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+# Their fused experts are [experts, in, out]; those of all others are [experts, out, in].
+INPUTS_FIRST_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "openai_privacy_filter"})
 
-HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+# What a part of a stack's name calls it, where a model has several.
+TOWERS = {
+    "vision": ("vision", "visual", "image", "vpm", "vit", "siglip"),
+    "audio": ("audio", "speech"),
+    "language": ("language", "llm"),
+    "text": ("text",),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "mtp": ("mtp",),  # multi-token prediction
+}
+
+HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
 NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+MAX_SHOWN_CANDIDATES = 4
+NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])", re.ASCII)  # between dots
 
 
 @dataclass(frozen=True)
 class DownProjection:
-    """A tensor that is a down projection; `shape` is (rows, cols) = (output, input channels).
+    """The down projection of one MLP, or of one expert of it; `name` is the tensor that stores it."""
 
-    `transposed` tells that the file stores it as [cols, rows].
-    """
-
-    name: str
+    tower: str | None
     layer: int
     expert: int | None
-    shape: tuple[int, int]
-    transposed: bool
+    block: str
+    module: str
+    matrix: Matrix
 
-    def file_place(self, row: int, col: int) -> int:
-        """Return the index of an element in the order of the file."""
-        rows, cols = self.shape
-        return col * rows + row if self.transposed else row * cols + col
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.matrix.data.tensor
 
-    def row_major(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return indices in (rows, cols), row by row, for indices in the order of the file."""
-        rows, cols = self.shape
-        return places % rows * cols + places // rows if self.transposed else places
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) = (output, input channels)."""
+        return self.matrix.shape
+
+    @property
+    def sort_key(self) -> tuple[str, int, int]:
+        """Order of towers, layers and experts, without an expert first."""
+        return self.tower or "", self.layer, -1 if self.expert is None else self.expert
 
 
 @dataclass(frozen=True)
 class BlockName:
-    """What a module's or tensor's name says: the block it belongs to, its layer and its expert."""
+    """What a module's name says: its stack of blocks, the block's number there, and the expert."""
 
-    block: str
+    stack: str
     layer: int
     expert: int | None
+
+    @property
+    def block(self) -> str:
+        """The block's own name."""
+        return f"{self.stack}.{self.layer}"
 
 
 def parse_down_projection(name: str) -> BlockName | None:
@@ -74,51 +99,43 @@ def parse_down_projection(name: str) -> BlockName | None:
     match = _pattern().fullmatch(name)
     if match is None:
         return None
-    groups = {key: value for key, value in match.groupdict().items() if value is not None}
-    layer_group = next(key for key in groups if key.startswith("bid"))
-    expert = next((int(value) for key, value in groups.items() if key.startswith("xid")), None)
-    return BlockName(name[: match.end(layer_group)], int(groups[layer_group]), expert)
+    expert = next((int(value) for key, value in match.groupdict().items() if value and key.startswith("xid")), None)
+    return BlockName(match["stack"], int(match["layer"]), expert)
 
 
 def find_down_projections(
-    model: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], config: Mapping[str, Any]
+    model: str, tensors: Shapes, config: Mapping[str, Any], *, pattern: str | None = None
 ) -> list[DownProjection]:
-    """Return the down projections among `tensors` (name -> dtype, shape), by layer and expert.
+    """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer and expert.
 
-    Raises ArchitectureError where there are none, where two claim one place, or where a shape or dtype cannot be a
-    down projection's.
+    `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
+    here. Raises ArchitectureError where there are none, where two claim one place, or where a shape or the way it is
+    stored cannot be a down projection's.
     """
-    model_type = config.get("model_type")
-    if config.get("is_encoder_decoder") is True:
-        raise ArchitectureError(f"{model} is an encoder-decoder model: such cannot be scanned yet")
-    transposed = model_type in TRANSPOSED_MODEL_TYPES if isinstance(model_type, str) else False
-    found: dict[tuple[int, int], DownProjection] = {}
-    for name, (dtype, shape) in tensors.items():
-        parsed = parse_down_projection(name.removesuffix(".weight"))
-        if parsed is None:
-            continue
-        if len(shape) != 2:
-            raise ArchitectureError(
-                f"{model}: {shown(name)} has {len(shape)} dimensions; fused experts cannot be scanned yet"
-            )
-        if dtype not in FORMATS:
-            raise ArchitectureError(
-                f"{model}: {shown(name)} is stored as {dtype}; only {', '.join(FORMATS)} can be scanned yet"
-            )
-        rows, cols = reversed(shape) if transposed else shape
-        _check_rows(model, name, rows, cols, config)
-        place = (parsed.layer, -1 if parsed.expert is None else parsed.expert)
-        if place in found:
-            raise ArchitectureError(
-                f"{model}: {shown(name)} and {shown(found[place].name)} both claim layer {parsed.layer}"
-            )
-        found[place] = DownProjection(name, parsed.layer, parsed.expert, (rows, cols), transposed)
-    if not found:
-        example = next(iter(_examples(tensors)), "none")
-        raise ArchitectureError(
-            f"{model} (model_type {shown(model_type, 40)}) has no MLP down projection that this version knows; "
-            f"its 2-D tensors are named like {shown(example, 80)}"
-        )
+    modules = _known_modules(tensors) if pattern is None else _matching_modules(model, tensors, pattern)
+    if not modules:
+        raise _none_found(model, tensors, config, pattern)
+    towers = _towers(parsed.stack for parsed in modules.values())
+    found: dict[tuple[str, int, int], DownProjection] = {}
+    for module, parsed in modules.items():
+        matrices = find_matrices(model, module, tensors, config)
+        assert matrices is not None  # the module's name comes from a tensor's
+        if len(matrices) > 1 and parsed.expert is not None:
+            raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
+        fused = len(tensors[matrices[0].data.tensor][1]) > 2
+        if fused and pattern is None and not re.search("expert|moe", module):
+            name = matrices[0].data.tensor
+            raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
+        for number, matrix in enumerate(matrices):
+            expert = number if fused else parsed.expert
+            matrix = _right_way_round(model, module, matrix, config, fused=fused, known=pattern is None)
+            projection = DownProjection(towers[parsed.stack], parsed.layer, expert, parsed.block, module, matrix)
+            other = found.setdefault(projection.sort_key, projection)
+            if other is not projection:
+                raise ArchitectureError(
+                    f"{model}: {shown(projection.name)} and {shown(other.name)} both claim layer {parsed.layer}"
+                    + ("" if pattern is None else f": narrow --tensors {shown(pattern, 80)}")
+                )
     return [found[place] for place in sorted(found)]
 
 
@@ -130,6 +147,11 @@ def check_one_in_each_block(model: str, projections: Sequence[DownProjection], c
     """
     if any(projection.expert is not None for projection in projections):
         raise ArchitectureError(f"{model} is a mixture of experts: it can be scanned, but not yet verified")
+    towers = sorted({projection.tower for projection in projections if projection.tower is not None})
+    if towers:
+        raise ArchitectureError(
+            f"{model} has several towers ({', '.join(map(shown, towers))}): it can be scanned, but not yet verified"
+        )
     layers = [projection.layer for projection in projections]
     claimed = next((config[key] for key in NUM_LAYERS_KEYS if type(config.get(key)) is int), len(layers))
     if layers != list(range(len(layers))) or claimed != len(layers):
@@ -139,18 +161,127 @@ def check_one_in_each_block(model: str, projections: Sequence[DownProjection], c
         )
 
 
-def _check_rows(model: str, name: str, rows: int, cols: int, config: Mapping[str, Any]) -> None:
-    """Refuse a tensor whose input side, not its output side, has the model's hidden size: rows would be columns."""
-    sizes = [config[key] for key in HIDDEN_SIZE_KEYS if type(config.get(key)) is int]
-    if sizes and rows not in sizes and cols in sizes:
-        raise ArchitectureError(
-            f"{model}: {shown(name)} has {rows} output and {cols} input channels, but config.json says the hidden "
-            f"size is {sizes[0]}: it lies the other way round than this architecture's tensors do"
+def model_types(config: Mapping[str, Any]) -> set[str]:
+    """Return the model types that a config names: its own, and those of the parts of a composite model."""
+    return {part["model_type"] for part in _parts(config) if isinstance(part.get("model_type"), str)}
+
+
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [config, *(part for part in config.values() if isinstance(part, Mapping))]
+
+
+def _known_modules(tensors: Shapes) -> dict[str, BlockName]:
+    modules = {}
+    for name in tensors:
+        for suffix in STORED_AS:
+            if name.endswith(suffix) and (parsed := parse_down_projection(name.removesuffix(suffix))):
+                modules[name.removesuffix(suffix)] = parsed
+    return modules
+
+
+def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, BlockName]:
+    """Return the modules of the matrices whose tensors a pattern names; their first number is the layer."""
+    modules = {}
+    for name, (_, shape) in tensors.items():
+        if len(shape) < 2 or not fnmatchcase(name, pattern):
+            continue
+        module = next(name.removesuffix(suffix) for suffix in STORED_AS if name.endswith(suffix))
+        numbers = list(NUMBER.finditer(module))
+        if not numbers:
+            raise ArchitectureError(
+                f"{model}: {shown(name)} has no layer's number in its name: narrow --tensors {shown(pattern, 80)}"
+            )
+        expert = int(numbers[1][0]) if len(numbers) > 1 else None
+        modules[module] = BlockName(module[: numbers[0].start()].rstrip("."), int(numbers[0][0]), expert)
+    return modules
+
+
+def _towers(stacks: Iterable[str]) -> dict[str, str | None]:
+    """Return the name of each stack of blocks; a model's only one has none."""
+    unique = sorted(set(stacks))
+    if len(unique) == 1:
+        return {unique[0]: None}
+    towers = {stack: _tower(stack) for stack in unique}
+    if {"vision", "audio"} & set(towers.values()) and list(towers.values()).count(None) == 1:
+        towers = {stack: tower or "language" for stack, tower in towers.items()}
+    common = Counter(towers.values())
+    return {stack: tower if common[tower] == 1 else stack for stack, tower in towers.items()}
+
+
+def _tower(stack: str) -> str | None:
+    for part in stack.split("."):
+        words = re.split(r"[_\d]+", part)
+        for tower, names in TOWERS.items():
+            if any(name in words for name in names):
+                return tower
+    return None
+
+
+def _right_way_round(
+    model: str, module: str, matrix: Matrix, config: Mapping[str, Any], *, fused: bool, known: bool
+) -> Matrix:
+    """Return the matrix with its output channels as rows; where names do not tell, the model's hidden size does.
+
+    Raises ArchitectureError where its input side, not its output side, has the model's hidden size.
+    """
+    sizes = {part[key] for part in _parts(config) for key in HIDDEN_SIZE_KEYS if type(part.get(key)) is int}
+    if matrix.transposed or matrix.encoding.expand != (1, 1):  # such formats say which way round they are
+        told = True
+    else:
+        types = model_types(config)
+        conv1d = module.endswith("mlp.c_proj") and types & CONV1D_MODEL_TYPES
+        if conv1d or (fused and types & INPUTS_FIRST_EXPERTS):
+            matrix = turned(matrix)
+        told = known and not fused
+    rows, cols = matrix.shape
+    if not sizes or rows in sizes or cols not in sizes:
+        return matrix
+    if not told:
+        return turned(matrix)
+    raise ArchitectureError(
+        f"{model}: {shown(matrix.data.tensor)} has {rows} output and {cols} input channels, but config.json says the "
+        f"hidden size is {' or '.join(map(str, sorted(sizes)))}: it lies the other way round than this architecture's "
+        "tensors do"
+    )
+
+
+def _none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: str | None) -> ArchitectureError:
+    if pattern is not None:
+        return ArchitectureError(
+            f"{model} has no tensor of two or more dimensions that matches --tensors {shown(pattern, 80)}"
         )
+    what = f"{model} (model_type {shown(config.get('model_type'), 40)})"
+    method = quantization_name(config)
+    if method is not None:
+        return ArchitectureError(
+            f"{what} is quantized by {method}, and its down projections are stored in a way that cannot be scanned: "
+            "use the model that it was made from"
+        )
+    candidates = _candidates(tensors, config)
+    if not candidates:
+        return ArchitectureError(f"{what} has no MLP down projection, and no matrix in numbered layers at all")
+    listed = ", ".join(f"{shown(name, 80)} {list(shape)} x {count}" for (name, shape), count in candidates)
+    return ArchitectureError(
+        f"{what} has no MLP down projection that this version knows; tensors that could be: {listed}; scan the "
+        f"right ones with --tensors '{shown(candidates[0][0][0], 80)}'"
+    )
 
 
-def _examples(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterable[str]:
-    return (name for name, (_, shape) in sorted(tensors.items()) if len(shape) == 2)
+def _candidates(tensors: Shapes, config: Mapping[str, Any]) -> list[tuple[tuple[str, tuple[int, ...]], int]]:
+    """Return patterns of names, numbers starred, of matrices, the likeliest down projections first."""
+    hidden = {part[key] for part in _parts(config) for key in HIDDEN_SIZE_KEYS if type(part.get(key)) is int}
+    families: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for name, (_, shape) in sorted(tensors.items()):
+        starred = NUMBER.sub("*", name)
+        if len(shape) in (2, 3) and starred != name:
+            families[starred, shape] += 1
+
+    def likely(family: tuple[tuple[str, tuple[int, ...]], int]) -> tuple[bool, bool, bool]:
+        (name, (*_, rows, cols)), _ = family
+        says = re.search(r"down|fc2|c_proj|4h_to_h|w2|wo|ff|mlp", name.lower()) is not None
+        return (rows in hidden or not hidden) and rows < cols, rows != cols, says
+
+    return sorted(families.items(), key=likely, reverse=True)[:MAX_SHOWN_CANDIDATES]
 
 
 @cache
@@ -160,10 +291,8 @@ def _pattern() -> re.Pattern[str]:
     from gguf.tensor_mapping import TensorNameMap
 
     roles = (MODEL_TENSOR.FFN_DOWN, MODEL_TENSOR.FFN_DOWN_EXP, MODEL_TENSOR.FFN_DOWN_SHEXP)
-    known = [name for role in roles for name in TensorNameMap.block_mappings_cfg[role]]
+    known = [name.partition("{bid}.")[2] for role in roles for name in TensorNameMap.block_mappings_cfg[role]]
     alternatives = []
-    for number, name in enumerate([*known, *MORE_NAMES]):
-        expression = re.escape(name)
-        expression = expression.replace(re.escape("{bid}"), rf"(?P<bid{number}>\d{{1,5}})")
-        alternatives.append(expression.replace(re.escape("{xid}"), rf"(?P<xid{number}>\d{{1,5}})"))
-    return re.compile("|".join(alternatives), re.ASCII)
+    for number, module in enumerate(sorted({*known, *MORE_MODULES})):
+        alternatives.append(re.escape(module).replace(re.escape("{xid}"), rf"(?P<xid{number}>\d{{1,5}})"))
+    return re.compile(rf"(?P<stack>[\w.-]+)\.(?P<layer>\d{{1,5}})\.(?:{'|'.join(alternatives)})", re.ASCII)

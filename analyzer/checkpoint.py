@@ -1,24 +1,34 @@
-"""A safetensors checkpoint: its config, its index and shards, and the blocks of its tensors."""
+"""A safetensors checkpoint: its config, its index and shards, and what is read of its tensors."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+
+from analyzer.encodings import NUMPY_DTYPES, Tile
 from analyzer.errors import CheckpointError, HeaderError, shown
 from analyzer.header import LENGTH_BYTES, header_length, parse_header
+from analyzer.matrices import Matrix, Part
+from analyzer.outliers import Unsigned
 from analyzer.records import TensorRecord
 from analyzer.source import Source, is_plain_path
+from analyzer.streaming import Want
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_JSON_BYTES = 100_000_000  # the largest index on the Hub is some 10 MB
+MAX_JSON_BYTES = {CONFIG: 10_000_000, INDEX: 100_000_000}  # the largest index on the Hub is some 10 MB
+
+UseTile = Callable[[int, Tile, Unsigned], None]
+"""Takes a tile of a matrix, the how manieth it is, and its decoded bits, [lines, numbers along them]; on any thread."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,11 @@ class Checkpoint:
         model_type = self.config.get("model_type")
         return model_type if isinstance(model_type, str) else None
 
+    @property
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of each tensor, by name."""
+        return {name: (tensor.record.dtype, tensor.record.shape) for name, tensor in self.tensors.items()}
+
     def blocks(self, tensor: StoredTensor, *, element_bytes: int) -> Iterator[bytes]:
         """Yield the tensor's bytes in order, in blocks of whole elements of about the source's block size."""
         size = tensor.record.stop - tensor.record.start
@@ -66,8 +81,62 @@ class Checkpoint:
         """Return bytes of a tensor, counted from its own start, `stop` exclusive."""
         return self._read(tensor.filename, tensor.record.start + start, tensor.record.start + stop)
 
+    def read_part(self, part: Part, use: Callable[[np.ndarray[Any, Any]], None]) -> Want:
+        """Return the wish to read a part of a tensor and hand it on as an array of its shape."""
+        dtype = NUMPY_DTYPES[part.dtype]
+        return self._want(
+            part.tensor, part.start, part.stop, lambda data: use(np.frombuffer(data, dtype).reshape(part.shape))
+        )
+
+    def read_matrix(
+        self,
+        matrix: Matrix,
+        use: UseTile,
+        *,
+        done: Callable[[], None] = lambda: None,
+        progress: Callable[[int], object] = lambda _: None,
+        after: tuple[threading.Event, ...] = (),
+        only: Tile | None = None,
+    ) -> Iterator[Want]:
+        """Yield the wishes that bring a whole matrix, its scales first, and call `done` when every tile was used.
+
+        `only` brings that tile alone. `progress` is told the number of bytes just used. When they are streamed,
+        CheckpointError is raised where the scales contradict themselves.
+        """
+        reading = _Reading(self.source.model, matrix, use, done)
+        ready = (reading.ready,) if matrix.companions else ()
+        for number, part in enumerate(matrix.companions):
+            yield self.read_part(part, partial(reading.take_companion, number))
+        number = 0
+        for tiles in [[only]] if only else _blocks(matrix, self.source.block_bytes):
+
+            def take(data: memoryview, number: int = number, tiles: list[Tile] = tiles) -> None:
+                reading.take(number, tiles, data)
+                progress(len(data))
+
+            number += len(tiles)
+            start, stop = matrix.span(tiles[0])[0], matrix.span(tiles[-1])[1]
+            yield self._want(matrix.data.tensor, start, stop, take, (*ready, *after))
+
+    def _want(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        use: Callable[[memoryview], None],
+        after: tuple[threading.Event, ...] = (),
+    ) -> Want:
+        tensor = self.tensors[name]
+
+        def count_and_use(data: memoryview) -> None:
+            with self._counting:
+                self.bytes_read += len(data)
+            use(data)
+
+        return Want(tensor.filename, tensor.record.start + start, tensor.record.start + stop, count_and_use, after)
+
     def _read(self, filename: str, start: int, stop: int) -> bytes:
-        data = self.source.read(filename, start, stop)
+        data = bytes(self.source.read(filename, start, stop))
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -108,7 +177,7 @@ class Checkpoint:
         size = self.source.sizes.get(filename)
         if size is None:
             raise CheckpointError(f"{model} has no {filename}: download it too")
-        if size > MAX_JSON_BYTES:
+        if size > MAX_JSON_BYTES[filename]:
             raise CheckpointError(f"{model}: {filename} has {size} bytes, too many to be true")
         try:
             loaded = json.loads(self._read(filename, 0, size).decode("utf-8")) if size else None
@@ -125,6 +194,54 @@ class Checkpoint:
             return parse_header(self._read(filename, LENGTH_BYTES, LENGTH_BYTES + length), size)
         except HeaderError as error:
             raise HeaderError(f"{self.source.model}: {filename} {error}") from error
+
+
+class _Reading:
+    """One matrix on its way: holds its scales until every tile has been used."""
+
+    def __init__(self, model: str, matrix: Matrix, use: UseTile, done: Callable[[], None]) -> None:
+        self.ready = threading.Event()
+        self._model, self._matrix, self._use, self._done = model, matrix, use, done
+        self._companions: list[np.ndarray[Any, Any] | None] = [None] * len(matrix.companions)
+        self._counting = threading.Lock()
+        self._left = matrix.data.stop - matrix.data.start
+
+    def take_companion(self, number: int, array: np.ndarray[Any, Any]) -> None:
+        with self._counting:
+            self._companions[number] = array.copy()  # it must not hold on to a block
+            if all(companion is not None for companion in self._companions):
+                self.ready.set()
+
+    def take(self, number: int, tiles: list[Tile], data: memoryview) -> None:
+        encoding = self._matrix.encoding
+        companions = tuple(companion for companion in self._companions if companion is not None)
+        start = 0
+        for tile in tiles:
+            stop = start + tile.lines * tile.units * encoding.unit.itemsize
+            units = np.frombuffer(data[start:stop], encoding.unit).reshape(tile.lines, tile.units)
+            try:
+                bits = encoding.decode(units, tile, companions)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self._model}: {shown(self._matrix.data.tensor)} {error}") from error
+            self._use(number, tile, bits)
+            start, number = stop, number + 1
+        with self._counting:
+            self._left -= len(data)
+            finished = self._left == 0
+        if finished:
+            self._companions.clear()
+            self._done()
+
+
+def _blocks(matrix: Matrix, block_bytes: int) -> Iterator[list[Tile]]:
+    """Yield runs of a matrix's tiles of at most that many bytes, or of one tile."""
+    run: list[Tile] = []
+    for tile in matrix.tiles():
+        if run and matrix.span(tile)[1] - matrix.span(run[0])[0] > block_bytes:
+            yield run
+            run = []
+        run.append(tile)
+    yield run
 
 
 def _join(

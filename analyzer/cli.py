@@ -67,13 +67,19 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 top_option = click.option(
     "--top", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Outliers kept, over the whole model."
 )
-score_option = click.option(  # one choice so far, so there is nothing to hand on
+score_option = click.option(
     "--score",
-    type=click.Choice(["magnitude"]),
+    type=click.Choice(["magnitude", "gain"]),
     default="magnitude",
     show_default=True,
-    expose_value=False,
-    help="What ranks a weight.",
+    help="What ranks a weight: |W|, or what |W| can amplify, for three times the bytes.",
+)
+cache_option = click.option(
+    "--no-cache",
+    "use_cache",
+    flag_value=False,
+    default=True,
+    help="Neither use nor keep the results of single tensors of the Hub.",
 )
 catalog_option = click.option(
     "--catalog",
@@ -137,20 +143,32 @@ def cli() -> None:
 @top_option
 @score_option
 @click.option("--layers", type=Layers(), metavar="0-10,24", help="Only these layers.  [default: all]")
+@click.option(
+    "--tensors",
+    "pattern",
+    metavar="PATTERN",
+    help="Take the tensors of these names, such as 'blk.*.ffn_down', for down projections; the first number is the "
+    "layer, a second the expert.",
+)
+@cache_option
 def scan(
     as_json: bool,
     quiet: bool,
     top: int,
+    score: str,
     layers: tuple[range, ...] | None,
+    pattern: str | None,
+    use_cache: bool,
     **where: Any,
 ) -> None:
     """Rank the outlier weights of every down projection, without running anything.
 
-    Reads only the down projections, also from the Hub.
+    Reads only the down projections, also from the Hub, and of those only what no earlier scan has read.
 
     \b
     Examples:
       superweight scan mistralai/Mistral-7B-v0.1
+      superweight scan openai/gpt-oss-20b --score gain
       superweight scan ./my-model --top 5 --json | jq '.outliers[0]'
     """
     from analyzer.analyze import run_scan
@@ -159,7 +177,9 @@ def scan(
 
     with progress_bars(quiet) as progress:
         source = open_source(**where)
-        result = run_scan(source, layers=layers, top=top, progress=progress)
+        result = run_scan(
+            source, layers=layers, pattern=pattern, score=score, top=top, use_cache=use_cache, progress=progress
+        )
     missing = sorted(set(range(result.num_layers)) - {tensor.layer for tensor in result.tensors})
     if layers is None and missing:
         names = ", ".join(map(str, missing[:5])) + (", …" if missing[5:] else "")
@@ -212,6 +232,7 @@ def analyze(
     as_json: bool,
     quiet: bool,
     top: int,
+    score: str,
     prompt: str,
     text_file: Path | None,
     device: str,
@@ -244,6 +265,7 @@ def analyze(
             source,
             prompt=prompt,
             text=text,
+            score=score,
             top=top,
             note=note,
             device=device,
@@ -266,10 +288,13 @@ def analyze(
 @click.argument("new", metavar="B")
 @top_option
 @score_option
+@cache_option
 @token_option
 @json_option
 @quiet_option
-def diff(old: str, new: str, top: int, token: str | None, as_json: bool, quiet: bool) -> None:
+def diff(
+    old: str, new: str, top: int, score: str, use_cache: bool, token: str | None, as_json: bool, quiet: bool
+) -> None:
     """Show what changed between two versions' outliers and super weights.
 
     A and B are models, revisions of one (owner/name@revision), or results saved with --json. Super weights are
@@ -286,12 +311,35 @@ def diff(old: str, new: str, top: int, token: str | None, as_json: bool, quiet: 
     from analyzer.render import render_diff
 
     with progress_bars(quiet) as progress:
-        sides = [open_side(name, token=token, top=top, progress=progress) for name in (old, new)]
+        sides = [
+            open_side(name, token=token, score=score, top=top, use_cache=use_cache, progress=progress)
+            for name in (old, new)
+        ]
     result = compare(*sides)
     if as_json:
         _print_json({**plain(result), "identical": result.identical})
     else:
         click.echo(render_diff(result))
+
+
+@cli.command()
+@click.option("--clear", is_flag=True, help="Delete every entry.")
+@json_option
+def cache(clear: bool, as_json: bool) -> None:
+    """Show where the results of scanned tensors of the Hub are kept, and how much they take.
+
+    \b
+    Example:
+      superweight cache --clear
+    """
+    from analyzer.cache import ResultCache, cache_folder
+
+    kept = ResultCache(cache_folder())
+    entries, size = kept.clear() if clear else kept.size()
+    if as_json:
+        _print_json({"folder": str(kept.folder), "entries": entries, "bytes": size, "cleared": clear})
+    else:
+        click.echo(f"{'Cleared' if clear else 'Kept in'} {shown(kept.folder)}: {entries:,} entries, {size:,} bytes.")
 
 
 @cli.group()

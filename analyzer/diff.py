@@ -107,7 +107,10 @@ def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields
         numbers = (layer, row, col, 0 if expert is None else expert)
         if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(record["value"], int | float):
             raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {record['value']}")
-        found[Coordinate(layer, expert, row, col)] = {key: record[key] for key in keys}
+        tower = record.get("tower")
+        if tower is not None and not isinstance(tower, str):
+            raise ValueError(f"not a tower: {tower}")
+        found[Coordinate(layer, expert, row, col, tower)] = {key: record[key] for key in keys}
     return found
 
 
@@ -131,7 +134,7 @@ def _changes(
         else:
             what = kind(before, after)
         if what is not None:
-            changes.append(Change(what, *coordinate, old=before, new=after))
+            changes.append(Change(what, coordinate.tower, *coordinate[:4], before, after))
     changes.sort(key=lambda c: (KINDS.index(c.kind), *c.coordinate.sort_key))
     return changes
 

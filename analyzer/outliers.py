@@ -1,6 +1,6 @@
 """Pure NumPy: exact streaming top-k and statistics of a tensor's magnitudes, without converting what is not ranked.
 
-With the sign bit masked, the bits of an IEEE float order as unsigned integers just as its magnitudes do. So a block
+With the sign bit masked, the bits of an IEEE float order as unsigned integers just as its magnitudes do. So a tile
 is ranked on its integers; floats are made only for the sums, and only in buffers that fit a core's cache.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,14 @@ Unsigned = NDArray[np.unsignedinteger[Any]]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-# Bytes per pass. With less, the interpreter's lock costs more than the work (measured: at 128 KiB a second thread
-# gains nothing); with more, the float64 buffer leaves the cache (measured: half the speed at 2 MiB).
-CHUNK_BYTES = 1 << 20
+# Numbers per pass, of a matrix's tiles. With fewer, the interpreter's lock costs more than the work (measured: at 2^16
+# a second thread gains nothing); with more, the float64 buffer leaves the cache (measured: half the speed at 2^20).
+TILE_NUMBERS = 1 << 19
+
+TIES_AT_ONCE = 1 << 16
+
+RowMajor = Callable[[Int64], Int64]
+"""Turns flat indices of a tile into row-major places of its matrix."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,10 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """The statistics of a tensor's finite magnitudes, and its `top` largest weights, best first.
+    """The statistics of a matrix's finite magnitudes, and its `top` largest weights, best first.
 
     `places` are row-major indices into (rows, cols), `values` the signed weights; ties are in order of place.
+    `scores` are what the weights are ranked by: their magnitudes, or another score of theirs.
     """
 
     mean_abs: float
@@ -91,134 +97,152 @@ class TensorSummary:
     nonfinite: int
     places: Int64
     values: Float64
+    scores: Float64
 
 
-def summarize(
-    blocks: Iterable[bytes],
-    float_format: FloatFormat,
-    *,
-    top: int,
-    row_major: Callable[[Int64], Int64] = lambda places: places,
-) -> TensorSummary:
-    """Summarize one tensor from its consecutive blocks; memory is bounded by a block and a chunk.
+class Magnitudes:
+    """Summarizes one matrix from its tiles, which may come in any order and from several threads.
 
-    `row_major` turns indices in the order of the file into row-major ones. NaN and infinite weights are counted and
-    otherwise left out. The sums are float64 in a fixed order: on one machine the result depends neither on the
-    blocks' size (where that is whole chunks) nor on threads.
+    NaN and infinite weights are counted and otherwise left out. Each tile is summed in float64 in a fixed order, and
+    the tiles' sums exactly: the result depends on the matrix alone. Memory is bounded by a tile and `top`.
     """
-    ranking = TopK(top)
-    cut = 0  # the smallest key that could still be ranked
-    start = nonfinite = peak = 0
-    total = squares = 0.0
-    for chunk in _chunks(blocks, float_format.bits):
-        key_buffer, wide_buffer, float_buffer = _buffers(float_format.bits)
-        keys = float_format.keys(chunk, out=key_buffer[: chunk.size])
+
+    def __init__(self, float_format: FloatFormat, top: int) -> None:
+        self._format = float_format
+        self._ranking = TopK(top)
+        self._merging = threading.Lock()
+        self._sums: list[float] = []
+        self._squares: list[float] = []
+        self._peak = self._nonfinite = self._numbers = 0
+
+    def add(self, bits: Unsigned, row_major: RowMajor) -> None:
+        """Add a tile, its bits flat and at most TILE_NUMBERS."""
+        key_buffer, wide_buffer, float_buffer = _buffers(self._format.bits)
+        infinity = self._format.infinity
+        keys = self._format.keys(bits, out=key_buffer[: bits.size])
         largest = int(keys.max())
         bad: NDArray[np.bool_] | None = None
-        if largest >= float_format.infinity:
-            bad = keys >= float_format.infinity
-            nonfinite += int(np.count_nonzero(bad))
+        nonfinite = 0
+        if largest >= infinity:
+            bad = keys >= infinity
+            nonfinite = int(np.count_nonzero(bad))
             keys[bad] = 0
             largest = int(keys.max())
-        peak = max(peak, largest)
-        if largest >= cut:
-            hits = np.flatnonzero(keys >= cut) if bad is None else np.flatnonzero((keys >= cut) & ~bad)
-            hits = _prefilter(hits, keys, top)
-            ranking.push(keys[hits], row_major(hits + start), chunk[hits])
-            cut = max(cut, ranking.lowest)
-        magnitudes = float_format.magnitudes(keys, float_buffer[: keys.size], wide_buffer[: keys.size])
-        total += float(np.einsum("i->", magnitudes))  # measured faster than sum, and as exact at this length
+        cut = self._ranking.lowest
+        if cut is None or largest >= cut:
+            self._ranking.offer(keys, bits, row_major, bad)
+        magnitudes = self._format.magnitudes(keys, float_buffer[: keys.size], wide_buffer[: keys.size])
+        total = float(np.einsum("i->", magnitudes))  # measured faster than sum, and as exact at this length
         with np.errstate(over="ignore"):  # float64 weights above 1e154; std is then infinite
             np.multiply(magnitudes, magnitudes, out=magnitudes)
-            squares += float(np.einsum("i->", magnitudes))
-        start += chunk.size
-    finite = start - nonfinite
-    if finite == 0:
-        return TensorSummary(math.nan, math.nan, math.nan, nonfinite, ranking.places, float_format.decode(ranking.bits))
-    mean = total / finite
-    return TensorSummary(
-        mean_abs=mean,
-        std=math.sqrt(max(squares / finite - mean * mean, 0.0)),
-        max_abs=float(float_format.decode(np.array([peak], float_format.bits))[0]),
-        nonfinite=nonfinite,
-        places=ranking.places,
-        values=float_format.decode(ranking.bits),
-    )
+            squares = float(np.einsum("i->", magnitudes))
+        with self._merging:
+            self._sums.append(total)
+            self._squares.append(squares)
+            self._peak = max(self._peak, largest)
+            self._nonfinite += nonfinite
+            self._numbers += bits.size
+
+    def summary(self) -> TensorSummary:
+        """Return the summary of the tiles added so far."""
+        ranking = self._ranking
+        values = self._format.decode(ranking.bits.astype(self._format.bits))
+        finite = self._numbers - self._nonfinite
+        if finite == 0:
+            figures = (math.nan, math.nan, math.nan)
+        else:
+            mean = exact_sum(self._sums) / finite
+            peak = float(self._format.decode(np.array([self._peak], self._format.bits))[0])
+            figures = (mean, math.sqrt(max(exact_sum(self._squares) / finite - mean * mean, 0.0)), peak)
+        return TensorSummary(*figures, self._nonfinite, ranking.places, values, np.abs(values))
+
+
+def exact_sum(numbers: list[float]) -> float:
+    """Return the sum, the same in any order; infinite where it is beyond float64."""
+    try:
+        return math.fsum(numbers)
+    except OverflowError:
+        return math.inf
 
 
 class TopK:
-    """The `count` largest scores pushed so far; of equal scores those with the lowest places stay."""
+    """The `count` largest scores offered so far, from any thread; of equal scores those with the lowest places stay."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._scores: NDArray[Any] | None = None
+        self._merging = threading.Lock()
+        self.scores: NDArray[Any] = np.empty(0, np.uint8)
         self.places: Int64 = np.empty(0, np.int64)
-        self.bits: NDArray[Any] = np.empty(0, np.uint16)
+        self.bits: NDArray[Any] = np.empty(0, np.uint8)
 
     @property
-    def lowest(self) -> int:
-        """The score below which nothing can be ranked any more."""
-        full = self._scores is not None and self._scores.size == self._count
-        return int(self._scores[-1]) if full and self._scores is not None and self._count else 0
+    def lowest(self) -> Any:
+        """The score below which nothing can be ranked any more; null while there is room.
 
-    def push(self, scores: NDArray[Any], places: Int64, bits: NDArray[Any]) -> None:
-        """Add scores with their places and bits, all of one length."""
-        if self._scores is not None:
-            scores = np.concatenate((self._scores, scores))
-            places, bits = np.concatenate((self.places, places)), np.concatenate((self.bits, bits))
-        best = np.lexsort((-places, scores))[::-1][: self._count]
-        self._scores, self.places, self.bits = scores[best], places[best], bits[best]
+        It only ever grows, so one that is out of date lets too much through, never too little.
+        """
+        scores = self.scores
+        return scores[-1] if scores.size == self._count else None
+
+    def offer(
+        self, scores: NDArray[Any], bits: Unsigned, row_major: RowMajor, excluded: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Rank a tile's scores, all but the excluded; with each kept one its place and its bits."""
+        cut = self.lowest
+        eligible = scores >= (scores.dtype.type(0) if cut is None else cut)
+        if excluded is not None:
+            eligible &= ~excluded
+        hits = np.flatnonzero(eligible)
+        if hits.size > self._count:  # sorting all of a tile would cost more than scanning it
+            candidates = scores[hits]
+            least = np.partition(candidates, -self._count)[-self._count]
+            above, ties = hits[candidates > least], hits[candidates == least]
+            hits = np.concatenate((above, _lowest_places(ties, self._count - above.size, row_major)))
+        if hits.size:
+            self._push(scores[hits], row_major(hits), bits[hits])
+
+    def _push(self, scores: NDArray[Any], places: Int64, bits: NDArray[Any]) -> None:
+        with self._merging:
+            if self.scores.size:
+                scores = np.concatenate((self.scores, scores))
+                places, bits = np.concatenate((self.places, places)), np.concatenate((self.bits, bits))
+            best = np.lexsort((-places, scores))[::-1][: self._count]
+            self.scores, self.places, self.bits = scores[best], places[best], bits[best]
 
 
-def _prefilter(hits: Int64, keys: Unsigned, top: int) -> Int64:
-    """Drop hits that `top` others exceed; sorting a whole first chunk would cost more than scanning it."""
-    if hits.size <= top:
-        return hits
-    scores = keys[hits]
-    kept: Int64 = hits[scores >= np.partition(scores, -top)[-top]]
+def _lowest_places(indices: Int64, count: int, row_major: RowMajor) -> Int64:
+    """Return the `count` indices of the lowest places, a few at a time: in a constant tensor all of a tile ties."""
+    kept = indices[:0]
+    for start in range(0, indices.size, TIES_AT_ONCE):
+        kept = np.concatenate((kept, indices[start : start + TIES_AT_ONCE]))
+        if kept.size > count:
+            kept = kept[np.argpartition(row_major(kept), count - 1)[:count]]
     return kept
-
-
-def _chunks(blocks: Iterable[bytes], bits: np.dtype[Any]) -> Iterator[Unsigned]:
-    for block in blocks:
-        elements: Unsigned = np.frombuffer(block, bits)
-        step = CHUNK_BYTES // bits.itemsize
-        for start in range(0, elements.size, step):
-            yield elements[start : start + step]
 
 
 _own = threading.local()
 
 
 def _buffers(bits: np.dtype[Any]) -> tuple[Unsigned, NDArray[np.uint32], Float64]:
-    """Return this thread's buffers for a chunk; new ones for each tensor measured 15 % slower, for their pages."""
+    """Return this thread's buffers for a tile; new ones for each tensor measured 15 % slower, for their pages."""
     buffers: dict[np.dtype[Any], tuple[Unsigned, NDArray[np.uint32], Float64]] = _own.__dict__.setdefault("buffers", {})
     if bits not in buffers:
-        elements = CHUNK_BYTES // bits.itemsize
-        buffers[bits] = np.empty(elements, bits), np.empty(elements, np.uint32), np.empty(elements)
+        buffers[bits] = np.empty(TILE_NUMBERS, bits), np.empty(TILE_NUMBERS, np.uint32), np.empty(TILE_NUMBERS)
     return buffers[bits]
 
 
 def count_before(
-    blocks: Iterable[bytes],
-    float_format: FloatFormat,
-    *,
-    magnitudes: Float64,
-    tie_places: Int64,
-    row_major: Callable[[Int64], Int64] = lambda places: places,
+    bits: Unsigned, row_major: RowMajor, float_format: FloatFormat, *, magnitudes: Float64, tie_places: Int64
 ) -> Int64:
-    """Return how many finite weights of a tensor rank before each of `magnitudes`.
+    """Return how many finite weights of a tile rank before each of `magnitudes`.
 
     Before means larger, or as large and at a row-major place below the one in `tie_places`.
     """
+    weights = np.abs(float_format.decode(bits))
+    large = np.flatnonzero((weights >= magnitudes.min()) & np.isfinite(weights))
+    places, weights = row_major(large), weights[large]
     counts = np.zeros(magnitudes.size, np.int64)
-    start = 0
-    for chunk in _chunks(blocks, float_format.bits):
-        weights = np.abs(float_format.decode(chunk))
-        large = np.flatnonzero((weights >= magnitudes.min()) & np.isfinite(weights))
-        places, weights = row_major(large + start), weights[large]
-        for index, magnitude in enumerate(magnitudes):
-            ties = (weights == magnitude) & (places < tie_places[index])
-            counts[index] += np.count_nonzero(weights > magnitude) + np.count_nonzero(ties)
-        start += chunk.size
+    for index, magnitude in enumerate(magnitudes):
+        ties = (weights == magnitude) & (places < tie_places[index])
+        counts[index] = np.count_nonzero(weights > magnitude) + np.count_nonzero(ties)
     return counts

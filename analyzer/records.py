@@ -9,21 +9,25 @@ from typing import Any, NamedTuple
 
 
 class Coordinate(NamedTuple):
-    """One weight of a down projection: `row` is its output channel, `col` its input channel, all 0-based."""
+    """One weight of a down projection: `row` is its output channel, `col` its input channel, all 0-based.
+
+    `tower` names the stack of blocks where a model has several, such as "vision" and "language".
+    """
 
     layer: int
     expert: int | None
     row: int
     col: int
+    tower: str | None = None
 
     @property
-    def sort_key(self) -> tuple[int, int, int, int]:
-        """Order of ties: layer, expert (none first), row, col."""
-        return (self.layer, -1 if self.expert is None else self.expert, self.row, self.col)
+    def sort_key(self) -> tuple[str, int, int, int, int]:
+        """Order of ties: tower, layer, expert (none first), row, col."""
+        return (self.tower or "", self.layer, -1 if self.expert is None else self.expert, self.row, self.col)
 
     def __str__(self) -> str:
-        numbers = (n for n in self if n is not None)
-        return f"({', '.join(map(str, numbers))})"
+        numbers = ", ".join(str(n) for n in self[:4] if n is not None)
+        return f"({self.tower}: {numbers})" if self.tower else f"({numbers})"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class TensorRecord:
 class TensorStatistics:
     """Statistics of |W| over the finite weights of one down projection; `std` is the population's.
 
-    `shape` is (rows, cols) whichever way round the file stores it. The figures are NaN (JSON null) where no
+    `shape` is (rows, cols) whichever way round the file stores it, `dtype` the name of what it stores: a
+    safetensors dtype, or an encoding such as MXFP4. The figures are NaN (JSON null) where no
     weight is finite.
     """
 
     name: str
+    tower: str | None
     layer: int
     expert: int | None
     shape: tuple[int, int]
@@ -58,9 +64,10 @@ class TensorStatistics:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A weight that ranks high by the static score; `zscore` is (|W| - mean|W|) / std|W| over its tensor."""
+    """A weight that ranks high by `score`, |W| or its gain; `zscore` is (|W| - mean|W|) / std|W| over its tensor."""
 
     rank: int
+    tower: str | None
     layer: int
     expert: int | None
     row: int
@@ -73,7 +80,7 @@ class Outlier:
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ class Change:
     """One weight that differs between two results; `old` and `new` hold what each side says of it, or null."""
 
     kind: str
+    tower: str | None
     layer: int
     expert: int | None
     row: int
@@ -225,7 +233,7 @@ class Change:
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
 
 
 @dataclass(frozen=True)
@@ -259,11 +267,16 @@ class DiffResult:
 def plain(value: Any) -> Any:
     """Return a record as what JSON has: dictionaries, lists, and null for numbers that are not finite."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return _without_tower({field.name: plain(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Coordinate):
-        return value._asdict()
+        return _without_tower(value._asdict())
     if isinstance(value, Mapping):
         return {key: plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
         return [plain(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_tower(members: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the tower where the model has but one."""
+    return {key: member for key, member in members.items() if key != "tower" or member is not None}

@@ -2,83 +2,115 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
-from typing import TypeVar
+from dataclasses import replace
 
 import numpy as np
 
 from analyzer.architectures import DownProjection, find_down_projections
+from analyzer.cache import ResultCache, describe
 from analyzer.checkpoint import Checkpoint
+from analyzer.encodings import Tile
 from analyzer.errors import ArchitectureError
-from analyzer.outliers import FORMATS, FloatFormat, Int64, TensorSummary, count_before, summarize
+from analyzer.gain import GainScan
+from analyzer.outliers import Int64, Magnitudes, TensorSummary, Unsigned, count_before
 from analyzer.records import Coordinate, Outlier, ScanResult, TensorStatistics
+from analyzer.streaming import Want, stream
 
 Progress = Callable[[int], object]
-"""Called with the number of bytes of down projections just done, from any thread."""
-
-T = TypeVar("T")
+"""Called with the number of bytes just done, from any thread."""
 
 
-def down_projections(checkpoint: Checkpoint, layers: Sequence[range] | None = None) -> list[DownProjection]:
-    """Return the checkpoint's down projections by layer and expert; `layers` keeps only those in its ranges.
+def down_projections(
+    checkpoint: Checkpoint, layers: Sequence[range] | None = None, *, pattern: str | None = None
+) -> list[DownProjection]:
+    """Return the checkpoint's down projections by tower, layer and expert; `layers` keeps only those in its ranges.
 
-    Raises ArchitectureError where there are none, or where a range names no layer.
+    `pattern` names the tensors taken for down projections, in place of the names known here. Raises
+    ArchitectureError where there are none, or where a range names no layer.
     """
-    shapes = {name: (tensor.record.dtype, tensor.record.shape) for name, tensor in checkpoint.tensors.items()}
-    found = find_down_projections(checkpoint.source.model, shapes, checkpoint.config)
-    if layers is None:
-        return found
-    present = {projection.layer for projection in found}
+    model = checkpoint.source.model
+    found = find_down_projections(model, checkpoint.shapes, checkpoint.config, pattern=pattern)
+    return found if layers is None else in_layers(model, found, layers)
+
+
+def in_layers(model: str, projections: Sequence[DownProjection], layers: Sequence[range]) -> list[DownProjection]:
+    """Return those of the projections in these ranges; raises ArchitectureError where a range names no layer."""
+    present = {projection.layer for projection in projections}
     for wanted in layers:
         if wanted.start not in present or wanted.stop - 1 not in present:
             raise ArchitectureError(
-                f"{checkpoint.source.model} has no down projection in layer "
+                f"{model} has no down projection in layer "
                 f"{wanted.start if wanted.start not in present else wanted.stop - 1}: "
                 f"its layers go from {min(present)} to {max(present)}"
             )
-    return [p for p in found if any(p.layer in wanted for wanted in layers)]
+    return [p for p in projections if any(p.layer in wanted for wanted in layers)]
 
 
-def down_projection_bytes(checkpoint: Checkpoint, projections: Collection[DownProjection]) -> int:
-    """Return how many bytes of the checkpoint these tensors are."""
-    records = (checkpoint.tensors[projection.name].record for projection in projections)
-    return sum(record.stop - record.start for record in records)
+def down_projection_bytes(projections: Collection[DownProjection]) -> int:
+    """Return how many bytes of the checkpoint these are, scales included."""
+    return sum(projection.matrix.stored_bytes for projection in projections)
 
 
 def scan(
     checkpoint: Checkpoint,
     projections: Sequence[DownProjection],
     *,
+    score: str = "magnitude",
     top: int = 20,
+    num_layers: int | None = None,
+    cache: ResultCache | None = None,
     progress: Progress = lambda _: None,
 ) -> ScanResult:
-    """Rank the weights of these tensors by |W| and keep the `top` largest of the model.
+    """Rank the weights of these down projections and keep the `top` best of the model.
 
-    Every weight is read once. Ties are in order of layer, expert, row, col. Raises SourceError where bytes cannot
-    be read.
+    `score` is "magnitude", |W|, or "gain" (see gain.py). Every weight is read once, or not at all where `cache` holds
+    the result of its tensor. `num_layers` is the model's, where not all of its layers are scanned. Ties are in order
+    of tower, layer, expert, row, col. Raises ArchitectureError where the gain cannot be told, SourceError where bytes
+    cannot be read.
     """
     began = time.perf_counter()
+    summaries: dict[int, TensorSummary] = {}
+    gain = GainScan(checkpoint, projections) if score == "gain" else None
 
-    def summarize_tensor(projection: DownProjection, blocks: Iterator[bytes]) -> TensorSummary:
-        return summarize(blocks, _format(checkpoint, projection), top=top, row_major=projection.row_major)
+    def wants() -> Iterator[Want]:
+        for index, projection in enumerate(projections):
+            parts = gain.parts(projection) if gain else projection.matrix.parts
+            key = describe(checkpoint, score, projection.matrix, parts) if cache else None
+            known = cache.load(key, top) if cache and key else None
+            if known is not None:
+                summaries[index] = known
+                progress(projection.matrix.stored_bytes)
+                continue
 
-    summaries = _over_tensors(checkpoint, projections, summarize_tensor, progress)
+            def finish(summary: TensorSummary, index: int = index, key: str | None = key) -> None:
+                summaries[index] = summary
+                if cache and key:
+                    cache.save(key, top, summary)
+
+            if gain:
+                yield from gain.wants(projection, top, finish, progress)
+            else:
+                yield from _magnitude_wants(checkpoint, projection, top, finish, progress)
+
+    stream(checkpoint.source, wants())
+    in_order = [summaries[index] for index in range(len(projections))]
     statistics = tuple(
         TensorStatistics(
             name=projection.name,
+            tower=projection.tower,
             layer=projection.layer,
             expert=projection.expert,
             shape=projection.shape,
-            dtype=checkpoint.tensors[projection.name].record.dtype,
+            dtype=projection.matrix.encoding.name,
             mean_abs=summary.mean_abs,
             std=summary.std,
             max_abs=summary.max_abs,
             nonfinite=summary.nonfinite,
         )
-        for projection, summary in zip(projections, summaries, strict=True)
+        for projection, summary in zip(projections, in_order, strict=True)
     )
     rows = {projection.shape[0] for projection in projections}
     cols = {projection.shape[1] for projection in projections}
@@ -87,16 +119,35 @@ def scan(
         revision=checkpoint.source.revision,
         commit=checkpoint.source.commit,
         model_type=checkpoint.model_type,
-        num_layers=1 + max(projection.layer for projection in down_projections(checkpoint)),
+        num_layers=num_layers or 1 + max(projection.layer for projection in projections),
         hidden_size=rows.pop() if len(rows) == 1 else None,
         intermediate_size=cols.pop() if len(cols) == 1 else None,
-        score="magnitude",
+        score=score,
         bytes_read=checkpoint.bytes_read,
         checkpoint_bytes=checkpoint.total_bytes,
         seconds=time.perf_counter() - began,
         tensors=statistics,
-        outliers=_merge(projections, summaries, top),
+        outliers=_merge(projections, in_order, top),
     )
+
+
+def _magnitude_wants(
+    checkpoint: Checkpoint,
+    projection: DownProjection,
+    top: int,
+    finish: Callable[[TensorSummary], None],
+    progress: Progress,
+) -> Iterator[Want]:
+    matrix = projection.matrix
+    magnitudes = Magnitudes(matrix.encoding.decoded, top)
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        magnitudes.add(bits.ravel(), lambda indices: matrix.row_major(tile, indices))
+
+    def done() -> None:
+        finish(magnitudes.summary())
+
+    return checkpoint.read_matrix(matrix, use, done=done, progress=progress)
 
 
 def static_ranks(
@@ -108,26 +159,45 @@ def static_ranks(
     """
     if not coordinates:
         return {}
-    values = np.array(list(read_weights(checkpoint, projections, coordinates).values()))
+    magnitudes = np.abs(np.array(list(read_weights(checkpoint, projections, coordinates).values())))
+    before = np.zeros(len(coordinates), np.int64)
+    adding = threading.Lock()
 
-    def count_in_tensor(projection: DownProjection, blocks: Iterator[bytes]) -> Int64:
-        rows, cols = projection.shape
-        here = Coordinate(projection.layer, projection.expert, 0, 0).sort_key[:2]
-        # Equal magnitudes rank by coordinate: all of an earlier tensor's come first, none of a later one's.
-        ties = [
-            c.row * cols + c.col if c.sort_key[:2] == here else (rows * cols if here < c.sort_key[:2] else 0)
+    def wants() -> Iterator[Want]:
+        for projection in projections:
+            ties = _tie_places(projection, coordinates)
+            matrix = projection.matrix
+
+            def use(_: int, tile: Tile, bits: Unsigned, matrix=matrix, ties=ties) -> None:  # type: ignore[no-untyped-def]
+                counts = count_before(
+                    bits.ravel(),
+                    lambda indices: matrix.row_major(tile, indices),
+                    matrix.encoding.decoded,
+                    magnitudes=magnitudes,
+                    tie_places=ties,
+                )
+                with adding:
+                    before[...] += counts
+
+            yield from checkpoint.read_matrix(matrix, use)
+
+    stream(checkpoint.source, wants())
+    return {coordinate: 1 + int(count) for coordinate, count in zip(coordinates, before, strict=True)}
+
+
+def _tie_places(projection: DownProjection, coordinates: Sequence[Coordinate]) -> Int64:
+    """Return below which row-major place of this projection a weight as large ranks before each coordinate.
+
+    Equal magnitudes rank by coordinate: all of an earlier projection's come first, none of a later one's.
+    """
+    rows, cols = projection.shape
+    here = projection.sort_key
+    return np.array(
+        [
+            c.row * cols + c.col if c.sort_key[:3] == here else (rows * cols if here < c.sort_key[:3] else 0)
             for c in coordinates
         ]
-        return count_before(
-            blocks,
-            _format(checkpoint, projection),
-            magnitudes=np.abs(values),
-            tie_places=np.array(ties),
-            row_major=projection.row_major,
-        )
-
-    before = np.sum(_over_tensors(checkpoint, projections, count_in_tensor, lambda _: None), axis=0)
-    return {coordinate: 1 + int(count) for coordinate, count in zip(coordinates, before, strict=True)}
+    )
 
 
 def read_weights(
@@ -137,78 +207,44 @@ def read_weights(
 
     Raises ArchitectureError where the tensors have no such weight, SourceError where bytes cannot be read.
     """
-    by_place = {(projection.layer, projection.expert): projection for projection in projections}
+    by_place = {projection.sort_key: projection for projection in projections}
+    values: dict[Coordinate, float] = {}
 
-    def read(coordinate: Coordinate) -> float:
-        projection = by_place.get((coordinate.layer, coordinate.expert))
-        if projection is None or coordinate.row >= projection.shape[0] or coordinate.col >= projection.shape[1]:
-            raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
-        float_format = _format(checkpoint, projection)
-        size = float_format.bits.itemsize
-        start = projection.file_place(coordinate.row, coordinate.col) * size
-        data = checkpoint.read(checkpoint.tensors[projection.name], start, start + size)
-        return float(float_format.decode(np.frombuffer(data, float_format.bits))[0])
+    def wants() -> Iterator[Want]:
+        for coordinate in coordinates:
+            projection = by_place.get(coordinate.sort_key[:3])
+            if projection is None or coordinate.row >= projection.shape[0] or coordinate.col >= projection.shape[1]:
+                raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
+            matrix = projection.matrix
+            tile, index = matrix.tile_of(coordinate.row, coordinate.col)
 
-    with ThreadPoolExecutor(checkpoint.source.readers) as pool:
-        return dict(zip(coordinates, pool.map(read, coordinates), strict=True))
+            def use(_: int, __: Tile, bits: Unsigned, *, at=coordinate, index=index, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
+                values[at] = float(matrix.encoding.decoded.decode(bits.ravel()[index : index + 1])[0])
 
+            yield from checkpoint.read_matrix(matrix, use, only=tile)
 
-def _over_tensors(
-    checkpoint: Checkpoint,
-    projections: Sequence[DownProjection],
-    work: Callable[[DownProjection, Iterator[bytes]], T],
-    progress: Progress,
-) -> list[T]:
-    """Run `work` on each tensor's blocks, several tensors at once; a failure or Ctrl-C stops all of them."""
-    stop = Event()
-
-    def run(projection: DownProjection) -> T:
-        try:
-            return work(projection, blocks(projection))
-        except BaseException:
-            stop.set()  # what the others return is then cut short, but never used: this is raised
-            raise
-
-    def blocks(projection: DownProjection) -> Iterator[bytes]:
-        tensor = checkpoint.tensors[projection.name]
-        for block in checkpoint.blocks(tensor, element_bytes=_format(checkpoint, projection).bits.itemsize):
-            if stop.is_set():
-                return
-            yield block
-            progress(len(block))
-
-    with ThreadPoolExecutor(checkpoint.source.readers) as pool:
-        try:
-            return list(pool.map(run, projections))
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    stream(checkpoint.source, wants())
+    return {coordinate: values[coordinate] for coordinate in coordinates}
 
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:
     """Return the `top` outliers of the model from each tensor's own."""
-    found = [
-        (-abs(float(value)), Coordinate(p.layer, p.expert, *divmod(int(place), p.shape[1])), float(value), p, summary)
-        for p, summary in zip(projections, summaries, strict=True)
-        for place, value in zip(summary.places, summary.values, strict=True)
-    ]
-    found.sort(key=lambda entry: (entry[0], entry[1].sort_key))
-    return tuple(
-        Outlier(
-            rank=rank,
-            layer=coordinate.layer,
-            expert=coordinate.expert,
-            row=coordinate.row,
-            col=coordinate.col,
-            value=value,
-            score=abs(value),
-            zscore=(abs(value) - summary.mean_abs) / summary.std if summary.std > 0 else 0.0,
-            tensor=projection.name,
-        )
-        for rank, (_, coordinate, value, projection, summary) in enumerate(found[:top], start=1)
-    )
-
-
-def _format(checkpoint: Checkpoint, projection: DownProjection) -> FloatFormat:
-    return FORMATS[checkpoint.tensors[projection.name].record.dtype]
+    found = []
+    for projection, summary in zip(projections, summaries, strict=True):
+        for place, value, score in zip(summary.places, summary.values, summary.scores, strict=True):
+            row, col = divmod(int(place), projection.shape[1])
+            outlier = Outlier(
+                rank=0,
+                tower=projection.tower,
+                layer=projection.layer,
+                expert=projection.expert,
+                row=row,
+                col=col,
+                value=float(value),
+                score=float(score),
+                zscore=(abs(float(value)) - summary.mean_abs) / summary.std if summary.std > 0 else 0.0,
+                tensor=projection.name,
+            )
+            found.append(outlier)
+    found.sort(key=lambda outlier: (-outlier.score, outlier.coordinate.sort_key))
+    return tuple(replace(outlier, rank=rank) for rank, outlier in enumerate(found[:top], start=1))

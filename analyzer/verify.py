@@ -196,7 +196,7 @@ def _super_weight(
     coordinate: Coordinate, value: float, share: float, status: str, part: float | None = None
 ) -> SuperWeight:
     return SuperWeight(
-        *coordinate,
+        *coordinate[:4],
         value=value,
         share=share,
         static_rank=None,

@@ -23,6 +23,7 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",  # else the client asks for /api/agent-harnesses as well
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "SUPERWEIGHT_CACHE": f"{HOME}/superweight",
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }
@@ -48,6 +49,8 @@ def hub(tmp_path, monkeypatch):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr("analyzer.hub.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setenv("SUPERWEIGHT_CACHE", str(tmp_path / "superweight-cache"))
     yield server
     close_session()  # its kept connections would outlive the server
     server.stop()

@@ -1,7 +1,8 @@
-import numpy as np
+import re
+
 import pytest
 
-from analyzer.architectures import BlockName, DownProjection, find_down_projections, parse_down_projection
+from analyzer.architectures import BlockName, find_down_projections, parse_down_projection
 from analyzer.errors import ArchitectureError
 
 
@@ -29,7 +30,9 @@ from analyzer.errors import ArchitectureError
     ],
 )
 def test_names_of_down_projections(name, block, layer, expert):
-    assert parse_down_projection(name) == BlockName(block, layer, expert)
+    parsed = parse_down_projection(name)
+    assert parsed == BlockName(block.rpartition(".")[0], layer, expert)
+    assert parsed.block == block
 
 
 @pytest.mark.parametrize(
@@ -44,8 +47,8 @@ def test_names_of_down_projections(name, block, layer, expert):
         "model.layers.0.mlp.down_proj.bias",
         "model.layers.0.mlp.down_proj.qweight",
         "model.layers.0.mlp.down_proj.lora_A",
-        "modelXlayers.0.mlp.down_proj",  # the dots are dots
-        "vision_tower.model.layers.0.mlp.down_proj",
+        "model.layers.0Xmlp.down_proj",  # the dots are dots
+        "layers.mlp.down_proj",
         "model.layers.0.mlp.down_proj.extra",
         "model.layers.0\n.mlp.down_proj",
         "model.layers.x.mlp.down_proj",
@@ -60,8 +63,8 @@ def test_other_names(name):
     assert parse_down_projection(name) is None
 
 
-def find(shapes, *, dtype="BF16", **config):
-    return find_down_projections("m", {name: (dtype, shape) for name, shape in shapes.items()}, config)
+def find(shapes, *, dtype="BF16", pattern=None, **config):
+    return find_down_projections("m", {name: (dtype, shape) for name, shape in shapes.items()}, config, pattern=pattern)
 
 
 def test_down_projections_come_by_layer_and_expert():
@@ -75,7 +78,7 @@ def test_down_projections_come_by_layer_and_expert():
         "model.layers.2.mlp.down_proj.bias",
     ]
     found = find(dict.fromkeys(names, (4, 6)), hidden_size=4)
-    assert [(p.layer, p.expert, p.shape, p.transposed) for p in found] == [
+    assert [(p.layer, p.expert, p.shape, p.matrix.transposed) for p in found] == [
         (2, None, (4, 6), False),
         (9, None, (4, 6), False),
         (9, 9, (4, 6), False),
@@ -104,13 +107,13 @@ LLAMA = "model.layers.0.mlp.down_proj.weight"
 )
 def test_which_way_round(name, stored, config, shape, transposed):
     (found,) = find({name: stored}, **config)
-    assert (found.shape, found.transposed) == (shape, transposed)
+    assert (found.shape, found.matrix.transposed) == (shape, transposed)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"])
 def test_who_uses_conv1d(model_type):
     (found,) = find({GPT2: (4, 4)}, model_type=model_type)
-    assert found.transposed
+    assert found.matrix.transposed
 
 
 @pytest.mark.parametrize(
@@ -127,43 +130,120 @@ def test_a_shape_that_contradicts_the_config(name, stored, config, said):
         find({name: stored}, **config)
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (1, 7)])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_places_in_the_file_and_in_rows_and_cols(shape, transposed):
-    projection = DownProjection("w", 0, None, shape, transposed)
-    matrix = np.arange(shape[0] * shape[1]).reshape(shape)  # each element holds its row-major place
-    stored = (matrix.T if transposed else matrix).ravel()
-    assert projection.row_major(np.arange(stored.size)).tolist() == stored.tolist()
-    for row in range(shape[0]):
-        for col in range(shape[1]):
-            assert stored[projection.file_place(row, col)] == matrix[row, col]
-
-
-def test_unknown_names_are_shown():
+def test_unknown_names_are_shown_with_the_option_that_scans_them():
+    shapes = {f"blk.{layer}.{name}": shape for layer in range(3) for name, shape in UNKNOWN.items()}
     with pytest.raises(ArchitectureError) as caught:
-        find({"blk.0.ffn_down": (4, 6), "blk.0.norm": (4,)}, model_type="new\x1b")
-    assert "m (model_type new\\x1b) has no MLP down projection" in str(caught.value)
-    assert "like blk.0.ffn_down" in str(caught.value)
+        find(shapes, model_type="new\x1b", hidden_size=4)
+    message = str(caught.value)
+    assert "m (model_type new\\x1b) has no MLP down projection that this version knows" in message
+    assert "could be: blk.*.ffn_down.weight [4, 6] x 3, " in message
+    assert message.endswith("scan the right ones with --tensors 'blk.*.ffn_down.weight'")
+    assert "norm" not in message
+
+
+UNKNOWN = {"attn.weight": (4, 4), "ffn_up.weight": (6, 4), "ffn_down.weight": (4, 6), "norm.weight": (4,)}
+
+
+def test_a_pattern_names_the_tensors():
+    shapes = {f"blk.{layer}.{name}": shape for layer in (3, 10) for name, shape in UNKNOWN.items()}
+    found = find(shapes, hidden_size=4, pattern="blk.*.ffn_down.*")
+    assert [(p.tower, p.layer, p.expert, p.shape, p.name) for p in found] == [
+        (None, 3, None, (4, 6), "blk.3.ffn_down.weight"),
+        (None, 10, None, (4, 6), "blk.10.ffn_down.weight"),
+    ]
+    # No name tells which way round it lies, so the hidden size does.
+    (turned, _) = find(shapes, hidden_size=4, pattern="blk.*.ffn_up.*")
+    assert (turned.shape, turned.matrix.transposed) == ((4, 6), True)
+
+
+def test_the_second_number_of_a_pattern_is_the_expert():
+    shapes = {f"net.{layer}.moe.{expert}.out": (4, 6) for layer in range(2) for expert in range(3)}
+    found = find(shapes, pattern="net.*.out")
+    assert [(p.layer, p.expert) for p in found] == [(layer, expert) for layer in range(2) for expert in range(3)]
+    (one, *rest) = find({"net.1.moe.out": (3, 4, 6)}, pattern="net.*")
+    assert (one.layer, one.expert, one.shape, len(rest)) == (1, 0, (4, 6), 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("nothing", "has no tensor of two or more dimensions that matches --tensors nothing"),
+        ("blk.*.norm.weight", "has no tensor of two or more dimensions"),
+        ("blk.*", "both claim layer 0: narrow --tensors blk.*"),
+        ("embed*", "embed.weight has no layer's number in its name"),
+    ],
+)
+def test_patterns_that_name_no_down_projections(pattern, said):
+    shapes = {f"blk.0.{name}": shape for name, shape in UNKNOWN.items()} | {"embed.weight": (9, 4)}
+    with pytest.raises(ArchitectureError, match=re.escape(said)):
+        find(shapes, pattern=pattern)
 
 
 def test_no_tensors_at_all():
-    with pytest.raises(ArchitectureError, match=r"model_type None.*named like none"):
+    with pytest.raises(ArchitectureError, match=r"model_type None.*no matrix in numbered layers at all"):
         find({})
 
 
-def test_fused_experts_are_refused():
-    with pytest.raises(ArchitectureError, match="3 dimensions; fused experts"):
-        find({"model.layers.0.mlp.experts.down_proj": (8, 4, 6)})
+@pytest.mark.parametrize(
+    ("stacks", "towers"),
+    [
+        (["model.layers"], [None]),
+        (["encoder.layer"], [None]),  # a model's only stack needs no name
+        (["model.layers", "visual.blocks"], ["language", "vision"]),
+        (["language_model.model.layers", "vision_tower.encoder.layers"], ["language", "vision"]),
+        (["text_model.encoder.layers", "vision_model.encoder.layers"], ["text", "vision"]),
+        (["decoder.block", "encoder.block"], ["decoder", "encoder"]),
+        (["model.layers", "mtp.layers"], [None, "mtp"]),
+        (["audio_tower.layers", "model.layers", "visual.blocks"], ["audio", "language", "vision"]),
+        (["a.encoder.x", "b.encoder.x"], ["a.encoder.x", "b.encoder.x"]),  # the same word for both tells nothing
+        (["a.layers", "b.layers"], ["a.layers", "b.layers"]),
+    ],
+)
+def test_towers(stacks, towers):
+    found = find({f"{stack}.0.mlp.down_proj.weight": (4, 6) for stack in stacks})
+    named = {p.name.removesuffix(".0.mlp.down_proj.weight"): p.tower for p in found}
+    assert named == dict(zip(stacks, towers, strict=True))
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "F8_E5M2"])
-def test_dtypes_that_cannot_be_scanned(dtype):
+FUSED = "model.layers.0.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "expected", "transposed"),
+    [
+        ((8, 4, 6), {"hidden_size": 4}, (4, 6), False),
+        ((8, 6, 4), {"hidden_size": 4}, (4, 6), True),  # the hidden size tells
+        ((8, 4, 4), {"hidden_size": 4, "model_type": "qwen3_moe"}, (4, 4), False),
+        ((8, 4, 4), {"hidden_size": 4, "model_type": "gpt_oss"}, (4, 4), True),
+        ((8, 6, 4), {"text_config": {"hidden_size": 4, "model_type": "llama4_text"}}, (4, 6), True),
+        ((8, 4, 6), {}, (4, 6), False),
+    ],
+)
+def test_fused_experts(shape, config, expected, transposed):
+    found = find({FUSED: shape}, **config)
+    assert [(p.layer, p.expert) for p in found] == [(0, expert) for expert in range(8)]
+    assert {(p.shape, p.matrix.transposed) for p in found} == {(expected, transposed)}
+    size = 2 * shape[1] * shape[2]
+    assert [p.matrix.data.start for p in found] == [expert * size for expert in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(FUSED, (1 << 40, 0, 4)), (FUSED, (100_000, 1, 1)), (FUSED, (2, 2, 2, 2)), (LLAMA, (2, 4, 6)), (LLAMA, (0, 6))],
+)
+def test_shapes_that_no_down_projection_has(name, shape):
+    with pytest.raises(ArchitectureError, match=re.escape(name)):
+        find({name: shape})
+
+
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "F4"])
+def test_dtypes_that_are_not_numbers_by_themselves(dtype):
     with pytest.raises(ArchitectureError, match=f"is stored as {dtype}"):
         find({LLAMA: (4, 6)}, dtype=dtype)
 
 
 def test_two_tensors_for_one_place():
     with pytest.raises(ArchitectureError, match="both claim layer 0"):
-        find({LLAMA: (4, 6), GPT2: (4, 6)})
+        find({LLAMA: (4, 6), "model.layers.0.mlp.fc2.weight": (4, 6)})
     with pytest.raises(ArchitectureError, match="both claim layer 0"):
         find({LLAMA: (4, 6), "model.layers.00.mlp.down_proj.weight": (4, 6)})

@@ -12,7 +12,7 @@ from analyzer.records import Coordinate, LayerChanges, Outlier, ScanResult, plai
 def scan_result(weights, *, model="m", hidden=16, revision=None):
     """Return a scan with these (layer, row, col, value), ranked in their order."""
     outliers = tuple(
-        Outlier(rank, layer, None, row, col, value, abs(value), 3.0, "t")
+        Outlier(rank, None, layer, None, row, col, value, abs(value), 3.0, "t")
         for rank, (layer, row, col, value) in enumerate(weights, start=1)
     )
     return ScanResult(model, revision, None, "llama", 4, hidden, 32, "magnitude", 1, 1, 0.1, (), outliers)

@@ -1,4 +1,4 @@
-"""The Hub's half of source.py, against a real server; each refusal must be one line that names the thing."""
+"""hub.py, against a real server; each refusal must be one line that names the thing."""
 
 import shutil
 from dataclasses import replace
@@ -7,7 +7,8 @@ import pytest
 from checkpoints import random_downs, refused, write_llama
 from hub_server import Reply
 
-from analyzer.source import FolderSource, HubSource, open_source
+from analyzer.hub import HubSource
+from analyzer.source import FolderSource, open_source
 
 WEIGHTS = "model.safetensors"
 
