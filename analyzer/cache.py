@@ -1,8 +1,9 @@
 """What finished scans of single tensors found, kept on the disk, so that no byte of the Hub is read twice.
 
 An entry's key is everything that makes it true: the content hash of the files, the places of the tensors in them, how
-they are encoded, and the method. So another revision or a fork that shares a file shares its entries, and an entry
-can never be out of date. Local folders have no such hash and are as fast to scan as to hash: they are not kept.
+they are encoded, what the config says of that, and the method. So another revision or a fork that shares a file shares
+its entries, and an entry can never be out of date. Local folders have no such hash and are as fast to scan as to hash:
+they are not kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from analyzer.architectures import model_types
 from analyzer.checkpoint import Checkpoint
 from analyzer.errors import SourceError, shown
-from analyzer.matrices import Matrix, Part
+from analyzer.matrices import Matrix, Part, quantization
 from analyzer.outliers import TensorSummary
 
 METHOD = 1  # raise it when the same bytes give another result
@@ -29,9 +32,15 @@ DIRECTORY = "SUPERWEIGHT_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the folder of the entries: under $SUPERWEIGHT_CACHE, or under the user's cache."""
+    """Return the folder of the entries: under $SUPERWEIGHT_CACHE, or under the user's cache.
+
+    Raises SourceError where that names the home of nobody.
+    """
     chosen = os.environ.get(DIRECTORY)
-    return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("superweight")) / "scans"
+    try:
+        return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("superweight")) / "scans"
+    except RuntimeError as error:
+        raise SourceError(f"{DIRECTORY} is {shown(chosen)}, which is no folder ({error}): set another") from error
 
 
 def describe(checkpoint: Checkpoint, score: str, matrix: Matrix, parts: Iterable[Part]) -> str | None:
@@ -39,6 +48,7 @@ def describe(checkpoint: Checkpoint, score: str, matrix: Matrix, parts: Iterable
 
     `parts` is all that the result depends on.
     """
+    config = checkpoint.config
     places = []
     for part in parts:
         tensor = checkpoint.tensors[part.tensor]
@@ -47,7 +57,9 @@ def describe(checkpoint: Checkpoint, score: str, matrix: Matrix, parts: Iterable
             return None
         start = tensor.record.start
         places.append([content, start + part.start, start + part.stop, part.dtype, list(part.shape)])
-    return json.dumps([METHOD, score, repr(matrix.encoding), list(matrix.shape), matrix.transposed, places])
+    how = [repr(matrix.encoding), list(matrix.shape), matrix.transposed]
+    # The same tensors are another model where the config says so: its norms multiply by 1 + weight, say.
+    return json.dumps([METHOD, score, how, sorted(model_types(config)), quantization(config), places], sort_keys=True)
 
 
 class ResultCache:
@@ -59,9 +71,9 @@ class ResultCache:
 
     def load(self, key: str, top: int) -> TensorSummary | None:
         """Return the summary with its `top` best weights, if an entry of this key has as many."""
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             path = self._path(key)
-            if path.stat().st_size > MAX_ENTRY_BYTES:
+            if not path.is_file() or path.stat().st_size > MAX_ENTRY_BYTES:
                 return None
             entry = json.loads(path.read_bytes())
             body = entry["body"]
@@ -93,15 +105,21 @@ class ResultCache:
             "scores": summary.scores.tolist(),
         }
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"sha256": _digest(body), "body": body}))
-            temporary.replace(path)
+            try:
+                temporary.write_text(json.dumps({"sha256": _digest(body), "body": body}))
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)  # a full disk needs the room
 
     def size(self) -> tuple[int, int]:
         """Return the number of entries, and their bytes."""
-        sizes = [path.stat().st_size for path in self._entries()]
+        sizes = []
+        for path in self._entries():
+            with suppress(OSError):  # another process may have cleared it meanwhile
+                sizes.append(path.stat().st_size)
         return len(sizes), sum(sizes)
 
     def clear(self) -> tuple[int, int]:
@@ -117,7 +135,7 @@ class ResultCache:
     def _entries(self) -> Iterator[Path]:
         """Yield the files of all entries, and what an interrupted write may have left."""
         for pattern in ("??/*.json", "??/*.tmp"):
-            yield from self.folder.glob(pattern)
+            yield from (path for path in self.folder.glob(pattern) if path.is_file())
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -49,7 +49,7 @@ class HubSource:
 
     # Measured on a link with 50 ms a round trip: enough in flight for 10 Gbit/s.
     readers = 16
-    block_bytes = 8 * MEBIBYTE
+    block_bytes = 6 * MEBIBYTE
 
     def __init__(
         self, model: str, *, revision: str | None = None, subfolder: str | None = None, token: str | None = None
@@ -72,11 +72,11 @@ class HubSource:
                 return api.model_info(model, revision=revision, files_metadata=True, timeout=timeout)
             except huggingface_hub.errors.HfHubHTTPError as error:
                 if error.response.status_code in PASSING:
-                    raise Passing(f"HTTP {error.response.status_code}", _asked_to_wait(error.response)) from error
+                    raise Passing.of_status(error.response) from error
                 raise
 
         with hub_errors(model, revision):
-            info = self._patiently(list_files, PAUSES[:3])
+            info = _patiently(list_files, PAUSES[:3], model)
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise SourceError(f"the Hub named no commit for {model}: try again, or give --revision")
         self.commit: str | None = info.sha
@@ -101,16 +101,24 @@ class HubSource:
         data = bytearray(stop - start)
         got = 0
 
-        def go_on() -> None:
+        def fetch(url: str | None) -> None:
             nonlocal got
-            for piece in self._pieces(file, start + got, stop):
+            for piece in self._pieces(file, start + got, stop, url):
                 data[got : got + len(piece)] = piece
                 got += len(piece)
             if got < len(data):
-                raise Passing(f"asked for {len(data)} bytes, got {got}")
+                raise Passing(f"the server sent only {got} of {len(data)} bytes")
+
+        def go_on() -> None:
+            url = file.signed_url
+            try:
+                fetch(url)
+            except SignedUrlRefused:
+                file.distrust(url)
+                fetch(None)
 
         with hub_errors(self.model, self.revision, path=file.path, commit=self.commit):
-            self._patiently(go_on, PAUSES, file.path)
+            _patiently(go_on, PAUSES, f"{self.model}/{shown(file.path)}")
         return data
 
     def content(self, filename: str) -> str | None:
@@ -142,104 +150,129 @@ class HubSource:
             return Path(path)
         return None
 
-    def _patiently(self, attempt: Callable[[], T], pauses: tuple[float, ...], path: str = "") -> T:
-        """Return what `attempt` returns, tried again after each passing fault until pauses or patience run out."""
-        import httpx2
+    def _pieces(self, file: _RemoteFile, start: int, stop: int, signed_url: str | None) -> Iterator[bytes]:
+        """Yield what one request brings of a range, perhaps not all; raises where the reply is not the range.
 
-        name = f"{self.model}/{shown(path)}" if path else self.model
-        waited = 0.0
-        for pause in (*pauses, None):
-            try:
-                return attempt()
-            except Passing as error:
-                fault, asked = error, error.wait_s
-                if error.at_once:
-                    continue
-            except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-                if pause is None:
-                    raise
-                fault, asked = Passing(str(error) or type(error).__name__), 0.0
-            if asked + waited > MAX_WAIT_S:
-                raise SourceError(f"{name}: {fault}: the server asks to wait {asked:.0f} s; try again then") from fault
-            if pause is None:
-                break
-            time.sleep(max(pause, asked))
-            waited += max(pause, asked)
-        raise SourceError(f"{name}: {fault}, {len(pauses) + 1} times over {waited:.0f} s: try again later") from fault
-
-    def _pieces(self, file: _RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        """Yield what one request brings of a range, perhaps not all; raises where the reply is not the range."""
+        The request goes to the signed URL or, without one, to the Hub.
+        """
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        signed = file.signed_url
-        if signed is None:
-            url = hf_hub_url(self.model, file.path, revision=self.commit)
-            headers |= build_hf_headers(token=self._token)
-        else:
-            url = signed
+        if signed_url is None:
+            headers |= build_hf_headers(token=self._token)  # a signed URL must never get the token
+        url = signed_url or hf_hub_url(self.model, file.path, revision=self.commit)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
             status = response.status_code
-            redirected = signed is not None or (
-                bool(response.history)
-                and response.url.host + str(response.url.port)
-                != response.history[0].url.host + str(response.history[0].url.port)
-            )
-            if signed is not None and status in (400, 401, 403, 404, 410):
-                file.distrust(signed)
-                raise Passing(f"the signed URL answered HTTP {status}", at_once=True)
-            if status in PASSING or (redirected and status == 403):
-                raise Passing(f"HTTP {status}", _asked_to_wait(response))
-            hf_raise_for_status(response)
+            if signed_url and status in (400, 401, 403, 404, 410):
+                raise SignedUrlRefused
+            first = [*response.history, response][0]
+            elsewhere = signed_url is not None or _origin(response.url) != _origin(first.url)
+            if status in PASSING or (elsewhere and status == 403):
+                raise Passing.of_status(response)
+            if status == 416:
+                raise SourceError(
+                    f"{self.model}/{shown(file.path)} has no bytes {start} to {stop - 1}: it changed since it was "
+                    "listed, scan again"
+                )
+            hf_raise_for_status(_without_body(response))
             self._check_reply(response, file, start, stop)
-            if redirected:
-                file.trust(str(response.url), reused=signed is not None)
+            if signed_url:
+                file.reused = True
+            elif elsewhere and not file.one_range_only:
+                file.signed_url = str(response.url)
             yield from _in_time(response.iter_raw(), stop - start)
 
     def _check_reply(self, response: httpx2.Response, file: _RemoteFile, start: int, stop: int) -> None:
         """Accept only the range that was asked for, of the file and commit that were pinned."""
         name = f"{self.model}/{shown(file.path)}"
-        first = response.history[0] if response.history else response
-        commit = first.headers.get("X-Repo-Commit", self.commit)
-        if commit != self.commit:
-            raise SourceError(f"{self.model} answered with commit {shown(commit)} in place of {self.commit}")
-        got = response.headers.get("Content-Range")
-        expected = f"bytes {start}-{stop - 1}/{file.size}"
-        if response.status_code != 206:
-            raise SourceError(
-                f"{name}: the server did not answer with the range that was asked for (status {response.status_code} "
-                f"in place of 206): a proxy may be in the way"
-            )
-        total = (got or "").rpartition("/")[2]
-        if total.isascii() and total.isdigit() and int(total) != file.size:
-            raise SourceError(f"{name} has {total} bytes, not the {file.size} of its listing: it changed, scan again")
-        if got != expected:
-            raise Passing(
-                f"the server did not answer with the range that was asked for ({shown(got)} in place of {expected})"
-            )
-        tags = [(str(response.url.host), response.headers.get("ETag"))]
-        if response.history:
-            tags.append(("linked", first.headers.get("X-Linked-Etag")))
-        for origin, tag in tags:
-            known = file.tags.setdefault(origin, tag) if tag else tag
-            if known != tag:
+        hops = [*response.history, response]
+        for hop in hops:
+            commit = hop.headers.get("X-Repo-Commit", self.commit)
+            if commit != self.commit:
                 raise SourceError(
-                    f"{name} changed while it was read (ETag {shown(tag)} after {shown(known)}): scan again"
+                    f"{name} was answered with commit {shown(commit)} in place of {self.commit}: scan again"
                 )
-        linked = (first.headers.get("X-Linked-Etag") or "").removeprefix("W/").strip('"')
-        if file.sha256 and re.fullmatch(r"[0-9a-f]{64}", linked) and linked != file.sha256:
-            raise SourceError(f"{name} is not the file of its listing (sha256 {linked[:12]}…): it changed, scan again")
+        kind = response.headers.get("Content-Type", "")
+        if response.status_code != 206 or kind.startswith("text/html"):
+            raise SourceError(
+                f"{name}: the server did not answer with the range that was asked for (HTTP {response.status_code}"
+                f"{', ' + shown(kind, 40) if kind else ''}): a proxy may be in the way"
+            )
+        got = response.headers.get("Content-Range", "none")
+        total = got.rpartition("/")[2]
+        if total.isascii() and total.isdigit() and total != str(file.size):
+            raise SourceError(
+                f"{name} has {shown(total, 20)} bytes, not the {file.size} of its listing: it changed, scan again"
+            )
+        if got != f"bytes {start}-{stop - 1}/{file.size}":
+            raise Passing(
+                f"the server did not answer with the range that was asked for ({shown(got, 60)} in place of "
+                f"{start}-{stop - 1}/{file.size})"
+            )
+        linked = next((hop.headers["X-Linked-Etag"] for hop in hops if "X-Linked-Etag" in hop.headers), None)
+        for origin, tag in ((_origin(response.url), response.headers.get("ETag")), ("linked", linked)):
+            known = file.tags.setdefault(origin, _opaque(tag)) if tag else None
+            if tag and known != _opaque(tag):
+                raise SourceError(
+                    f"{name} changed while it was read (ETag {shown(_opaque(tag))} after {shown(known)}): scan again"
+                )
+        if file.sha256 and linked and re.fullmatch(r"[0-9a-f]{64}", _opaque(linked)) and _opaque(linked) != file.sha256:
+            raise SourceError(
+                f"{name} is not the file of its listing (sha256 {_opaque(linked)[:12]}… in place of "
+                f"{file.sha256[:12]}…): it changed, scan again"
+            )
+
+
+class SignedUrlRefused(Exception):  # noqa: N818 - never leaves this file
+    """A signed URL that served before does not serve now."""
 
 
 class Passing(Exception):  # noqa: N818 - never leaves this file
-    """A fault that may be over soon; `wait_s` is what the server asks to wait, `at_once` that there is no need to."""
+    """A fault that may be over soon; `wait_s` is what the server asks to wait."""
 
-    def __init__(self, what: str, wait_s: float = 0.0, *, at_once: bool = False) -> None:
+    def __init__(self, what: str, wait_s: float = 0.0, *, advice: str = "try again later") -> None:
         super().__init__(what)
         self.wait_s = wait_s
-        self.at_once = at_once
+        self.advice = advice
+
+    @classmethod
+    def of_status(cls, response: httpx2.Response) -> Passing:
+        """Return the fault that a reply tells by its status."""
+        return cls(f"{_origin(response.url)} answered HTTP {response.status_code}", _asked_to_wait(response))
+
+    @classmethod
+    def of_network(cls, error: httpx2.TransportError) -> Passing:
+        """Return the fault that no reply came, or only a part of one."""
+        import httpx2
+
+        never = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        what = "cannot reach" if never else "lost the connection to"
+        reason = shown(error) or type(error).__name__
+        return cls(f"{what} {_origin(error.request.url)} ({reason})", advice="check the network, then try again")
+
+
+def _patiently(attempt: Callable[[], T], pauses: tuple[float, ...], name: str) -> T:
+    """Return what `attempt` returns, tried again after each passing fault until pauses or patience run out."""
+    import httpx2
+
+    waited = asked = 0.0
+    for pause in (*pauses, None):
+        try:
+            return attempt()
+        except Passing as error:
+            fault = error
+        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+            fault = Passing.of_network(error)
+        asked += fault.wait_s
+        if asked > MAX_WAIT_S:
+            raise SourceError(f"{name}: {fault} and asks to wait {fault.wait_s:.0f} s: try again then") from fault
+        if pause is not None:
+            time.sleep(max(pause, fault.wait_s))
+            waited += max(pause, fault.wait_s)
+    tries = f"tried {len(pauses) + 1} times over {waited:.0f} s"
+    raise SourceError(f"{name}: {fault}; {tries}: {fault.advice}") from fault
 
 
 @dataclass
@@ -254,19 +287,16 @@ class _RemoteFile:
     signed_url: str | None = None
     """A URL that the Hub redirected to: until it expires, it saves asking the Hub for each range."""
     tags: dict[str, str | None] = field(default_factory=dict)
-    _reused: bool = False
-    _one_range_only: bool = False
+    reused: bool = False
+    """A signed URL served more than once."""
+    one_range_only: bool = False
 
-    def trust(self, url: str, *, reused: bool) -> None:
-        self._reused |= reused
-        if not self._one_range_only:
-            self.signed_url = url
-
-    def distrust(self, url: str) -> None:
-        """Forget a URL that was refused; one refused before it ever served twice is bound to a single range."""
+    def distrust(self, url: str | None) -> None:
+        """Forget a signed URL that was refused; one that never served twice is bound to a single range."""
         if self.signed_url == url:
             self.signed_url = None
-        self._one_range_only |= not self._reused
+        if not self.reused:
+            self.one_range_only = True
 
 
 def _in_time(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:
@@ -275,12 +305,12 @@ def _in_time(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:
     for piece in pieces:
         got, since = got + len(piece), since + len(piece)
         if got > most:
-            raise Passing(f"got more than the {most} bytes that were asked for")
+            raise Passing(f"the server sent more than the {most} bytes that were asked for")
         yield piece
         now = time.monotonic()
         if now - mark > SLOW_S:
             if since < SLOW_BYTES:
-                raise Passing(f"only {since} bytes came in {now - mark:.0f} s")
+                raise Passing(f"the server sent only {since} bytes in {now - mark:.0f} s")
             since, mark = 0, now
 
 
@@ -291,11 +321,27 @@ def _asked_to_wait(response: httpx2.Response) -> float:
     asked = response.headers.get("Retry-After", "")
     if asked.isascii() and asked.isdigit():
         return float(asked[:9])
-    date = email.utils.parsedate_tz(asked)
-    if date is not None:
-        return max(0.0, email.utils.mktime_tz(date) - time.time())
+    with suppress(ValueError, OverflowError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
     limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     return float(limit.reset_in_seconds) if limit is not None else 0.0
+
+
+def _origin(url: httpx2.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _opaque(tag: str) -> str:
+    """Return what an ETag says, whether it is weak or not."""
+    return tag.removeprefix("W/").strip('"')
+
+
+def _without_body(response: httpx2.Response) -> httpx2.Response:
+    """Return a reply without its body, which may be anything and endless: what it says is in the headers."""
+    import httpx2
+
+    headers = {name: value for name, value in response.headers.items() if name.startswith("x-error-")}
+    return httpx2.Response(response.status_code, headers=headers, request=response.request)
 
 
 @contextmanager
@@ -322,18 +368,23 @@ def hub_errors(
         raise SourceError(f"{name} was disabled on the Hub") from error
     except errors.LocalEntryNotFoundError as error:  # neither downloaded before nor to be had now
         if constants.HF_HUB_OFFLINE:
-            raise SourceError(f"{name} is not in the Hub's cache, and HF_HUB_OFFLINE is set") from error
+            raise SourceError(
+                f"{name} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it, or download the model first"
+            ) from error
         reason = shown(error.__cause__ or error)
         raise SourceError(f"cannot download {name} from {constants.ENDPOINT} ({reason}): check the network") from error
     except errors.EntryNotFoundError as error:
-        raise SourceError(f"{name} has no file {shown(path)} at commit {commit}") from error
+        raise SourceError(
+            f"{name} has no file {shown(path)} at commit {commit}, though it lists one: try again later"
+        ) from error
     except errors.OfflineModeIsEnabled as error:
-        raise SourceError(f"cannot reach the Hub for {name}: HF_HUB_OFFLINE is set") from error
+        raise SourceError(f"cannot reach the Hub for {name}: HF_HUB_OFFLINE is set, unset it") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise SourceError(f"the Hub refused access to {name} (HTTP {status}): {login}") from error
-        raise SourceError(f"the Hub answered HTTP {status} for {name}: try again later") from error
+        thing = f"{name}, file {shown(path)}" if path else name
+        raise SourceError(f"the Hub answered HTTP {status} for {thing}: try again later") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{shown(name)} is not a Hub id of the form owner/name") from error
     except (httpx2.LocalProtocolError, UnicodeEncodeError) as error:  # whose messages hold the token
@@ -343,7 +394,7 @@ def hub_errors(
         raise SourceError(f"cannot reach {constants.ENDPOINT} for {name} ({reason}): check the network") from error
     except OSError as error:
         raise SourceError(f"cannot download {name}: {shown(error)}") from error
-    except (ValueError, TypeError, KeyError) as error:  # what the client's parser lets out
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # what the client's parser lets out
         raise SourceError(
             f"{constants.ENDPOINT} did not answer for {name} as the Hub does: a proxy may be in the way"
         ) from error

@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from analyzer.source import Source
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Working on more blocks at once than this only takes turns in the interpreter and grows the buffers.
 MAX_WORKERS = 8
@@ -32,47 +37,69 @@ class Want:
 def stream(source: Source, wants: Iterable[Want]) -> None:
     """Read everything that is wanted, in order and in parallel, and return when all of it has been used.
 
-    The first failure, of a read or of a use, stops the others and is raised; so does Ctrl-C. Raises SourceError
-    where bytes cannot be read.
+    What sets an event must be wanted before what comes after it. The first failure, of a read or of a use, stops the
+    others and is raised; so does Ctrl-C. Raises SourceError where bytes cannot be read.
     """
-    reads = _side_by_side(wants, source.block_bytes)
-    taking, stop = threading.Lock(), threading.Event()
     working = threading.Semaphore(min(MAX_WORKERS, os.cpu_count() or 1))
+
+    def answer(run: list[Want], stopped: threading.Event) -> None:
+        start = run[0].start
+        data = memoryview(source.read(run[0].filename, start, run[-1].stop))
+        for want in run:
+            for event in want.after:
+                while not event.wait(0.1):
+                    if stopped.is_set():
+                        return
+            with working:
+                want.use(data[want.start - start : want.stop - start])
+
+    _run((partial(answer, run) for run in _side_by_side(wants, source.block_bytes)), source.readers)
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], *, threads: int) -> list[Result]:
+    """Return what the function makes of each item, in their order. Failures and Ctrl-C are as in `stream`.
+
+    (concurrent.futures would wait, in both cases, for every call that has begun.)
+    """
+    results: dict[int, Result] = {}
+
+    def call(number: int, item: Item, _: threading.Event) -> None:
+        results[number] = function(item)
+
+    _run((partial(call, number, item) for number, item in enumerate(items)), min(threads, len(items)))
+    return [results[number] for number in range(len(items))]
+
+
+def _run(jobs: Iterator[Callable[[threading.Event], None]], threads: int) -> None:
+    """Run jobs, begun in their order and so many at once; each is handed the event that says to wait no longer."""
+    taking, stopped = threading.Lock(), threading.Event()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def take() -> list[Want] | None:
+    def take() -> Callable[[threading.Event], None] | None:
         with taking:
-            return None if stop.is_set() else next(reads, None)
+            return None if stopped.is_set() else next(jobs, None)
 
     def work() -> None:
         try:
-            while read := take():
-                start = read[0].start
-                data = memoryview(source.read(read[0].filename, start, read[-1].stop))
-                for want in read:
-                    for event in want.after:
-                        while not event.wait(0.1):
-                            if stop.is_set():
-                                break
-                    with working:
-                        want.use(data[want.start - start : want.stop - start])
+            while job := take():
+                job(stopped)
         except BaseException as error:
-            stop.set()
+            stopped.set()
             ended.put(error)
         else:
             ended.put(None)
 
     # Daemons, so that Ctrl-C need not wait for a server that does not answer.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(source.readers)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     try:
-        for thread in threads:
-            thread.start()
-        for _ in threads:
+        for worker in workers:
+            worker.start()
+        for _ in workers:
             error = ended.get()
             if error is not None:
                 raise error
     finally:
-        stop.set()
+        stopped.set()
 
 
 def _side_by_side(wants: Iterable[Want], block_bytes: int) -> Iterator[list[Want]]:

@@ -9,6 +9,7 @@ verifying on the sample model. Absolute times are shown, but only the ratios mea
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ LAYERS, ROWS, COLS = 22, 4096, 11008  # of a Llama-2-7b: 2 GB of bfloat16 down p
 REPEATS = 5
 PROMPT = "Apple Inc. is a worldwide tech company."
 INTERVENTIONS = 16
+ROUND_TRIP_S = 0.05
+LINKS = ((6, 1.25e7), (22, 1.25e8), (22, 5e8))  # layers to read, bytes a second: 100 Mbit, 1 Gbit, 4 Gbit
 
 Row = tuple[str, str, str, str]
 
@@ -42,6 +45,8 @@ def main() -> None:
         print("making a checkpoint of 2 GB", file=sys.stderr)
         make_checkpoint(folder)
         rows += bench_scan(folder)
+        for layers, rate in LINKS:
+            rows.append(bench_link(folder, layers=layers, rate=rate))
     rows += bench_start_up()
     rows += bench_interventions()
     print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
@@ -77,7 +82,7 @@ def bench_scan(folder: Path) -> list[Row]:
 
     checkpoint = Checkpoint(FolderSource(folder))
     projections = down_projections(checkpoint)
-    needed = down_projection_bytes(checkpoint, projections) + checkpoint.bytes_read
+    needed = down_projection_bytes(projections) + checkpoint.bytes_read
     file = folder / "model.safetensors"
 
     def run_scan() -> None:
@@ -112,6 +117,28 @@ def bench_scan(folder: Path) -> list[Row]:
         ),
         ("scan, peak memory", f"{peak / 1e6:.0f} MB", "", "< 400 MB"),
     ]
+
+
+def bench_link(folder: Path, *, layers: int, rate: float) -> Row:
+    """Return the row about scanning over a link of `rate` bytes a second with 50 ms a round trip."""
+    link = Path(__file__).with_name("link.py")
+    command = [sys.executable, str(link), str(folder), str(rate), str(ROUND_TRIP_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        environment = os.environ | {"HF_ENDPOINT": server.stdout.readline().strip(), "NO_PROXY": "*"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        scan = [sys.executable, "-m", "analyzer", "scan", "owner/bench", "--no-cache", "--quiet", "--json"]
+        command = [*scan, "--layers", f"0-{layers - 1}"]
+        process = psutil.Popen(command, stdout=subprocess.PIPE, env=environment)
+        peak = sampled_peak(process)
+        result = json.loads(process.stdout.read())
+        server.kill()
+    reached = result["bytes_read"] / result["seconds"]
+    what = f"scan over {rate * 8 / 1e9:.1f} Gbit/s, 50 ms round trips"
+    measured = (
+        f"{reached / 1e6:.1f} of {rate / 1e6:.1f} MB/s, {result['seconds']:.1f} s, peak memory {peak / 1e6:.0f} MB"
+    )
+    return what, measured, f"{reached / rate:.2f}", ">= 0.90"
 
 
 def bench_start_up() -> list[Row]:
@@ -161,7 +188,11 @@ def fastest(work: Callable[[], object], repeats: int = REPEATS) -> float:
 
 def peak_memory(command: list[str]) -> int:
     """Return the peak resident size of a command, in bytes, by sampling it."""
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    return sampled_peak(psutil.Popen(command, stdout=subprocess.DEVNULL))
+
+
+def sampled_peak(process: psutil.Popen) -> int:
+    """Wait for a process, and return its peak resident size in bytes."""
     peak = 0
     while process.poll() is None:
         try:
