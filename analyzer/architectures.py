@@ -53,7 +53,7 @@ MAX_SHOWN_CANDIDATES = 4
 NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])", re.ASCII)  # between dots
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DownProjection:
     """The down projection of one MLP, or of one expert of it; `name` is the tensor that stores it."""
 
@@ -80,7 +80,7 @@ class DownProjection:
         return self.tower or "", self.layer, -1 if self.expert is None else self.expert
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlockName:
     """What a module's name says: its stack of blocks, the block's number there, and the expert."""
 

@@ -31,7 +31,7 @@ UseTile = Callable[[int, Tile, Unsigned], None]
 """Takes a tile of a matrix, the how manieth it is, and its decoded bits, [lines, numbers along them]; on any thread."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor's record and the file that holds it."""
 

@@ -113,9 +113,9 @@ class GainScan:
             ready.append(event)
             yield checkpoint.read_part(part, take_norm)
 
-        lengths: list[_SquaredLengths] = []
+        lengths: list[SquaredLengths] = []
         for source in around.inputs:
-            length = _SquaredLengths(source, axis=0)
+            length = SquaredLengths(source)
             lengths.append(length)
             measured = threading.Event()
 
@@ -136,7 +136,7 @@ class GainScan:
 
         yield from checkpoint.read_matrix(matrix, rank, done=done, progress=progress, after=tuple(ready))
 
-    def _column_gains(self, lengths: Sequence[_SquaredLengths], cols: int) -> Float64:
+    def _column_gains(self, lengths: Sequence[SquaredLengths], cols: int) -> Float64:
         """Return what the MLP's input projections can make of each inner channel, [cols]."""
         norms = [np.sqrt(length.total) for length in lengths]
         if len(norms) == 1 and norms[0].size == 2 * cols:
@@ -201,16 +201,15 @@ class GainScan:
         return None
 
 
-class _SquaredLengths:
-    """Sums the squares of a matrix's rows (axis 0: one sum a row), tile by tile, always in the same order.
+class SquaredLengths:
+    """Sums the squares of each of a matrix's rows from its tiles, always in the same order.
 
     Where a row's weights are spread over tiles, the order of the additions would otherwise show in the last digits.
     """
 
-    def __init__(self, matrix: Matrix, *, axis: int) -> None:
+    def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
-        self.total: Float64 = np.zeros(matrix.shape[axis])
-        self._along_lines = matrix.transposed == (axis == 0)  # the kept axis runs along the stored lines
+        self.total: Float64 = np.zeros(matrix.shape[0])
         self._waiting: dict[int, tuple[slice, Float64]] = {}
         self._next = 0
         self._adding = threading.Lock()
@@ -219,9 +218,9 @@ class _SquaredLengths:
         """Add the squares of a tile's magnitudes, [lines, places along them]; they are overwritten."""
         lines, places = self.matrix.axes(tile)
         np.multiply(magnitudes, magnitudes, out=magnitudes)
-        sums = magnitudes.sum(axis=0 if self._along_lines else 1)
+        sums = magnitudes.sum(axis=0 if self.matrix.transposed else 1)
         with self._adding:
-            self._waiting[number] = (places if self._along_lines else lines, sums)
+            self._waiting[number] = (places if self.matrix.transposed else lines, sums)
             while self._next in self._waiting:
                 where, ready = self._waiting.pop(self._next)
                 self.total[where] += ready
@@ -235,7 +234,7 @@ class _Gains:
         self._matrix = matrix
         self._statistics = Magnitudes(matrix.encoding.decoded, 1)
         self._ranking = TopK(top)
-        self._rows = _SquaredLengths(matrix, axis=0)
+        self._rows = SquaredLengths(matrix)
 
     def add(self, number: int, tile: Tile, bits: Unsigned, column_gains: Float64, row_gains: Float64) -> None:
         flat = bits.ravel()

@@ -36,7 +36,7 @@ UNREADABLE = {  # what else tells a quantization, by the end of a tensor's name
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Bytes of a stored tensor, from `start` to `stop` counted from its own beginning, as an array of this shape."""
 
@@ -47,7 +47,7 @@ class Part:
     stop: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Matrix:
     """A linear map's matrix; `shape` is (rows, cols) = (output, input channels) whichever way round it is stored.
 

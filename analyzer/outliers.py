@@ -83,7 +83,7 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSummary:
     """The statistics of a matrix's finite magnitudes, and its `top` largest weights, best first.
 

@@ -30,7 +30,7 @@ class Coordinate(NamedTuple):
         return f"({self.tower}: {numbers})" if self.tower else f"({numbers})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRecord:
     """One tensor of a safetensors file; `start` and `stop` are byte offsets in the file, stop exclusive."""
 
@@ -41,7 +41,7 @@ class TensorRecord:
     stop: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorStatistics:
     """Statistics of |W| over the finite weights of one down projection; `std` is the population's.
 
@@ -62,7 +62,7 @@ class TensorStatistics:
     nonfinite: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outlier:
     """A weight that ranks high by `score`, |W| or its gain; `zscore` is (|W| - mean|W|) / std|W| over its tensor."""
 
@@ -135,7 +135,7 @@ class SuperActivation:
     last_layer: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutlierFeature:
     """A channel that is as large as a super activation at more than half of the positions."""
 

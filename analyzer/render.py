@@ -13,6 +13,7 @@ import tabulate
 from analyzer.errors import shown
 from analyzer.records import (
     Change,
+    Coordinate,
     DiffResult,
     LayerMaxima,
     ScanResult,
@@ -33,25 +34,21 @@ def render_scan(result: ScanResult) -> str:
     sections = [_title(result.model, result.revision, result.commit)]
     if result.outliers:
         best = result.outliers[0]
+        gain = result.score == "gain"
         sections.append(
-            f"Largest weight: {_place(best)} = {best.value:+.5g}, "
-            f"{best.zscore:.0f} standard deviations above its tensor's mean magnitude."
+            _fill(
+                f"Largest {'gain' if gain else 'weight'}: {_place(best)} = {best.value:+.5g}, "
+                + (f"{best.score:.3g} times the norm of its layer's median row and " if gain else "")
+                + f"{best.zscore:.0f} standard deviations above its tensor's mean magnitude."
+            )
         )
-        experts = any(outlier.expert is not None for outlier in result.outliers)
+        header, places = _places([outlier.coordinate for outlier in result.outliers])
         sections.append(
             _table(
-                ["rank", "layer", *(["expert"] if experts else []), "row", "col", "value", "z-score"],
+                ["rank", *header, "value", *(["gain"] if gain else []), "z-score"],
                 [
-                    [
-                        o.rank,
-                        o.layer,
-                        *([_text(o.expert)] if experts else []),
-                        o.row,
-                        o.col,
-                        f"{o.value:+.5g}",
-                        f"{o.zscore:.1f}",
-                    ]
-                    for o in result.outliers
+                    [o.rank, *place, f"{o.value:+.5g}", *([f"{o.score:.3g}"] if gain else []), f"{o.zscore:.1f}"]
+                    for o, place in zip(result.outliers, places, strict=True)
                 ],
             )
         )
@@ -202,15 +199,11 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
     critical = [weight for weight in weights if weight.effect == "critical"]
     others = sorted((w for w in weights if w.effect != "critical"), key=lambda w: w.static_rank or math.inf)
     kept = critical + others[: max(3, SHOWN_WEIGHTS - len(critical))]
-    experts = any(weight.expert is not None for weight in weights)
-    header = ["layer", *(["expert"] if experts else []), "row", "col", "value", "share", "rank", "status", "effect"]
-    header += ["collapse", "Δ loss", "control"]
+    header, places = _places([weight.coordinate for weight in kept])
+    header += ["value", "share", "rank", "status", "effect", "collapse", "Δ loss", "control"]
     rows = [
         [
-            w.layer,
-            *([_text(w.expert)] if experts else []),
-            w.row,
-            w.col,
+            *place,
             f"{w.value:+.4g}",
             _percent(w.share),
             _rank(w),
@@ -220,7 +213,7 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
             _change(w.loss, w.loss_zeroed),
             _change(w.loss, w.control_loss_max),
         ]
-        for w in kept
+        for w, place in zip(kept, places, strict=True)
     ]
     more = len(weights) - len(kept)
     note = f"\n\n… and {more} more, none of them critical (--json lists all)" if more else ""
@@ -268,27 +261,42 @@ def _layers_table(layers: Sequence[LayerMaxima]) -> str:
 
 
 def _changes_table(changes: Sequence[Change], fields: Sequence[str]) -> str:
-    experts = any(change.expert is not None for change in changes)
+    header, places = _places([change.coordinate for change in changes[:SHOWN_CHANGES]])
     rows = [
         [
             change.kind,
-            change.layer,
-            *([_text(change.expert)] if experts else []),
-            change.row,
-            change.col,
+            *place,
             *(_text(change.old[field] if change.old else None) for field in fields),
             *(_text(change.new[field] if change.new else None) for field in fields),
         ]
-        for change in changes[:SHOWN_CHANGES]
+        for change, place in zip(changes, places, strict=False)
     ]
-    header = ["change", "layer", *(["expert"] if experts else []), "row", "col"]
+    header = ["change", *header]
     header += [f"old {field}" for field in fields] + [f"new {field}" for field in fields]
     more = len(changes) - SHOWN_CHANGES
     return _table(header, rows) + (f"\n\n… and {more} more (--json lists all)" if more > 0 else "")
 
 
+def _places(coordinates: Sequence[Coordinate]) -> tuple[list[str], list[list[object]]]:
+    """Return the columns that say where weights are, and their cells: no tower or expert where no weight has one."""
+    towers = any(coordinate.tower is not None for coordinate in coordinates)
+    experts = any(coordinate.expert is not None for coordinate in coordinates)
+    header = [*(["tower"] if towers else []), "layer", *(["expert"] if experts else []), "row", "col"]
+    cells: list[list[object]] = [
+        [
+            *([shown(c.tower or "-", 20)] if towers else []),
+            c.layer,
+            *([_text(c.expert)] if experts else []),
+            c.row,
+            c.col,
+        ]
+        for c in coordinates
+    ]
+    return header, cells
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    words = {"status", "effect", "token", "change", "family", "model", "commit", "most critical"}
+    words = {"tower", "status", "effect", "token", "change", "family", "model", "commit", "most critical"}
     return tabulate.tabulate(
         [[str(cell) for cell in row] for row in rows],
         header,
@@ -307,8 +315,9 @@ def _commit(commit: str) -> str:
 
 
 def _place(weight: Any) -> str:
+    tower = f"{shown(weight.tower, 40)} " if getattr(weight, "tower", None) else ""
     expert = "" if weight.expert is None else f"expert {weight.expert}, "
-    return f"layer {weight.layer}, {expert}row {weight.row}, col {weight.col}"
+    return f"{tower}layer {weight.layer}, {expert}row {weight.row}, col {weight.col}"
 
 
 def _rank(weight: SuperWeight) -> str:

@@ -229,9 +229,13 @@ def read_weights(
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:
     """Return the `top` outliers of the model from each tensor's own."""
+    scores = np.concatenate([summary.scores for summary in summaries])
+    cut = np.partition(scores, -top)[-top] if scores.size > top else 0.0
     found = []
     for projection, summary in zip(projections, summaries, strict=True):
         for place, value, score in zip(summary.places, summary.values, summary.scores, strict=True):
+            if score < cut:
+                break  # they come best first
             row, col = divmod(int(place), projection.shape[1])
             outlier = Outlier(
                 rank=0,

@@ -70,7 +70,7 @@ def verify(
 ) -> VerifyResult:
     """Find the super weights behind the prompt's super activations and measure what each does.
 
-    `outliers` are the static scan's, `rank` gives the static rank of any other coordinate. Losses are over `text`.
+    `outliers` are the static scan's, `rank` gives the rank by |W| of any coordinate. Losses are over `text`.
     Raises ForwardError where the model cannot be run on them.
     """
     ids = model.tokenize(prompt)
@@ -95,8 +95,7 @@ def verify(
     progress("prompt", 1, 1)
     weights, joint = _measure_effects(model, found, model.windows(text), progress) if found else ([], None)
     weights += _rejected(model, trace, activations, outliers, {w.coordinate for w in weights})
-    known = {outlier.coordinate: outlier.rank for outlier in outliers}
-    ranks = {**rank([w.coordinate for w in weights if w.coordinate not in known]), **known}
+    ranks = rank([weight.coordinate for weight in weights])
     weights = [replace(weight, static_rank=ranks[weight.coordinate]) for weight in weights]
     return VerifyResult(
         model=model.name,

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -54,6 +57,32 @@ def hub(tmp_path, monkeypatch):
     yield server
     close_session()  # its kept connections would outlive the server
     server.stop()
+
+
+@pytest.fixture
+def superweight(hub, tmp_path):
+    """Start the command line in a process of its own, on this test's Hub: returns the Popen, for `communicate`."""
+    started = []
+
+    def start(*arguments, **environment):
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            **environment,
+        }
+        command = [sys.executable, "-m", "analyzer", *map(str, arguments)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -1,22 +1,28 @@
 """A real HTTP server that speaks the Hub's protocol: one origin for the Hub, another port for its CDN.
 
-It knows nothing of the analyzer. Tests read `requests` to see what a client really asked for, and set `tamper` to
-make it answer as a broken proxy or CDN would.
+It knows nothing of the analyzer. Tests read `requests`, `body_bytes`, `connections` and `most_at_once` to see what a
+client really did, and set `tamper` to make it answer as a broken proxy or CDN would.
 """
 
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
+import socket
+import struct
 import sys
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin")  # what the Hub keeps outside of git, behind a redirect to the CDN
+NOTHING = -1  # of a reply: not even its headers
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,10 @@ class Reply:
     status: int
     headers: dict
     body: bytes = b""
-    cut: int | None = None  # break the connection off after that many bytes of the body
+    cut: int | None = None  # break the connection off after that many bytes of the body, or with NOTHING sent
+    reset: bool = False  # by a TCP reset in place of an orderly end
+    stall: bool = False  # or rather keep it open, and send no more
+    drip: float = 0.0  # seconds between the single bytes of the body
 
     def with_headers(self, **headers):
         changed = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -53,6 +62,8 @@ class Repository:
 
 
 class QuietServer(ThreadingHTTPServer):
+    request_queue_size = 128
+
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it has seen enough
             super().handle_error(request, client_address)
@@ -61,9 +72,21 @@ class QuietServer(ThreadingHTTPServer):
 class HubServer:
     def __init__(self):
         self.requests = []
+        self.body_bytes = Counter()  # by origin, of what was served of files
+        self.connections = Counter()  # by origin
+        self.most_at_once = 0  # requests
         self.repositories = {}
+        self.renamed = {}  # old id -> new id
         self.tamper = lambda request, reply: reply
+        self.delay = 0.0  # seconds before each reply
+        self.small_files_elsewhere = False  # behind a redirect to a cache, on the same origin
+        self.uses_of_a_url = None  # how often a signed URL serves before it expires
+        self.bind_range = False  # a signed URL serves only the range that it was made for
+        self._at_once = 0
+        self._issued = 0
+        self._used = Counter()
         self._recording = threading.Lock()
+        self._stopping = threading.Event()
         self._key = secrets.token_bytes(16)
         self._blobs = {}  # sha256 -> bytes
         self._servers = [self._start("hub", self._answer_hub), self._start("cdn", self._answer_cdn)]
@@ -86,7 +109,19 @@ class HubServer:
     def asked(self, origin, method="GET"):
         return [request for request in self.requests if (request.origin, request.method) == (origin, method)]
 
+    def tag(self, data, *, large):
+        """Return the ETag of a file's content, without its quotes."""
+        return (hashlib.sha256 if large else hashlib.sha1)(data).hexdigest()
+
+    def forget(self):
+        """Begin to count anew."""
+        with self._recording:
+            self.requests, self.most_at_once = [], 0
+            self.body_bytes.clear()
+            self.connections.clear()
+
     def stop(self):
+        self._stopping.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -98,20 +133,50 @@ class HubServer:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # else each reply waits 40 ms for the client's acknowledgement
 
+            def setup(self):
+                super().setup()
+                with hub._recording:
+                    hub.connections[origin] += 1
+
             def do_GET(self):
                 request = Request(
                     origin, self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization")
                 )
                 with hub._recording:
                     hub.requests.append(request)
-                reply = hub.tamper(request, answer(request))
+                    hub._at_once += 1
+                    hub.most_at_once = max(hub.most_at_once, hub._at_once)
+                try:
+                    time.sleep(hub.delay)
+                    reply = hub.tamper(request, answer(request))
+                finally:
+                    with hub._recording:
+                        hub._at_once -= 1
+                self.send(reply)
+                if reply.stall:
+                    hub._stopping.wait(60)
+                if reply.reset:  # what is not said orderly is said by the kernel, at once
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    os.close(self.connection.detach())
+                self.close_connection = reply.cut is not None or reply.stall
+
+            def send(self, reply):
+                if reply.cut == NOTHING:
+                    return
                 self.send_response(reply.status)
                 for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(reply.body[: reply.cut])
-                self.close_connection = reply.cut is not None
+                body = reply.body[: reply.cut] if self.command == "GET" else b""
+                if reply.status == 206:
+                    with hub._recording:
+                        hub.body_bytes[origin] += len(body)
+                if reply.drip:
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(reply.drip)
+                elif body:
+                    self.wfile.write(body)
 
             do_HEAD = do_GET  # noqa: N815
 
@@ -124,6 +189,9 @@ class HubServer:
 
     def _answer_hub(self, request):
         parts = urlsplit(request.path)
+        for old, new in self.renamed.items():
+            if f"/{old}/" in request.path or request.path.startswith(f"/api/models/{old}"):
+                return Reply(307, {"Location": request.path.replace(old, new, 1)}, b"Redirecting")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", parts.path):
             model, kind, revision = match.groups()
             repository, commit, refusal = self._find(model, unquote(revision or "main"), request)
@@ -137,8 +205,11 @@ class HubServer:
             return _json(
                 {"id": model, "modelId": model, "sha": commit, "siblings": siblings, "gated": repository.gated}
             )
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", parts.path):
-            model, revision, path = match[1], unquote(match[2]), unquote(match[3])
+        if match := re.fullmatch(
+            r"(?:/api/resolve-cache/models/([^/]+/[^/]+)|/([^/]+/[^/]+)/resolve)/([^/]+)/(.+)", parts.path
+        ):
+            cached, model = match[1], match[1] or match[2]
+            revision, path = unquote(match[3]), unquote(match[4])
             repository, commit, refusal = self._find(model, revision, request)
             if refusal:
                 return refusal
@@ -148,6 +219,9 @@ class HubServer:
                 )
             if path not in repository.history[commit]:
                 return _refusal(404, "EntryNotFound", "Entry not found").with_headers(X_Repo_Commit=commit)
+            if self.small_files_elsewhere and not cached and not path.endswith(LARGE):
+                location = f"/api/resolve-cache/models/{model}/{commit}/{quote(path)}"
+                return Reply(307, {"Location": location, "X-Repo-Commit": commit}, b"Redirecting")
             return self._resolve(repository.history[commit][path], path, commit, request)
         return _refusal(404, "", "Sorry, we can't find the page you are looking for.")
 
@@ -167,7 +241,13 @@ class HubServer:
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not path.endswith(LARGE):
             return _serve(data, request.range, {**headers, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
-        location = f"{self.cdn_url}/blobs/{sha256}?filename={quote(path)}&Signature={self._sign(sha256)}"
+        with self._recording:
+            self._issued += 1
+        policy = json.dumps([self._issued, request.range if self.bind_range else None])
+        location = (
+            f"{self.cdn_url}/blobs/{sha256}?filename={quote(path)}&Policy={quote(policy)}"
+            f"&Signature={self._sign(sha256, policy)}"
+        )
         linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{sha256}"', "ETag": f'"{sha256}"'}
         return Reply(302, {**headers, **linked, "Location": location}, b"Found. Redirecting")
 
@@ -176,12 +256,84 @@ class HubServer:
         sha256 = parts.path.rpartition("/")[2]
         if request.authorization is not None:  # as S3 does: a signed URL and a header are one too many
             return Reply(400, {}, b"Only one auth mechanism allowed")
-        if parse_qs(parts.query).get("Signature") != [self._sign(sha256)]:
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if query.get("Signature") != self._sign(sha256, query.get("Policy", "")):
+            return Reply(403, {}, b"Request has expired")
+        number, bound_to = json.loads(query["Policy"])
+        with self._recording:
+            self._used[number] += 1
+            expired = self.uses_of_a_url is not None and self._used[number] > self.uses_of_a_url
+        if expired or bound_to not in (None, request.range):
             return Reply(403, {}, b"Request has expired")
         return _serve(self._blobs[sha256], request.range, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
 
-    def _sign(self, sha256):
-        return hmac.new(self._key, sha256.encode(), hashlib.sha256).hexdigest()
+    def _sign(self, sha256, policy):
+        return hmac.new(self._key, f"{sha256} {policy}".encode(), hashlib.sha256).hexdigest()
+
+
+def shift(reply):
+    """Answer with the range one byte further on."""
+    if reply.status != 206:
+        return reply
+    first, last, size = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers["Content-Range"]).groups()
+    return reply.with_headers(Content_Range=f"bytes {int(first) + 1}-{int(last) + 1}/{size}")
+
+
+def halve(reply):
+    """Answer with the first half of the range, and say so."""
+    if reply.status != 206:
+        return reply
+    first, _, size = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers["Content-Range"]).groups()
+    body = reply.body[: len(reply.body) // 2]
+    return replace(reply, body=body).with_headers(Content_Range=f"bytes {first}-{int(first) + len(body) - 1}/{size}")
+
+
+def status(number, **headers):
+    """Return a change into a reply of this status."""
+    return lambda reply: Reply(number, {name.replace("_", "-"): value for name, value in headers.items()}, b"{}")
+
+
+# What a network does to replies that may well be right the next time.
+PASSING_FAULTS = {
+    "reset before the headers": lambda reply: replace(reply, cut=NOTHING, reset=True),
+    "closed before the headers": lambda reply: replace(reply, cut=NOTHING),
+    "closed after the headers": lambda reply: replace(reply, cut=0),
+    "reset in mid-body": lambda reply: replace(reply, cut=len(reply.body) // 2, reset=True),
+    "closed in mid-body": lambda reply: replace(reply, cut=len(reply.body) // 2),
+    "short, though whole": lambda reply: replace(reply, body=reply.body[: len(reply.body) // 2]),
+    "short, and says so": halve,
+    "long": lambda reply: replace(reply, body=reply.body + b"more"),
+    "shifted": shift,
+    "no range named": lambda reply: reply.with_headers(Content_Range=None),
+    **{str(number): status(number) for number in (408, 425, 429, 500, 502, 503, 504)},
+    **{f"{number} with Retry-After": status(number, Retry_After="0") for number in (408, 425, 429, 500, 502, 503, 504)},
+    "429 until a date": status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+    "429 with RateLimit": status(
+        429, RateLimit='"resolvers";r=0;t=0', RateLimit_Policy='"fixed window";"resolvers";q=3000;w=300'
+    ),
+}
+
+
+def on(origin, change):
+    """Return a tamperer that changes the replies of one origin only."""
+    return lambda request, reply: change(reply) if request.origin == origin else reply
+
+
+def once_a_read(origin, change):
+    """Return a tamperer that changes the first reply of one origin to each read, and lets all others be.
+
+    Reads are told by the file and their last byte, which stays the same when one goes on in the middle.
+    """
+    seen, looking = set(), threading.Lock()
+
+    def tamper(request, reply):
+        read = urlsplit(request.path).path, (request.range or "").rpartition("-")[2]
+        with looking:
+            first = request.origin == origin and read not in seen
+            seen.add(read)
+        return change(reply) if first else reply
+
+    return tamper
 
 
 def _tree_entry(path, data):

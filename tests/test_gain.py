@@ -7,12 +7,18 @@ import pytest
 import torch
 import transformers
 from checkpoints import random_downs, write_config, write_gpt2, write_llama, write_tensors
+from sample_model import sample_model_folder
 from test_families import FAMILIES
 
 from analyzer.checkpoint import Checkpoint
+from analyzer.encodings import Plain
 from analyzer.errors import ArchitectureError
+from analyzer.gain import SquaredLengths
+from analyzer.matrices import Matrix, Part
 from analyzer.scan import down_projections, scan
 from analyzer.source import FolderSource
+
+SAMPLE = sample_model_folder()
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -162,6 +168,20 @@ def test_the_result_does_not_depend_on_blocks_or_threads(tmp_path, monkeypatch):
         assert (result.outliers, result.tensors) == (results[0].outliers, results[0].tensors)  # to the last bit
 
 
+def test_sums_over_tiles_do_not_depend_on_the_order_in_which_these_come(monkeypatch):
+    monkeypatch.setattr("analyzer.matrices.TILE_NUMBERS", 8)
+    matrix = Matrix(Part("w", "F64", (2, 800), 0, 12_800), (), Plain("F64"), (2, 800), transposed=False)
+    tiles = list(enumerate(matrix.tiles()))
+    totals = set()
+    for order in (tiles, tiles[::-1], tiles[1::2] + tiles[::2]):
+        lengths = SquaredLengths(matrix)
+        for number, tile in order:
+            generator = np.random.default_rng(number)
+            lengths.add(number, tile, generator.lognormal(0, 10, (tile.lines, tile.units)))
+        totals.add(lengths.total.tobytes())
+    assert len(totals) == 1
+
+
 def test_bytes_read_are_those_of_the_mlp_and_its_norm(tmp_path):
     write_gated(tmp_path)
     checkpoint = Checkpoint(FolderSource(tmp_path))
@@ -191,6 +211,15 @@ def test_all_zero(tmp_path):
     write_gated(tmp_path, layers=1, rows=4, cols=6, **{"model.layers.0.mlp.down_proj.weight": zero})
     result = scan_in_blocks(tmp_path, 1 << 20, 2, top=3)
     assert [(o.row, o.col, o.score) for o in result.outliers] == [(0, 0, 0.0), (0, 1, 0.0), (0, 2, 0.0)]
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")
+def test_gain_finds_the_sample_models_super_weight():
+    checkpoint = Checkpoint(FolderSource(SAMPLE))
+    outliers = scan(checkpoint, down_projections(checkpoint), score="gain", top=500).outliers
+    assert (11, 507, 1229) in [(o.layer, o.row, o.col) for o in outliers[:3]]
+    first_in_layer = next(o for o in outliers if o.layer == 11)
+    assert (first_in_layer.row, first_in_layer.col) == (507, 1229)
 
 
 @pytest.mark.parametrize(

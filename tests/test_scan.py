@@ -25,7 +25,7 @@ from analyzer.checkpoint import INDEX, Checkpoint
 from analyzer.errors import ArchitectureError, SourceError
 from analyzer.records import Coordinate
 from analyzer.scan import down_projection_bytes, down_projections, scan, static_ranks
-from analyzer.source import FolderSource, open_source
+from analyzer.source import FolderSource
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -284,29 +284,21 @@ def test_only_the_down_projections_are_read(tmp_path):
     assert down_projection_bytes(projections) == 3 * 8 * 20 * 2
 
 
-def test_a_scan_over_the_hub_asks_for_nothing_more(hub, tmp_path):
-    write_llama(tmp_path, random_downs(), shards=2)
-    commit = hub.add("owner/tiny", tmp_path)
-    checkpoint = Checkpoint(open_source("owner/tiny@main"))
-    result = scan(checkpoint, down_projections(checkpoint))
-    local = scan_folder(tmp_path)
-    assert (result.outliers, result.tensors) == (local.outliers, local.tensors)
-    assert result.bytes_read == local.bytes_read
-    assert (result.model, result.revision, result.commit) == ("owner/tiny", "main", commit)
-    expected = []
-    for shard in sorted(tmp_path.glob("*.safetensors")):
-        wanted = [(0, 7), (8, header_bytes(shard) - 1)]
-        wanted += [ends for name, ends in tensor_ranges(shard).items() if "down_proj" in name]
-        expected += [(f"/owner/tiny/resolve/{commit}/{shard.name}", f"bytes={first}-{last}") for first, last in wanted]
-    # The CDN is asked what the Hub was asked of the shards; the index and the config come from the Hub itself.
-    assert sorted(r.range for r in hub.asked("cdn")) == sorted(range_ for _, range_ in expected)
-    for name in (INDEX, "config.json"):
-        size = (tmp_path / name).stat().st_size
-        expected.append((f"/owner/tiny/resolve/{commit}/{name}", f"bytes=0-{size - 1}"))
-    info, *reads = hub.asked("hub")
-    assert info.path == "/api/models/owner/tiny/revision/main?blobs=true"
-    assert sorted((r.path, r.range) for r in reads) == sorted(expected)
-    assert len(hub.requests) == 1 + len(reads) + len(hub.asked("cdn"))
+def test_200_000_tensors(tmp_path):
+    """A header of 26 MB, each tensor with a read of its own."""
+    header = {}
+    for number in range(200_000):
+        kind = "down" if number % 40 == 0 else "gate"
+        name = f"model.layers.{number // 400}.mlp.experts.{number % 400}.{kind}_proj.weight"
+        header[name] = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8 * number, 8 * number + 8]}
+    encoded = json.dumps(header).encode()
+    weights = np.ones((200_000, 4), DTYPES["BF16"])
+    weights[399_960 // 2, 2] = -3  # of layer 499, expert 380
+    (tmp_path / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + weights.tobytes())
+    write_config(tmp_path, model_type="qwen3_moe", hidden_size=2)
+    result = scan_folder(tmp_path, top=2)
+    assert found(result) == [(499, 380, 1, 0, -3.0), (0, 0, 0, 0, 1.0)]
+    assert len(result.tensors) == 5000
 
 
 def test_progress_adds_up(tmp_path):

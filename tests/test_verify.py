@@ -1,12 +1,12 @@
 """The verdict on models whose answer is known: a planted super weight, random weights, and the real sample model."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from models import COL, LAYER, PROMPT, ROW, TEXT, VALUE, plant, random_llama, save
+from sample_model import sample_model_folder
 
 from analyzer.analyze import run_verify
 from analyzer.detection import Thresholds
@@ -15,9 +15,6 @@ from analyzer.forward import HookedModel
 from analyzer.records import Coordinate
 from analyzer.source import FolderSource
 from analyzer.verify import verify
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-from sample_model import sample_model_folder
 
 SAMPLE = sample_model_folder()
 needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")
