@@ -5,23 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from analyzer.architectures import DownProjection, check_one_in_each_block
+from analyzer.architectures import DownProjection, check_can_be_run
 from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import Entry, make_entry
 from analyzer.checkpoint import Checkpoint
 from analyzer.diff import Side, parse_side, side_of_scan
-from analyzer.errors import ResultError, SourceError, shown
-from analyzer.records import Coordinate, ScanResult, VerifyResult
-from analyzer.scan import down_projection_bytes, down_projections, in_layers, read_weights, scan, static_ranks
+from analyzer.effects import Progress
+from analyzer.errors import ArchitectureError, ResultError, SourceError, shown
+from analyzer.records import Coordinate, Outlier, ScanResult, VerifyResult
+from analyzer.scan import (
+    down_projection_bytes,
+    down_projections,
+    in_layers,
+    nearest_weights,
+    read_weights,
+    scan,
+    static_ranks,
+)
 from analyzer.source import FolderSource, Source, open_source
-from analyzer.verify import DEFAULT_THRESHOLDS, EFFECT_PARAMETERS, Progress, verify
+from analyzer.verify import DEFAULT_THRESHOLDS, PARAMETERS, verify
 
 MAX_TEXT_BYTES = 10_000_000
+MAX_PROMPTS = 1000
 MAX_RESULT_BYTES = 100_000_000
 
 
@@ -38,6 +49,18 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot read {shown(path)} as UTF-8 text: {shown(error)}") from error
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """Return the prompts of a file, one a line, or the bundled ones. Raises SourceError where it holds none."""
+    if path is None:
+        text = resources.files("analyzer").joinpath("data", "prompts.txt").read_text("utf-8")
+    else:
+        text = read_text(path)
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts or len(prompts) > MAX_PROMPTS:
+        raise SourceError(f"{shown(path)} has {len(prompts)} prompts: give 1 to {MAX_PROMPTS}, one a line")
+    return prompts
 
 
 def run_scan(
@@ -68,43 +91,68 @@ def run_verify(
     *,
     prompt: str,
     text: str,
+    prompts: Sequence[str] = (),
     score: str = "magnitude",
-    top: int,
+    top: int = 20,
+    early_stop: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = lambda *_: None,
-) -> tuple[Checkpoint, ScanResult, VerifyResult]:
-    """Scan and verify a model, downloading it first where it is on the Hub.
+) -> tuple[Checkpoint, ScanResult | None, VerifyResult]:
+    """Scan and verify a model; the scan is null with `early_stop`.
 
-    Raises AnalyzerError where it cannot be read or run.
+    A model on the Hub is downloaded first, since its weights are needed many times over; with `early_stop` they are
+    read by ranges, as far as they are needed. Raises AnalyzerError where it cannot be read or run.
     """
     checkpoint = Checkpoint(source)
-    # These fail, where they must, before gigabytes are downloaded or a lying config is built.
-    check_one_in_each_block(source.model, down_projections(checkpoint), checkpoint.config)
-    folder = source.folder(checkpoint.shards)
-    local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
-    checkpoint = Checkpoint(local)
+    # These fail, where they must, before gigabytes are read or a lying config is built.
+    check_can_be_run(source.model, down_projections(checkpoint), checkpoint.config)
+    folder = source.folder(() if early_stop else checkpoint.shards)
+    if not early_stop:
+        local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
+        checkpoint = Checkpoint(local)
     projections = down_projections(checkpoint)
-    scanned = _scan(checkpoint, projections, score, top, progress)
+    scanned: ScanResult | None = None
+    candidates: list[Outlier] = []
+    if not early_stop:
+        scanned = _scan(checkpoint, projections, score, top, progress)
+        candidates += scanned.outliers
+        other = "gain" if score == "magnitude" else "magnitude"
+        with suppress(ArchitectureError):  # whose gain cannot be told
+            candidates += _scan(checkpoint, projections, other, top, progress).outliers
 
     from analyzer.forward import HookedModel  # imports torch, which a scan never needs
 
-    progress("loading the model", 0, 1)
-    model = HookedModel(folder, name=source.model, device=device, dtype=dtype)
-    progress("loading the model", 1, 1)
+    progress("building the model", 0, 1)
+    model = HookedModel(
+        checkpoint,
+        projections,
+        folder,
+        device=device,
+        dtype=dtype,
+        keep_bytes=1 << 62 if early_stop else None,  # the few blocks that run are needed twice
+    )
+    progress("building the model", 1, 1)
+    by_place = {projection.sort_key: projection for projection in projections}
 
     def rank(coordinates: Sequence[Coordinate]) -> dict[Coordinate, int]:
         return static_ranks(checkpoint, projections, coordinates)
+
+    def nearest(coordinate: Coordinate, count: int) -> list[Coordinate]:
+        return nearest_weights(checkpoint, by_place[coordinate.sort_key[:3]], coordinate, count)
 
     verified = verify(
         model,
         prompt=prompt,
         text=text,
-        outliers=scanned.outliers,
+        outliers=candidates,
         rank=rank,
+        nearest=nearest,
+        prompts=prompts,
         revision=source.revision,
         commit=source.commit,
         model_type=checkpoint.model_type,
+        early_stop=early_stop,
         progress=progress,
     )
     return checkpoint, scanned, verified
@@ -115,6 +163,7 @@ def run_analyze(
     *,
     prompt: str,
     text: str,
+    prompts: Sequence[str] = (),
     score: str = "magnitude",
     top: int,
     note: str | None = None,
@@ -124,8 +173,17 @@ def run_analyze(
 ) -> tuple[ScanResult, VerifyResult, Entry]:
     """Scan and verify a model and make its catalog entry. Raises AnalyzerError where it cannot be read or run."""
     checkpoint, scanned, verified = run_verify(
-        source, prompt=prompt, text=text, score=score, top=top, device=device, dtype=dtype, progress=progress
+        source,
+        prompt=prompt,
+        text=text,
+        prompts=prompts,
+        score=score,
+        top=top,
+        device=device,
+        dtype=dtype,
+        progress=progress,
     )
+    assert scanned is not None  # without early_stop there is always a scan
     verified = replace(verified, commit=source.commit or content_hash(checkpoint))
     method = {
         "prompt": prompt,
@@ -134,7 +192,7 @@ def run_analyze(
         "device": verified.device,
         "score": scanned.score,
         "top": top,
-        "thresholds": {**asdict(DEFAULT_THRESHOLDS), **EFFECT_PARAMETERS},
+        "thresholds": {**asdict(DEFAULT_THRESHOLDS), **PARAMETERS},
     }
     return scanned, verified, make_entry(scanned, verified, method=method, note=note)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from analyzer.errors import ArchitectureError, shown
 from analyzer.matrices import STORED_AS, Matrix, Shapes, find_matrices, quantization_name, turned
+from analyzer.outliers import FORMATS
 
 # Besides gguf's own; `{xid}` stands for the expert.
 MORE_MODULES = (
@@ -139,24 +140,28 @@ def find_down_projections(
     return [found[place] for place in sorted(found)]
 
 
-def check_one_in_each_block(model: str, projections: Sequence[DownProjection], config: Mapping[str, Any]) -> None:
-    """Refuse what the forward pass cannot follow yet: every block must have one down projection, and no experts.
+def check_can_be_run(model: str, projections: Sequence[DownProjection], config: Mapping[str, Any]) -> None:
+    """Refuse what the forward pass cannot follow yet: quantized models, several towers, blocks without an MLP.
 
     Raises ArchitectureError, also where config.json has another number of blocks than the weights: the model that
     it describes is not the one that was scanned.
     """
-    if any(projection.expert is not None for projection in projections):
-        raise ArchitectureError(f"{model} is a mixture of experts: it can be scanned, but not yet verified")
+    encoded = next((p.matrix.encoding.name for p in projections if p.matrix.encoding.name not in FORMATS), None)
+    if encoded is not None:
+        raise ArchitectureError(
+            f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "
+            "that it was made from"
+        )
     towers = sorted({projection.tower for projection in projections if projection.tower is not None})
     if towers:
         raise ArchitectureError(
             f"{model} has several towers ({', '.join(map(shown, towers))}): it can be scanned, but not yet verified"
         )
-    layers = [projection.layer for projection in projections]
+    layers = sorted({projection.layer for projection in projections})
     claimed = next((config[key] for key in NUM_LAYERS_KEYS if type(config.get(key)) is int), len(layers))
     if layers != list(range(len(layers))) or claimed != len(layers):
         raise ArchitectureError(
-            f"{model} has {len(layers)} down projections in layers up to {max(layers)}, but config.json says it has "
+            f"{model} has down projections in {len(layers)} layers up to {max(layers)}, but config.json says it has "
             f"{claimed} blocks: a model can only be verified where each block has one"
         )
 

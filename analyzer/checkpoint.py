@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from analyzer.matrices import Matrix, Part
 from analyzer.outliers import Unsigned
 from analyzer.records import TensorRecord
 from analyzer.source import Source, is_plain_path
-from analyzer.streaming import Want
+from analyzer.streaming import Want, stream
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -80,6 +80,31 @@ class Checkpoint:
     def read(self, tensor: StoredTensor, start: int, stop: int) -> bytes:
         """Return bytes of a tensor, counted from its own start, `stop` exclusive."""
         return self._read(tensor.filename, tensor.record.start + start, tensor.record.start + stop)
+
+    def read_tensors(self, names: Sequence[str]) -> dict[str, bytearray]:
+        """Return the bytes of whole tensors, read in parallel. Raises SourceError where they cannot be read."""
+        sizes = {name: self.tensors[name].record.stop - self.tensors[name].record.start for name in names}
+        whole = {name: bytearray(size) for name, size in sizes.items()}
+
+        def wants() -> Iterator[Want]:
+            for name, size in sizes.items():
+                for start in range(0, size, self.source.block_bytes):
+                    stop = min(start + self.source.block_bytes, size)
+                    yield self._want(name, start, stop, partial(_fill, whole[name], start))
+
+        stream(self.source, wants())
+        return whole
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, bytearray]:
+        """Return the bytes of single rows of a matrix. Raises SourceError where they cannot be read."""
+        record = self.tensors[name].record
+        size = (record.stop - record.start) // record.shape[0]
+        found = {row: bytearray(size) for row in rows}
+        stream(
+            self.source,
+            (self._want(name, row * size, (row + 1) * size, partial(_fill, found[row], 0)) for row in rows),
+        )
+        return found
 
     def read_part(self, part: Part, use: Callable[[np.ndarray[Any, Any]], None]) -> Want:
         """Return the wish to read a part of a tensor and hand it on as an array of its shape."""
@@ -231,6 +256,10 @@ class _Reading:
         if finished:
             self._companions.clear()
             self._done()
+
+
+def _fill(whole: bytearray, start: int, data: memoryview) -> None:
+    whole[start : start + len(data)] = data
 
 
 def _blocks(matrix: Matrix, block_bytes: int) -> Iterator[list[Tile]]:

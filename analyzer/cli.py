@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from analyzer import __version__
 from analyzer.errors import shown
 from analyzer.progress import progress_bars
+
+if TYPE_CHECKING:
+    from analyzer.records import VerifyResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -108,6 +111,18 @@ run_options = with_options(
         help="Text that the loss is measured on.  [default: the bundled one]",
     ),
     click.option(
+        "--prompts",
+        "prompts_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
+    ),
+    click.option(
+        "--plot",
+        type=click.Path(dir_okay=False, writable=True, path_type=Path),
+        metavar="FILE.png",
+        help="Draw each layer's largest values, and the super activation with and without its weight.",
+    ),
+    click.option(
         "--device",
         default="auto",
         metavar="auto|cpu|cuda[:N]|mps",
@@ -190,30 +205,52 @@ def scan(
 @cli.command()
 @common_options
 @run_options
+@click.option(
+    "--early-stop",
+    is_flag=True,
+    help="Stop once a super activation has persisted two blocks, reading no more; no effects are measured.",
+)
 def verify(
     as_json: bool,
     quiet: bool,
     prompt: str,
     text_file: Path | None,
+    prompts_file: Path | None,
+    plot: Path | None,
+    early_stop: bool,
     device: str,
     dtype: str,
     **where: Any,
 ) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
 
+    The weights come block by block: a model may be larger than memory.
+
     \b
     Examples:
       superweight verify ./my-model
       superweight verify HuggingFaceTB/SmolLM2-135M --json | jq '.super_weights[0]'
+      superweight verify mistralai/Mistral-7B-v0.1 --early-stop
     """
-    from analyzer.analyze import evaluation_text, read_text, run_verify
+    from analyzer.analyze import evaluation_text, read_prompts, read_text, run_verify
     from analyzer.render import render_verify
     from analyzer.source import open_source
 
     text = read_text(text_file) if text_file else evaluation_text()
+    prompts = read_prompts(prompts_file) if prompts_file or not early_stop else []
     with progress_bars(quiet) as progress:
         source = open_source(**where)
-        *_, result = run_verify(source, prompt=prompt, text=text, top=20, device=device, dtype=dtype, progress=progress)
+        *_, result = run_verify(
+            source,
+            prompt=prompt,
+            text=text,
+            prompts=prompts,
+            early_stop=early_stop,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
+    _plot(result, plot)
     _print(result, as_json, render_verify)
 
 
@@ -235,6 +272,8 @@ def analyze(
     score: str,
     prompt: str,
     text_file: Path | None,
+    prompts_file: Path | None,
+    plot: Path | None,
     device: str,
     dtype: str,
     folder: Path,
@@ -250,13 +289,14 @@ def analyze(
       superweight analyze HuggingFaceTB/SmolLM2-135M
       superweight analyze ./my-model --model-id me/my-model --catalog ./catalog
     """
-    from analyzer.analyze import evaluation_text, read_text, run_analyze
+    from analyzer.analyze import evaluation_text, read_prompts, read_text, run_analyze
     from analyzer.catalog import check_destination, family_of, save_entry
     from analyzer.records import plain
     from analyzer.render import render_verify
     from analyzer.source import open_source
 
     text = read_text(text_file) if text_file else evaluation_text()
+    prompts = read_prompts(prompts_file)
     with progress_bars(quiet) as progress:
         source = open_source(**where, model_id=model_id)
         family = family or family_of(source.model)
@@ -265,6 +305,7 @@ def analyze(
             source,
             prompt=prompt,
             text=text,
+            prompts=prompts,
             score=score,
             top=top,
             note=note,
@@ -272,6 +313,7 @@ def analyze(
             dtype=dtype,
             progress=progress,
         )
+    _plot(result, plot)
     path: Path | None = None
     try:
         path = save_entry(folder, family, entry)
@@ -414,6 +456,13 @@ def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     ctx.exit(1 if problems else 0)
+
+
+def _plot(result: VerifyResult, path: Path | None) -> None:
+    if path is not None:
+        from analyzer.plots import plot_verification
+
+        plot_verification(result, path)
 
 
 def _print(result: Any, as_json: bool, render: Callable[[Any], str]) -> None:

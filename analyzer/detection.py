@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,43 @@ from analyzer.records import Coordinate, LayerMaxima, OutlierFeature, SuperActiv
 
 Stream = NDArray[np.float32]
 """The residual stream after each block, [layers, T, hidden_size]."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What went into one down projection: for n tokens their positions, its inputs, and the router's weights.
+
+    `expert` is null where it is not one of several; the router's weights are then 1.
+    """
+
+    expert: int | None
+    positions: NDArray[np.int64]  # [n]
+    inputs: NDArray[np.float32]  # [n, intermediate_size]
+    routed: NDArray[np.float32]  # [n]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one prompt did, in float32; each array's layers are those of `layers`, in their order.
+
+    T is the number of tokens. `entering` and `residual` are the residual stream before the first block and after
+    each; `outputs` what each MLP adds.
+    """
+
+    layers: tuple[int, ...]
+    entering: NDArray[np.float32]  # [T, hidden_size]
+    residual: NDArray[np.float32]  # [layers, T, hidden_size]
+    entries: Mapping[int, tuple[Entry, ...]]
+    outputs: Mapping[int, NDArray[np.float32]]  # layer -> [T, hidden_size]
+
+    def at(self, layer: int, position: int) -> Iterator[tuple[int | None, NDArray[np.float64]]]:
+        """Yield each expert that had this position (null where there is one MLP) with what went in, [inner width].
+
+        The router's weight is multiplied in, so that W[row] times it is what the MLP adds.
+        """
+        for entry in self.entries[layer]:
+            for index in np.flatnonzero(entry.positions == position):
+                yield entry.expert, entry.inputs[index].astype(np.float64) * float(entry.routed[index])
 
 
 @dataclass(frozen=True)
@@ -125,26 +162,32 @@ def find_writes(
 
 def attribute(
     write: tuple[int, int, int, float],
-    weight_row: NDArray[np.float64],
-    entered: NDArray[np.float32],
-    left: NDArray[np.float32],
+    trace: Trace,
+    weight_row: Callable[[int, int | None, int], NDArray[np.float64]],
     thresholds: Thresholds,
 ) -> tuple[Write, list[Attribution]]:
     """Return a write and the weights with a share of at least the threshold in it, largest share first.
 
-    The down projection's output at (position, row) is the sum over c of W[row, c] * input[position, c] plus a bias:
-    an exact decomposition. `weight_row` is W[row], [intermediate_size]; `entered` and `left` the projection's
-    input and output at the position.
+    What the MLP adds at (position, row) is the sum over c of W[row, c] * input[position, c] plus a bias, and over the
+    experts that had the position: an exact decomposition, also where a norm follows that scales all channels alike.
+    `weight_row` gives W[row] of a (layer, expert, row), [intermediate_size].
     """
     layer, position, channel, change = write
-    total = float(left[channel])
-    shares = weight_row * entered.astype(np.float64) / total if total else np.zeros_like(weight_row)
-    order = np.argsort(-shares, kind="stable")
-    record = Write(layer, channel, position, change, float(shares[order[0]]))
-    return record, [
-        Attribution(Coordinate(layer, None, channel, int(col)), float(weight_row[col]), float(shares[col]), record)
-        for col in order[: np.count_nonzero(shares >= thresholds.share)]
-    ]
+    total = float(trace.outputs[layer][position, channel])
+    found: list[Attribution] = []
+    largest = 0.0
+    record = Write(layer, channel, position, change, 0.0)
+    for expert, entered in trace.at(layer, position):
+        row = weight_row(layer, expert, channel)
+        shares = row * entered / total if total else np.zeros_like(row)
+        largest = max(largest, float(shares.max()))
+        found += [
+            Attribution(Coordinate(layer, expert, channel, int(col)), float(row[col]), float(shares[col]), record)
+            for col in np.flatnonzero(shares >= thresholds.share)
+        ]
+    record = replace(record, largest_share=largest)
+    found = [replace(attribution, write=record) for attribution in found]
+    return record, sorted(found, key=lambda attribution: (-attribution.share, attribution.coordinate.sort_key))
 
 
 def collapse(
@@ -173,21 +216,19 @@ def collapse(
     return max(parts, default=0.0)
 
 
-def layer_maxima(
-    layers: Sequence[int],
-    residual: Stream,
-    inputs: Callable[[int], NDArray[np.float32]],
-    outputs: Callable[[int], NDArray[np.float32]],
-) -> tuple[LayerMaxima, ...]:
+def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
     """Return the entries of largest magnitude, over all positions, of each layer's input, output and residual."""
 
     def largest(array: NDArray[np.float32]) -> tuple[float, int]:
         position, channel = np.unravel_index(np.argmax(np.abs(array)), array.shape)
         return float(array[position, channel]), int(channel)
 
+    def largest_input(layer: int) -> tuple[float, int]:
+        return max((largest(entry.inputs) for entry in trace.entries[layer]), key=lambda found: abs(found[0]))
+
     return tuple(
-        LayerMaxima(layer, *largest(inputs(layer)), *largest(outputs(layer)), *largest(residual[index]))
-        for index, layer in enumerate(layers)
+        LayerMaxima(layer, *largest_input(layer), *largest(trace.outputs[layer]), *largest(trace.residual[index]))
+        for index, layer in enumerate(trace.layers)
     )
 
 

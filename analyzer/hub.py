@@ -212,17 +212,17 @@ class HubSource:
                 f"{start}-{stop - 1}/{file.size})"
             )
         linked = next((hop.headers["X-Linked-Etag"] for hop in hops if "X-Linked-Etag" in hop.headers), None)
+        if file.sha256 and linked and re.fullmatch(r"[0-9a-f]{64}", _opaque(linked)) and _opaque(linked) != file.sha256:
+            raise SourceError(
+                f"{name} is not the file of its listing (sha256 {_opaque(linked)[:12]}… in place of "
+                f"{file.sha256[:12]}…): it changed, scan again"
+            )
         for origin, tag in ((_origin(response.url), response.headers.get("ETag")), ("linked", linked)):
             known = file.tags.setdefault(origin, _opaque(tag)) if tag else None
             if tag and known != _opaque(tag):
                 raise SourceError(
                     f"{name} changed while it was read (ETag {shown(_opaque(tag))} after {shown(known)}): scan again"
                 )
-        if file.sha256 and linked and re.fullmatch(r"[0-9a-f]{64}", _opaque(linked)) and _opaque(linked) != file.sha256:
-            raise SourceError(
-                f"{name} is not the file of its listing (sha256 {_opaque(linked)[:12]}… in place of "
-                f"{file.sha256[:12]}…): it changed, scan again"
-            )
 
 
 class SignedUrlRefused(Exception):  # noqa: N818 - never leaves this file

@@ -163,8 +163,10 @@ class Write:
 class SuperWeight:
     """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
-    `share` is its part of the down projection's output at the super activation's position and row;
-    `activation_collapse` the part of the super activation's magnitude that zeroing takes away.
+    `share` is its part of what the MLP adds at the super activation's position and row; `activation_collapse` the part
+    of the super activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
+    else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
+    `control_loss_max` is the worst, the other two the worst of those of nearest magnitude and of the random ones.
     """
 
     layer: int
@@ -181,6 +183,9 @@ class SuperWeight:
     loss_zeroed: float | None
     control_loss_max: float | None
     loss_tokens: int | None
+    control_loss_nearest: float | None = None
+    control_loss_random: float | None = None
+    round: int | None = None
 
     @property
     def coordinate(self) -> Coordinate:
@@ -197,8 +202,45 @@ class JointZeroing:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """What becomes of the other super activations, as (channel, position), when one weight is zeroed."""
+
+    coordinate: Coordinate
+    vanished: tuple[tuple[int, int], ...]
+    appeared: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A super activation through the layers, with and without the weight that writes it (the paper's Figure 4)."""
+
+    coordinate: Coordinate
+    position: int
+    layers: tuple[int, ...]
+    values: tuple[float, ...]
+    values_zeroed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """In how many prompts a super activation of this layer and channel appears, and at which positions.
+
+    `without_bos` counts them where the prompts come without special tokens; null where the tokenizer adds none.
+    """
+
+    layer: int
+    channel: int
+    prompts: int
+    positions: tuple[int, ...]
+    without_bos: int | None
+
+
+@dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` prints."""
+    """What `verify` prints.
+
+    `profile` is the first super weight's; `prompts` is how many `recurrences` are over; `bytes_read` the checkpoint's.
+    """
 
     model: str
     revision: str | None
@@ -215,6 +257,13 @@ class VerifyResult:
     writes: tuple[Write, ...]
     super_weights: tuple[SuperWeight, ...]
     joint: JointZeroing | None
+    masking: tuple[Masking, ...]
+    profile: Profile | None
+    prompts: int
+    recurrences: tuple[Recurrence, ...]
+    early_stop: bool
+    bytes_read: int
+    checkpoint_bytes: int
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from analyzer.records import (
     Coordinate,
     DiffResult,
     LayerMaxima,
+    Masking,
     ScanResult,
     SuperActivation,
     SuperWeight,
@@ -79,6 +80,10 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None) -> str
         sections.append(_weights_table(result.super_weights))
     if result.super_activations:
         sections.append(_activations_table(result.super_activations))
+    if result.recurrences:
+        sections.append(_recurrences_table(result))
+    if result.masking:
+        sections.append(_masking_table(result.masking))
     if result.outlier_features:
         features = sorted({feature.channel for feature in result.outlier_features})
         channels = ", ".join([*(f"channel {channel}" for channel in features[:5]), *(["…"] if features[5:] else [])])
@@ -166,12 +171,12 @@ def _finding(result: VerifyResult) -> Iterator[str]:
         )
         return
     best = (critical or confirmed)[0]
-    name = "Super weight" if best.effect == "critical" else "Super weight, but inert"
-    yield _fill(
-        f"{name}: {_place(best)} = {best.value:+.5g}, rank {_rank(best)} by magnitude; {best.status}, {best.effect}."
-    )
+    name = "Super weight, but inert" if best.effect == "inert" else "Super weight"
+    rank = "" if best.static_rank is None else f", rank {_rank(best)} by magnitude"
+    effect = "its effect not measured" if best.effect is None else best.effect
+    yield _fill(f"{name}: {_place(best)} = {best.value:+.5g}{rank}; {best.status}, {effect}.")
     sentence = (
-        f"It makes {best.share:.0%} of what its down projection writes to channel {best.row} there; "
+        f"It makes {best.share:.0%} of what its MLP writes to channel {best.row} there; "
         f"zeroing it takes {_percent(best.activation_collapse)} of the super activation away"
     )
     if best.loss is not None and best.loss_zeroed is not None:
@@ -185,6 +190,12 @@ def _finding(result: VerifyResult) -> Iterator[str]:
             f"{_perplexity(best.loss)} to {_perplexity(best.loss_zeroed)}, over {best.loss_tokens:,} tokens); {control}"
         )
     yield _fill(f"{sentence}.")
+    if result.early_stop:
+        yield _fill(
+            f"Stopped after layer {result.layers[-1].layer}, where a super activation had persisted: read "
+            f"{_bytes(result.bytes_read)} of {_bytes(result.checkpoint_bytes)}. What later layers do was not looked at."
+        )
+        return
     if len(confirmed) == 1:
         return
     sentence = f"In all {_count(len(confirmed), 'confirmed super weight')}, {len(critical)} of them critical"
@@ -200,7 +211,7 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
     others = sorted((w for w in weights if w.effect != "critical"), key=lambda w: w.static_rank or math.inf)
     kept = critical + others[: max(3, SHOWN_WEIGHTS - len(critical))]
     header, places = _places([weight.coordinate for weight in kept])
-    header += ["value", "share", "rank", "status", "effect", "collapse", "Δ loss", "control"]
+    header += ["value", "share", "rank", "status", "effect", "collapse", "Δ loss", "nearest", "random"]
     rows = [
         [
             *place,
@@ -211,7 +222,8 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
             _text(w.effect),
             "grows" if (w.activation_collapse or 0.0) < 0 else _percent(w.activation_collapse),
             _change(w.loss, w.loss_zeroed),
-            _change(w.loss, w.control_loss_max),
+            _change(w.loss, w.control_loss_nearest),
+            _change(w.loss, w.control_loss_random),
         ]
         for w, place in zip(kept, places, strict=True)
     ]
@@ -223,6 +235,43 @@ def _weights_table(weights: Sequence[SuperWeight]) -> str:
         note += f"\n\nΔ loss is over {most:,} tokens; of weights that cost next to nothing on the first {least:,}, "
         note += "over those."
     return "Weights on the super activations' channels\n\n" + _table(header, rows) + note
+
+
+def _recurrences_table(result: VerifyResult) -> str:
+    bare = result.recurrences[0].without_bos is not None
+    rows = [
+        [
+            r.layer,
+            r.channel,
+            f"{r.prompts} of {result.prompts}",
+            ", ".join(map(str, r.positions[:4])) + (", …" if r.positions[4:] else ""),
+            *([r.without_bos] if bare else []),
+        ]
+        for r in result.recurrences[:SHOWN_ACTIVATIONS]
+    ]
+    header = ["layer", "channel", "prompts", "positions", *(["without special tokens"] if bare else [])]
+    more = len(result.recurrences) - len(rows)
+    return (
+        f"Super activations in {result.prompts} prompts, by the layer where they begin\n\n"
+        + _table(header, rows)
+        + (f"\n\n… and {more} more (--json lists all)" if more else "")
+    )
+
+
+def _masking_table(masking: Sequence[Masking]) -> str:
+    """Return what zeroing one weight makes of super activations in other channels."""
+
+    def channels(places: Sequence[tuple[int, int]]) -> str:
+        found = sorted({channel for channel, _ in places})
+        return ", ".join(map(str, found[:6])) + (f" and {len(found) - 6} more" if found[6:] else "") or "-"
+
+    header, places = _places([each.coordinate for each in masking[:SHOWN_ACTIVATIONS]])
+    rows = [
+        [*place, channels(each.vanished), channels(each.appeared)] for each, place in zip(masking, places, strict=False)
+    ]
+    return "Super activations of other channels that zeroing one weight takes away or brings\n\n" + _table(
+        [*header, "vanish", "appear"], rows
+    )
 
 
 def _activations_table(activations: Sequence[SuperActivation]) -> str:
@@ -296,7 +345,20 @@ def _places(coordinates: Sequence[Coordinate]) -> tuple[list[str], list[list[obj
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    words = {"tower", "status", "effect", "token", "change", "family", "model", "commit", "most critical"}
+    words = {
+        "tower",
+        "vanish",
+        "appear",
+        "positions",
+        "status",
+        "effect",
+        "token",
+        "change",
+        "family",
+        "model",
+        "commit",
+        "most critical",
+    }
     return tabulate.tabulate(
         [[str(cell) for cell in row] for row in rows],
         header,

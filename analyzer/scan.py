@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analyzer.architectures import DownProjection, find_down_projections
 from analyzer.cache import ResultCache, describe
@@ -15,7 +16,7 @@ from analyzer.checkpoint import Checkpoint
 from analyzer.encodings import Tile
 from analyzer.errors import ArchitectureError
 from analyzer.gain import GainScan
-from analyzer.outliers import Int64, Magnitudes, TensorSummary, Unsigned, count_before
+from analyzer.outliers import Int64, Magnitudes, TensorSummary, TopK, Unsigned, count_before
 from analyzer.records import Coordinate, Outlier, ScanResult, TensorStatistics
 from analyzer.streaming import Want, stream
 
@@ -225,6 +226,57 @@ def read_weights(
 
     stream(checkpoint.source, wants())
     return {coordinate: values[coordinate] for coordinate in coordinates}
+
+
+def read_row(checkpoint: Checkpoint, projection: DownProjection, row: int) -> NDArray[np.float64]:
+    """Return the weights of one output channel, [cols]; reads all of a matrix that is stored by input channels.
+
+    Raises SourceError where bytes cannot be read.
+    """
+    matrix = projection.matrix
+    values = np.empty(projection.shape[1])
+    down, _ = matrix.encoding.expand
+    units = matrix.data.shape[1]
+    tiles = None if matrix.transposed else Tile(row // down, 1, 0, units)
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        lines, places = matrix.axes(tile)
+        decoded = matrix.encoding.decoded.decode(bits)
+        if not matrix.transposed:
+            values[places] = decoded[row - lines.start]
+        elif places.start <= row < places.stop:
+            values[lines] = decoded[:, row - places.start]
+
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=tiles))
+    return values
+
+
+def nearest_weights(
+    checkpoint: Checkpoint, projection: DownProjection, coordinate: Coordinate, count: int
+) -> list[Coordinate]:
+    """Return the weights of other rows whose magnitudes are nearest to a weight's, nearest first.
+
+    Costs one pass over the projection. Raises SourceError where bytes cannot be read.
+    """
+    matrix = projection.matrix
+    magnitude = abs(read_weights(checkpoint, [projection], [coordinate])[coordinate])
+    ranking = TopK(count)
+    cols = projection.shape[1]
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        lines, places = matrix.axes(tile)
+        values = np.abs(matrix.encoding.decoded.decode(bits))
+        own = np.zeros(values.shape, np.bool_)
+        if matrix.transposed:
+            own[:, max(0, coordinate.row - places.start) : max(0, coordinate.row + 1 - places.start)] = True
+        else:
+            own[max(0, coordinate.row - lines.start) : max(0, coordinate.row + 1 - lines.start)] = True
+        excluded = own | ~np.isfinite(values)
+        nearness = 1.0 / (1e-30 + np.abs(np.where(excluded, 0.0, values) - magnitude))
+        ranking.offer(nearness.ravel(), bits.ravel(), lambda indices: matrix.row_major(tile, indices), excluded.ravel())
+
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use))
+    return [coordinate._replace(row=int(place) // cols, col=int(place) % cols) for place in ranking.places]
 
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analyzer.detection import Attribution, Thresholds, attribute, collapse, detect, find_writes, layer_maxima
+from analyzer.detection import (
+    Attribution,
+    Stream,
+    Thresholds,
+    Trace,
+    attribute,
+    collapse,
+    detect,
+    find_writes,
+    layer_maxima,
+)
+from analyzer.effects import EFFECT_PARAMETERS, Progress, measure_effects
 from analyzer.errors import ForwardError
 from analyzer.records import (
     Coordinate,
-    JointZeroing,
+    Masking,
     Outlier,
+    Profile,
+    Recurrence,
     SuperActivation,
     SuperWeight,
     VerifyResult,
@@ -23,36 +34,13 @@ from analyzer.records import (
 )
 
 if TYPE_CHECKING:
-    from analyzer.forward import HookedModel, Trace
+    from analyzer.forward import HookedModel
 
 MIN_TOKENS = 3  # with fewer, a channel that is large at one position is large at half of them
-
-# A super weight is critical if zeroing it raises the loss by at least this part of it ...
-CRITICAL_INCREASE = 0.01
-# ... and by at least this multiple of the worst that zeroing a control weight does.
-CRITICAL_OVER_CONTROLS = 10.0
-# A weight that costs less than this on the first window of the text is inert, and the rest of it is not run.
-SCREEN_INCREASE = CRITICAL_INCREASE / 4
-NEAREST_CONTROLS = 2
-RANDOM_CONTROLS = 1
-CONTROL_SEED = 0
-
 MAX_ROUNDS = 5  # of zeroing what was found and looking again
-EFFECT_PARAMETERS = {
-    "critical_increase": CRITICAL_INCREASE,
-    "critical_over_controls": CRITICAL_OVER_CONTROLS,
-    "screen_increase": SCREEN_INCREASE,
-    "nearest_controls": NEAREST_CONTROLS,
-    "random_controls": RANDOM_CONTROLS,
-    "control_seed": CONTROL_SEED,
-    "max_rounds": MAX_ROUNDS,
-}
-
+PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}
 DEFAULT_THRESHOLDS = Thresholds()
-TRACE_BATCH = 8  # interventions in one pass over the prompt; bounds what the recorded streams take
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and how much there is."""
+TRACE_BATCH = 16  # interventions in one pass over the prompt; bounds what the recorded streams take
 
 
 def verify(
@@ -62,16 +50,21 @@ def verify(
     text: str,
     outliers: Sequence[Outlier],
     rank: Callable[[Sequence[Coordinate]], Mapping[Coordinate, int]],
+    nearest: Callable[[Coordinate, int], Sequence[Coordinate]],
+    prompts: Sequence[str] = (),
     revision: str | None = None,
     commit: str | None = None,
     model_type: str | None = None,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    early_stop: bool = False,
     progress: Progress = lambda *_: None,
 ) -> VerifyResult:
     """Find the super weights behind the prompt's super activations and measure what each does.
 
-    `outliers` are the static scan's, `rank` gives the rank by |W| of any coordinate. Losses are over `text`.
-    Raises ForwardError where the model cannot be run on them.
+    `outliers` are static candidates, screened for their effect too; `rank` gives the rank by |W| of any coordinates,
+    `nearest` the weights of other rows nearest to one in magnitude. Losses are over `text`. Super activations are
+    looked for in each of `prompts` as well. `early_stop` ends at the first super activation that has persisted, and
+    leaves effects and ranks out. Raises ForwardError where the model cannot be run on them.
     """
     ids = model.tokenize(prompt)
     if len(ids) < MIN_TOKENS:
@@ -86,17 +79,30 @@ def verify(
             f"{thresholds.persists} more"
         )
     tokens = model.tokens(ids)
+
+    def enough(layers: tuple[int, ...], residual: Stream) -> bool:
+        return early_stop and bool(detect(residual, layers, tokens, thresholds)[0])
+
     progress("prompt", 0, 1)
-    trace = model.trace(ids)
-    if not model.is_causal(ids, trace):
-        raise ForwardError(f"{model.name} is not a causal language model: it can be scanned, but not yet verified")
+    trace = model.trace(ids, enough=enough)
+    causal = model.is_causal(ids, trace)
+    if not causal and not model.masked:
+        raise ForwardError(f"{model.name} is no causal and no masked language model: its loss would mean nothing")
     activations, features = detect(trace.residual, trace.layers, tokens, thresholds)
-    found, writes = _search(model, ids, tokens, trace, activations, thresholds)
+    weights, writes, masking, profiles = _search(
+        model, ids, tokens, trace, activations, thresholds, early_stop=early_stop
+    )
     progress("prompt", 1, 1)
-    weights, joint = _measure_effects(model, found, model.windows(text), progress) if found else ([], None)
-    weights += _rejected(model, trace, activations, outliers, {w.coordinate for w in weights})
-    ranks = rank([weight.coordinate for weight in weights])
-    weights = [replace(weight, static_rank=ranks[weight.coordinate]) for weight in weights]
+    joint = None
+    if not early_stop:
+        weights += _static_candidates(trace, activations, outliers, {w.coordinate for w in weights})
+        if weights:
+            weights, joint = measure_effects(model, weights, model.windows(text), nearest, progress)
+        on_channel = {activation.channel for activation in activations}
+        weights = [w for w in weights if w.status != "rejected" or w.row in on_channel or w.effect == "critical"]
+        ranks = rank([weight.coordinate for weight in weights])
+        weights = [replace(weight, static_rank=ranks[weight.coordinate]) for weight in weights]
+    weights.sort(key=_importance)
     return VerifyResult(
         model=model.name,
         revision=revision,
@@ -107,12 +113,19 @@ def verify(
         dtype=model.dtype,
         device=model.device.type,
         verdict="found" if any(w.status == "confirmed" for w in weights) else "none",
-        layers=layer_maxima(trace.layers, trace.residual, trace.inputs.__getitem__, trace.outputs.__getitem__),
+        layers=layer_maxima(trace),
         super_activations=activations,
         outlier_features=features,
         writes=writes,
-        super_weights=tuple(sorted(weights, key=_importance)),
+        super_weights=tuple(weights),
         joint=joint,
+        masking=masking,
+        profile=next((profiles[w.coordinate] for w in weights if w.coordinate in profiles), None),
+        prompts=len(prompts),
+        recurrences=_recurrences(model, prompts, thresholds, causal=causal, progress=progress),
+        early_stop=early_stop,
+        bytes_read=model.bytes_read,
+        checkpoint_bytes=model.checkpoint_bytes,
     )
 
 
@@ -133,66 +146,95 @@ def _search(
     trace: Trace,
     activations: Sequence[SuperActivation],
     thresholds: Thresholds,
-) -> tuple[list[SuperWeight], tuple[Write, ...]]:
+    *,
+    early_stop: bool,
+) -> tuple[list[SuperWeight], tuple[Write, ...], tuple[Masking, ...], dict[Coordinate, Profile]]:
     """Attribute every write, zero each weight behind one, and look again with the confirmed ones zeroed.
 
-    Returns the weights behind writes, not yet with their effects, and the writes of the untouched model. A weight
-    that only a zeroed one had masked is judged in the model without that one.
+    Returns the weights behind writes, not yet with their effects, the writes of the untouched model, what zeroing each
+    weight alone makes of the other super activations, and of its own. A weight that only a zeroed one had masked is
+    judged in the model without that one.
     """
     found: dict[Coordinate, SuperWeight] = {}
     zeroed: tuple[Coordinate, ...] = ()
     first_writes: tuple[Write, ...] = ()
-    for round_number in range(MAX_ROUNDS):
-        if round_number:
+    masking: list[Masking] = []
+    profiles: dict[Coordinate, Profile] = {}
+    for round_number in range(1, 2 if early_stop else MAX_ROUNDS + 1):
+        if round_number > 1:
             trace = model.trace(ids, zeroed)
             activations, _ = detect(trace.residual, trace.layers, tokens, thresholds)
         attributions: list[Attribution] = []
         writes: list[Write] = []
         for change in find_writes(trace.entering, trace.residual, trace.layers, activations, thresholds):
-            layer, position, channel, _ = change
-            row = model.weight_row(layer, channel)
-            entered, left = trace.inputs[layer][position], trace.outputs[layer][position]
-            write, behind = attribute(change, row, entered, left, thresholds)
+            write, behind = attribute(change, trace, model.weight_row, thresholds)
             writes.append(write)
             attributions += behind
-        if not round_number:
+        if round_number == 1:
             first_writes = tuple(sorted(writes, key=lambda w: (w.layer, -abs(w.change))))
         # A weight may be behind several writes, at several positions: the largest speaks for it.
         new: dict[Coordinate, Attribution] = {}
         for attribution in sorted(attributions, key=lambda a: -abs(a.write.change)):
             if attribution.coordinate not in found:
                 new.setdefault(attribution.coordinate, attribution)
-        judged = list(_judge(model, ids, trace, activations, list(new.values()), zeroed, thresholds))
-        found |= {weight.coordinate: weight for weight in judged}
-        confirmed = tuple(weight.coordinate for weight in judged if weight.status == "confirmed")
-        if not confirmed:
-            break
-        zeroed += confirmed
-    return list(found.values()), first_writes
-
-
-def _judge(
-    model: HookedModel,
-    ids: Sequence[int],
-    trace: Trace,
-    activations: Sequence[SuperActivation],
-    attributions: Sequence[Attribution],
-    zeroed: tuple[Coordinate, ...],
-    thresholds: Thresholds,
-) -> Iterator[SuperWeight]:
-    """Yield each attributed weight with the status that zeroing it, beside those already zeroed, gives it."""
-    for start in range(0, len(attributions), TRACE_BATCH):
-        batch = attributions[start : start + TRACE_BATCH]
-        streams = model.residuals(ids, [(*zeroed, attribution.coordinate) for attribution in batch])
-        for attribution, stream in zip(batch, streams, strict=True):
+        confirmed: list[Coordinate] = []
+        for attribution, stream in _zeroed_streams(model, ids, trace, list(new.values()), zeroed):
             coordinate, position = attribution.coordinate, attribution.write.position
             part = collapse(coordinate, position, activations, trace.layers, trace.residual, stream)
             status = "confirmed" if part >= thresholds.collapse else "coincident"
-            yield _super_weight(coordinate, attribution.value, attribution.share, status, part)
+            found[coordinate] = _super_weight(
+                coordinate, attribution.value, attribution.share, status, part, round_number
+            )
+            confirmed += [coordinate] if status == "confirmed" else []
+            if round_number == 1:
+                along = trace.residual[:, position, coordinate.row], stream[:, position, coordinate.row]
+                profiles[coordinate] = Profile(coordinate, position, trace.layers, *(tuple(a.tolist()) for a in along))
+                masking += _masking(coordinate, activations, stream, trace.layers, tokens, thresholds)
+        if not confirmed:
+            break
+        zeroed += tuple(confirmed)
+    return list(found.values()), first_writes, tuple(masking), profiles
+
+
+def _zeroed_streams(
+    model: HookedModel,
+    ids: Sequence[int],
+    trace: Trace,
+    attributions: Sequence[Attribution],
+    zeroed: tuple[Coordinate, ...],
+) -> Iterator[tuple[Attribution, Stream]]:
+    """Yield each attributed weight with the residual stream without it, beside those already zeroed."""
+    for start in range(0, len(attributions), TRACE_BATCH):
+        batch = attributions[start : start + TRACE_BATCH]
+        interventions = [(*zeroed, attribution.coordinate) for attribution in batch]
+        streams = model.residuals([ids] * len(batch), interventions, last_layer=trace.layers[-1])
+        yield from zip(batch, streams, strict=True)
+
+
+def _masking(
+    coordinate: Coordinate,
+    activations: Sequence[SuperActivation],
+    stream: Stream,
+    layers: Sequence[int],
+    tokens: Sequence[str],
+    thresholds: Thresholds,
+) -> list[Masking]:
+    """Return what zeroing a weight makes of the super activations in channels other than its own."""
+    before = {(a.channel, a.position) for a in activations if a.channel != coordinate.row}
+    now = detect(stream, layers, tokens, thresholds)[0]
+    after = {(a.channel, a.position) for a in now if a.channel != coordinate.row}
+    if before == after:
+        return []
+    return [Masking(coordinate, tuple(sorted(before - after)), tuple(sorted(after - before)))]
 
 
 def _super_weight(
-    coordinate: Coordinate, value: float, share: float, status: str, part: float | None = None
+    coordinate: Coordinate,
+    value: float,
+    share: float,
+    status: str,
+    part: float | None = None,
+    round_number: int | None = None,
 ) -> SuperWeight:
     return SuperWeight(
         *coordinate[:4],
@@ -206,126 +248,69 @@ def _super_weight(
         loss_zeroed=None,
         control_loss_max=None,
         loss_tokens=None,
+        round=round_number,
     )
 
 
-def _rejected(
-    model: HookedModel,
-    trace: Trace,
-    activations: Sequence[SuperActivation],
-    outliers: Sequence[Outlier],
-    found: set[Coordinate],
+def _static_candidates(
+    trace: Trace, activations: Sequence[SuperActivation], outliers: Sequence[Outlier], found: set[Coordinate]
 ) -> list[SuperWeight]:
-    """Return the static outliers on a super activation's channel, while it lasts, that are behind no write of it."""
-    rejected = []
-    for outlier in outliers:
-        coordinate = outlier.coordinate
-        here = [a for a in activations if a.channel == outlier.row and a.layer <= outlier.layer <= a.last_layer]
-        if coordinate in found or not here:
-            continue
-        position = here[0].position  # of the largest one
-        total = float(trace.outputs[outlier.layer][position, outlier.row])
-        term = outlier.value * float(trace.inputs[outlier.layer][position, outlier.col])
-        rejected.append(_super_weight(coordinate, outlier.value, term / total if total else 0.0, "rejected"))
-    return rejected
+    """Return the static outliers that are behind no write, with their part of what the MLP adds on their channel.
 
-
-def _measure_effects(
-    model: HookedModel, found: Sequence[SuperWeight], windows: Sequence[Sequence[int]], progress: Progress
-) -> tuple[list[SuperWeight], JointZeroing | None]:
-    """Return the weights with their losses and effects, and the loss with all confirmed ones zeroed.
-
-    All are run on the first window; those that cost next to nothing there are inert and go no further. The others
-    are run on the whole text, and those that cost enough to be critical get their controls.
+    That is at the largest super activation on the channel while it lasts, else at the position where it is largest.
     """
-    first, rest = windows[:1], windows[1:]
-    at_first = _losses(model, first, [(), *((weight.coordinate,) for weight in found)], "screening", progress)
-    if not math.isfinite(at_first[0]):
-        raise ForwardError(f"{model.name}: its loss on the evaluation text is not finite: its weights hold NaN or Inf")
-    screened = dict(zip([None, *(weight.coordinate for weight in found)], at_first, strict=True))
-    remaining = [c for c in screened if c and screened[c] - screened[None] >= SCREEN_INCREASE * screened[None]]
-
-    confirmed = tuple(weight.coordinate for weight in found if weight.status == "confirmed")
-    at_rest = _losses(model, rest, [(), *((c,) for c in remaining)], "evaluation text", progress)
-    losses = {
-        c: _pooled((first, screened[c]), (rest, loss)) for c, loss in zip([None, *remaining], at_rest, strict=True)
-    }
-    loss = losses[None]
-    suspects = [c for c in remaining if losses[c] - loss >= CRITICAL_INCREASE * loss]
-    controls = {c: _controls(model, c, avoid={weight.coordinate for weight in found}) for c in suspects}
-    distinct = list(dict.fromkeys(control for group in controls.values() for control in group))
-    interventions: list[tuple[Coordinate, ...]] = [(c,) for c in distinct]
-    if len(confirmed) > 1:
-        interventions.append(confirmed)
-    measured = _losses(model, windows, interventions, "controls", progress)
-    joint = JointZeroing(confirmed, measured.pop()) if len(confirmed) > 1 else None
-    control_losses = dict(zip(distinct, measured, strict=True))
-
-    def with_effect(weight: SuperWeight) -> SuperWeight:
-        c = weight.coordinate
-        if c not in losses:
-            return replace(
-                weight, effect="inert", loss=screened[None], loss_zeroed=screened[c], loss_tokens=_predicted(first)
-            )
-        worst = max((control_losses[control] for control in controls.get(c, ())), default=None)
-        critical = worst is not None and losses[c] - loss >= CRITICAL_OVER_CONTROLS * max(worst - loss, 0.0)
-        return replace(
-            weight,
-            effect="critical" if critical else "inert",
-            loss=loss,
-            loss_zeroed=losses[c],
-            control_loss_max=worst,
-            loss_tokens=_predicted(windows),
-        )
-
-    return [with_effect(weight) for weight in found], joint
+    rejected: dict[Coordinate, SuperWeight] = {}
+    for outlier in outliers:
+        coordinate, layer = outlier.coordinate, outlier.layer
+        if coordinate in found or coordinate in rejected or layer not in trace.outputs:
+            continue
+        here = [a for a in activations if a.channel == outlier.row and a.layer <= layer <= a.last_layer]
+        along = trace.outputs[layer][:, outlier.row]
+        position = here[0].position if here else int(np.argmax(np.abs(along)))
+        total = float(along[position])
+        entered = dict(trace.at(layer, position)).get(outlier.expert)
+        term = 0.0 if entered is None else outlier.value * float(entered[outlier.col])
+        rejected[coordinate] = _super_weight(coordinate, outlier.value, term / total if total else 0.0, "rejected")
+    return list(rejected.values())
 
 
-def _predicted(windows: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens the loss over these windows is a mean of."""
-    return sum(len(window) - 1 for window in windows)
-
-
-def _pooled(*parts: tuple[Sequence[Sequence[int]], float]) -> float:
-    """Return the loss over all parts from the loss over each."""
-    return sum(_predicted(windows) * loss for windows, loss in parts) / sum(_predicted(windows) for windows, _ in parts)
-
-
-def _losses(
-    model: HookedModel,
-    windows: Sequence[Sequence[int]],
-    interventions: Sequence[tuple[Coordinate, ...]],
-    what: str,
-    progress: Progress,
-) -> list[float]:
-    """Return the loss of each intervention over the windows; zeros where there are no windows."""
-    done, total = 0, len(windows) * len(interventions)
-
-    def advance(pairs: int) -> None:
-        nonlocal done
-        done += pairs
-        progress(what, done, total)
-
-    progress(what, 0, total)
-    return model.losses(windows, interventions, advance) if total else [0.0] * len(interventions)
-
-
-def _controls(model: HookedModel, coordinate: Coordinate, avoid: set[Coordinate]) -> list[Coordinate]:
-    """Return weights of the same tensor, in other rows: those of nearest magnitude, and random ones."""
-    layer, row = coordinate.layer, coordinate.row
-    rows, cols = model.down_shape(layer)
-    magnitude = abs(model.weight_row(layer, row)[coordinate.col])
-    nearest: list[tuple[float, int, int]] = []
-    for other in range(rows):
-        if other != row:
-            distance: NDArray[np.float64] = np.abs(np.abs(model.weight_row(layer, other)) - magnitude)
-            col = int(np.argmin(distance))
-            nearest.append((float(distance[col]), other, col))
-    generator = np.random.default_rng([CONTROL_SEED, layer])  # the same for all weights of the tensor
-    others = [Coordinate(layer, None, r, c) for _, r, c in sorted(nearest)]
-    randoms = (
-        Coordinate(layer, None, int(generator.integers(rows)), int(generator.integers(cols))) for _ in range(10_000)
+def _recurrences(
+    model: HookedModel, prompts: Sequence[str], thresholds: Thresholds, *, causal: bool, progress: Progress
+) -> tuple[Recurrence, ...]:
+    """Return in how many of the prompts each super activation appears, with and without special tokens."""
+    most = model.max_tokens or 1 << 20
+    plain = [model.tokenize(prompt, special=False)[:most] for prompt in prompts]
+    whole = [model.tokenize(prompt)[:most] for prompt in prompts]
+    seen = _places(model, whole, thresholds, causal=causal)
+    bare = _places(model, plain, thresholds, causal=causal) if plain != whole else None
+    progress("prompts", len(prompts), len(prompts))
+    counts = {place: (len(which), tuple(sorted({position for _, position in which}))) for place, which in seen.items()}
+    return tuple(
+        Recurrence(layer, channel, number, positions, None if bare is None else len(bare.get((layer, channel), ())))
+        for (layer, channel), (number, positions) in sorted(counts.items(), key=lambda item: (-item[1][0], item[0]))
     )
-    picked = [c for c in others if c not in avoid][:NEAREST_CONTROLS]
-    unlike = (c for c in randoms if c.row != row and c not in avoid)
-    return picked + [c for _, c in zip(range(RANDOM_CONTROLS), unlike, strict=False)]
+
+
+def _places(
+    model: HookedModel, prompts: Sequence[Sequence[int]], thresholds: Thresholds, *, causal: bool
+) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """Return the (prompt, position) of the largest super activation of each (layer, channel) in these prompts."""
+    prompts = [prompt for prompt in prompts if len(prompt) >= MIN_TOKENS]
+    if not prompts:
+        return {}
+    longest = max(len(prompt) for prompt in prompts)
+    if causal:  # what follows a prompt changes nothing in it, so all can ride in one batch
+        padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
+        streams = list(model.residuals(padded, [()] * len(padded)))
+    else:
+        streams = [model.residuals([prompt], [()])[0] for prompt in prompts]
+    places: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+        activations, _ = detect(stream[:, : len(prompt)], model.layers, [""] * len(prompt), thresholds)
+        found: set[tuple[int, int]] = set()
+        for activation in activations:  # largest first
+            place = (activation.layer, activation.channel)
+            if place not in found:
+                found.add(place)
+                places.setdefault(place, set()).add((number, activation.position))
+    return places

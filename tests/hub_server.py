@@ -77,6 +77,7 @@ class HubServer:
         self.most_at_once = 0  # requests
         self.repositories = {}
         self.renamed = {}  # old id -> new id
+        self.lost = set()  # files that are listed but not there
         self.tamper = lambda request, reply: reply
         self.delay = 0.0  # seconds before each reply
         self.small_files_elsewhere = False  # behind a redirect to a cache, on the same origin
@@ -114,7 +115,9 @@ class HubServer:
         return (hashlib.sha256 if large else hashlib.sha1)(data).hexdigest()
 
     def forget(self):
-        """Begin to count anew."""
+        """Begin to count anew, once the replies on their way are out."""
+        while self._at_once:
+            time.sleep(0.001)
         with self._recording:
             self.requests, self.most_at_once = [], 0
             self.body_bytes.clear()
@@ -149,10 +152,10 @@ class HubServer:
                 try:
                     time.sleep(hub.delay)
                     reply = hub.tamper(request, answer(request))
+                    self.send(reply)
                 finally:
                     with hub._recording:
                         hub._at_once -= 1
-                self.send(reply)
                 if reply.stall:
                     hub._stopping.wait(60)
                 if reply.reset:  # what is not said orderly is said by the kernel, at once
@@ -217,7 +220,7 @@ class HubServer:
                 return _refusal(
                     403 if request.authorization else 401, "GatedRepo", "Access to this model is restricted."
                 )
-            if path not in repository.history[commit]:
+            if path not in repository.history[commit] or path in self.lost:
                 return _refusal(404, "EntryNotFound", "Entry not found").with_headers(X_Repo_Commit=commit)
             if self.small_files_elsewhere and not cached and not path.endswith(LARGE):
                 location = f"/api/resolve-cache/models/{model}/{commit}/{quote(path)}"
