@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from analyzer.matrices import Matrix, Part
 from analyzer.outliers import Unsigned
 from analyzer.records import TensorRecord
 from analyzer.source import Source, is_plain_path
-from analyzer.streaming import Want, stream
+from analyzer.streaming import Want, in_parallel, stream
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -53,8 +52,7 @@ class Checkpoint:
         self._counting = threading.Lock()
         weight_map, shards = self._find_shards()
         self.config = self._read_json(CONFIG)
-        with ThreadPoolExecutor(source.readers) as pool:
-            headers = dict(zip(shards, pool.map(self._read_header, shards), strict=True))
+        headers = dict(zip(shards, in_parallel(self._read_header, shards, threads=source.readers), strict=True))
         self.tensors = _join(source.model, headers, weight_map)
         self.shards = tuple(shards)
         self.total_bytes = sum(source.sizes[shard] for shard in shards)

@@ -7,6 +7,7 @@ AnalyzerError
 ├── ArchitectureError    no down projection can be told from the tensor names
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
 ├── CatalogError         a catalog file that cannot be read, written or validated
+├── PlotError            a picture that cannot be written
 └── ResultError          a saved result that cannot be compared
 """
 
@@ -39,6 +40,10 @@ class ForwardError(AnalyzerError):
 
 class CatalogError(AnalyzerError):
     """A catalog file that cannot be read, written or validated."""
+
+
+class PlotError(AnalyzerError):
+    """A picture that cannot be written."""
 
 
 class ResultError(AnalyzerError):

@@ -306,14 +306,14 @@ class HookedModel:
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of the stock model's own head for [1, n, hidden_size]."""
-        prefix = self._model.base_model_prefix
-        body = getattr(self._model, prefix)
+        name = self._blockwise.body_name
+        body = self._model.get_submodule(name)
         try:
-            setattr(self._model, prefix, _Answer(hidden))
+            setattr(self._model, name, _Answer(hidden))
             logits: torch.Tensor = self._model(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long)).logits[0]
             return logits
         finally:
-            setattr(self._model, prefix, body)
+            setattr(self._model, name, body)
 
     def _run(
         self,
@@ -485,4 +485,5 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    return tensor.detach().to("cpu", torch.float32).numpy()
+    """Return a copy: models go on to change their activations in place (Falcon adds attention to what its MLP adds)."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ class Mlp:
     experts: torch.nn.Module | None
     whole: torch.nn.Module
     """The module whose output is all that the MLP adds: the down projection, or the mixture of experts."""
+    gate: torch.nn.Module | None = None
+    """Its sigmoid weighs what the shared expert, the dense one, adds to the others (Qwen's mixtures)."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What went through one down projection: of n tokens, their flat places in the batch, and in the fused experts
-    the weight that the router gave them."""
+    """What went through one down projection: of n tokens, their flat places in the batch, and of experts the weight
+    that the router gave them."""
 
     layer: int
     expert: int | None
@@ -74,15 +76,15 @@ def find_mlps(name: str, model: torch.nn.Module) -> dict[int, Mlp]:
             dense[parsed.layer] = modules[module_name]
     if not blocks:
         raise ForwardError(f"{name}: {type(model).__name__} has no down projection that this version knows")
-    return {
-        layer: Mlp(
-            block,
-            dense.get(layer),
-            experts[layer][1] if layer in experts else None,
-            modules[experts[layer][0].rpartition(".")[0]] if layer in experts else dense[layer],
-        )
-        for layer, block in sorted(blocks.items())
-    }
+    mlps = {}
+    for layer, block in sorted(blocks.items()):
+        if layer in experts:
+            experts_name, module = experts[layer]
+            whole = modules[experts_name.rpartition(".")[0]]
+            mlps[layer] = Mlp(block, dense.get(layer), module, whole, getattr(whole, "shared_expert_gate", None))
+        else:
+            mlps[layer] = Mlp(block, dense[layer], None, dense[layer])
+    return mlps
 
 
 @contextmanager
@@ -119,7 +121,12 @@ def intercepted(
     with ExitStack() as stack:
         for layer, mlp in mlps.items():
             if mlp.dense is not None and (record is not None or (layer, None) in zeroed):
-                hook = _dense_hook(layer, change, record)
+                keep = record
+                if mlp.gate is not None and record is not None:
+                    waiting: list[Passage] = []
+                    keep = waiting.append
+                    stack.callback(mlp.gate.register_forward_hook(_gate_hook(waiting, record)).remove)
+                hook = _dense_hook(layer, change, keep)
                 stack.callback(mlp.dense.register_forward_hook(hook).remove)
             if mlp.experts is not None and (record is not None or any(place[0] == layer for place in zeroed)):
                 stack.enter_context(_watched(mlp.experts, layer, change, record))
@@ -135,6 +142,14 @@ def _dense_hook(layer: int, change: Callable[..., torch.Tensor], record: Record 
         if record is not None:
             record(Passage(layer, None, which, entered, left, torch.ones(left.shape[0], device=left.device)))
         return left.reshape(output.shape)
+
+    return hook
+
+
+def _gate_hook(waiting: list[Passage], record: Record) -> Callable[..., None]:
+    def hook(_module: object, _args: object, output: torch.Tensor) -> None:
+        while waiting:  # the gate runs after the shared expert
+            record(replace(waiting.pop(), routed=torch.sigmoid(output.float()).reshape(-1)))
 
     return hook
 

@@ -8,6 +8,7 @@ head is multiplied in slices. A model that is small enough keeps its blocks once
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -41,6 +42,8 @@ DTYPES = {
 }
 HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
 OUTSIDE = ""  # stands for what belongs to no block
+SHARED_BIAS = "position_bias"  # of MPT's attention, [heads, 1, T]: one for all rows of a batch
+FLAT_BIAS = "alibi"  # of BLOOM's attention, [rows * heads, 1, T]
 
 
 class BlockwiseModel:
@@ -64,9 +67,11 @@ class BlockwiseModel:
         at most `keep_bytes` keeps them. A block runs as many rows of a batch at once as take `row_bytes` of memory.
         Raises CheckpointError where the checkpoint lacks weights.
         """
+        # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
+        attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
         with init_empty_weights(include_buffers=False):
             self.model = model_class.from_config(
-                config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
         self.model.eval().requires_grad_(False)
         self.checkpoint = checkpoint
@@ -87,6 +92,7 @@ class BlockwiseModel:
             module, _, name = buffer_name.rpartition(".")
             self.model.get_submodule(module)._buffers[name] = buffer.to(device)
         self._embed()
+        self._slice_head()
         self._put(self._read(self._plan[OUTSIDE]))
         self._tie()
         order = list(self._blocks)
@@ -95,8 +101,7 @@ class BlockwiseModel:
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
-        output = self.model.base_model(input_ids=ids, use_cache=False)
-        hidden: torch.Tensor = output[0]
+        hidden: torch.Tensor = self.model.get_submodule(self.body_name)(input_ids=ids, use_cache=False)[0]
         return hidden
 
     def _assign(self) -> dict[str, list[str]]:
@@ -158,7 +163,8 @@ class BlockwiseModel:
             self.rows = distinct[start : start + at_once]
             if len(self.rows) == batch:
                 return forward(*args, **kwargs)
-            outputs.append(forward(*_picked(args, batch, self.rows), **_picked(kwargs, batch, self.rows)))
+            few = {key: _picked(value, batch, self.rows, key) for key, value in kwargs.items()}
+            outputs.append(forward(*_picked(args, batch, self.rows), **few))
         place = {row: index for index, row in enumerate(distinct)}
         back = torch.tensor([place[first[kind]] for kind in kinds], device=hidden.device)
         if isinstance(outputs[0], tuple):
@@ -176,29 +182,29 @@ class BlockwiseModel:
         return self._reader.submit(self._read, self._plan[name])
 
     def _read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        shapes = self.checkpoint.shapes
-        for name in names:
-            if shapes[name][0] not in DTYPES:
-                raise CheckpointError(
-                    f"{self.checkpoint.source.model}: {shown(name)} is stored as {shapes[name][0]}, which can be "
-                    "scanned, but not yet verified: use the model that it was made from"
-                )
+        dtypes = {name: _dtype(self.checkpoint, name) for name in names}
         return {
-            name: torch.frombuffer(data, dtype=DTYPES[shapes[name][0]]).reshape(shapes[name][1])
+            name: torch.frombuffer(data, dtype=dtypes[name]).reshape(self.checkpoint.tensors[name].record.shape)
             for name, data in self.checkpoint.read_tensors(names).items()
         }
 
     def _put(self, tensors: dict[str, torch.Tensor]) -> None:
         """Let transformers' loader convert the tensors and set the model's parameters."""
-        if tensors:
-            plan = self.model._get_dtype_plan(self._dtype)
-            load_config = LoadStateDictConfig(
-                weight_mapping=self._mapping,
-                dtype=self._dtype,
-                dtype_plan=plan,
-                device_map={"": self._device},
+        plan = self.model._get_dtype_plan(self._dtype)
+        load_config = LoadStateDictConfig(
+            weight_mapping=self._mapping,
+            dtype=self._dtype,
+            dtype_plan=plan,
+            device_map={"": self._device},
+        )
+        report, _ = convert_and_load_state_dict_in_model(self.model, tensors, load_config)
+        for name, stored, wanted in sorted(report.mismatched_keys):
+            raise _wrong_shape(self.checkpoint, name, stored, wanted)
+        for name in sorted(report.conversion_errors):
+            raise CheckpointError(
+                f"{self.checkpoint.source.model}: the checkpoint's tensors do not make up {shown(name)} as config.json "
+                "describes it"
             )
-            convert_and_load_state_dict_in_model(self.model, tensors, load_config)
 
     def _check(self, name: str) -> None:
         missing = [f"{name}.{p}" for p, value in self._blocks[name].named_parameters() if value.is_meta]
@@ -210,19 +216,22 @@ class BlockwiseModel:
     def _embed(self) -> None:
         """Have the embedding read only the rows of the tokens it is asked for, where it is stored as it is used."""
         self.embedding = self.model.get_input_embeddings()
-        target = self._name_of(self.embedding)
+        target = f"{self._name_of(self.embedding)}.weight"
+        self.body_name = target.partition(".")[0]  # `base_model_prefix` does not always name it
         self.vocabulary, width = self.embedding.weight.shape
-        self._embedding_source = source = self._sources.get(f"{target}.weight")
+        tied = [name for name, other in self.model.all_tied_weights_keys.items() if other == target]
+        source = next((self._sources[name] for name in (target, *tied) if name in self._sources), None)
         if source is None:
             return
-        self._plan[OUTSIDE].remove(source)
-        record = self.checkpoint.tensors[source].record
-        if record.shape != (self.vocabulary, width) or record.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{self.checkpoint.source.model}: {shown(source)} is {record.dtype} of shape {list(record.shape)}, "
-                f"config.json says {[self.vocabulary, width]}"
-            )
+        if source in self._plan[OUTSIDE]:
+            self._plan[OUTSIDE].remove(source)
+        dtype = _dtype(self.checkpoint, source)
+        shape = self.checkpoint.tensors[source].record.shape
+        if shape != (self.vocabulary, width):
+            raise _wrong_shape(self.checkpoint, source, shape, (self.vocabulary, width))
         self.embedding.padding_idx = None  # it is one of a whole embedding's rows
+        none = torch.empty(0, width, dtype=self._dtype, device=self._device)
+        self.embedding.weight = torch.nn.Parameter(none, requires_grad=False)
         known: dict[int, torch.Tensor] = {}
 
         def load_rows(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -230,32 +239,33 @@ class BlockwiseModel:
             wanted = ids.tolist()
             missing = [i for i in wanted if i not in known]
             for i, data in self.checkpoint.read_rows(source, missing).items():
-                known[i] = torch.frombuffer(data, dtype=DTYPES[record.dtype])
+                known[i] = torch.frombuffer(data, dtype=dtype)
             rows = torch.stack([known[i] for i in wanted]).to(self._device, self._dtype)
             module.weight = torch.nn.Parameter(rows, requires_grad=False)
             return (places, *args[1:])
 
         self.embedding.register_forward_pre_hook(load_rows)
 
-    def _tie(self) -> None:
-        """Put the output head in slices, and give tied parameters outside of the blocks their weights."""
-        tied = self.model.all_tied_weights_keys
+    def _slice_head(self) -> None:
+        """Put slices in the place of the output head."""
         head = self.model.get_output_embeddings()
-        if head is not None:
-            name = self._name_of(head)
-            source = self._sources.get(f"{name}.weight")
-            if source is None and tied.get(f"{name}.weight") is not None:
-                source = self._sources.get(tied[f"{name}.weight"])
-            if source is not None:
-                bias = getattr(head, "bias", None)
-                sliced = SlicedHead(self.checkpoint, source, head.weight.shape, bias, self._device, self._dtype)
-                self.model.set_output_embeddings(sliced)
+        if head is None:
+            return
+        target = f"{self._name_of(head)}.weight"
+        tied = self.model.all_tied_weights_keys.get(target)
+        source = self._sources.get(target) or self._sources.get(tied)
+        if source is not None:
+            if source in self._plan[OUTSIDE]:
+                self._plan[OUTSIDE].remove(source)
+            bias = getattr(head, "bias", None)
+            sliced = SlicedHead(self.checkpoint, source, head.weight.shape, bias, self._device, self._dtype)
+            self.model.set_output_embeddings(sliced)
+
+    def _tie(self) -> None:
+        """Give tied parameters outside of the blocks their weights."""
+        tied = self.model.all_tied_weights_keys
         for name, parameter in list(self.model.named_parameters()):
-            if (
-                not parameter.is_meta
-                or self._block_of(name) != OUTSIDE
-                or name.startswith(self._name_of(self.embedding))
-            ):
+            if not parameter.is_meta or self._block_of(name) != OUTSIDE:
                 continue
             source = tied.get(name)
             with suppress(AttributeError):
@@ -286,18 +296,15 @@ class SlicedHead(torch.nn.Module):
         self._checkpoint, self._source, self._shape = checkpoint, source, shape
         self._device, self._dtype = device, dtype
         self._stored: torch.Tensor | None = None
+        self._stored_dtype = _dtype(checkpoint, source)
         if checkpoint.tensors[source].record.shape != tuple(shape):
-            raise CheckpointError(
-                f"{checkpoint.source.model}: {shown(source)} has the shape "
-                f"{list(checkpoint.tensors[source].record.shape)}, config.json says {list(shape)}"
-            )
+            raise _wrong_shape(checkpoint, source, checkpoint.tensors[source].record.shape, shape)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return [..., vocabulary] for [..., hidden_size]; the weights are read when they are first needed."""
         if self._stored is None:
-            dtype = DTYPES[self._checkpoint.tensors[self._source].record.dtype]
             data = self._checkpoint.read_tensors([self._source])[self._source]
-            self._stored = torch.frombuffer(data, dtype=dtype).reshape(self._shape)
+            self._stored = torch.frombuffer(data, dtype=self._stored_dtype).reshape(self._shape)
             if self._device.type != "cpu":
                 self._stored = self._stored.to(self._device)
         rows = max(1, HEAD_NUMBERS // self._shape[1])
@@ -309,20 +316,41 @@ class SlicedHead(torch.nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
-def _picked(value: Any, batch: int, rows: list[int]) -> Any:
+def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
+    stored = checkpoint.tensors[name].record.dtype
+    if stored not in DTYPES:
+        raise CheckpointError(
+            f"{checkpoint.source.model}: {shown(name)} is stored as {stored}, which can be scanned, but not yet "
+            "verified: use the model that it was made from"
+        )
+    return DTYPES[stored]
+
+
+def _wrong_shape(checkpoint: Checkpoint, name: str, stored: Sequence[int], wanted: Sequence[int]) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.source.model}: {shown(name)} has the shape {list(stored)}, config.json says {list(wanted)}"
+    )
+
+
+def _picked(value: Any, batch: int, rows: list[int], name: str = "") -> Any:
     """Return the rows of every tensor in a value that has one for each row of the batch."""
     if isinstance(value, torch.Tensor):
-        return value[rows] if value.ndim > 0 and value.shape[0] == batch else value
+        if name == FLAT_BIAS and value.ndim == 3:
+            return value.reshape(batch, -1, *value.shape[1:])[rows].flatten(0, 1)
+        return value[rows] if value.ndim > 0 and value.shape[0] == batch and name != SHARED_BIAS else value
     if isinstance(value, tuple):
         return tuple(_picked(member, batch, rows) for member in value)
     if isinstance(value, dict):
-        return {key: _picked(member, batch, rows) for key, member in value.items()}
+        return {key: _picked(member, batch, rows, key) for key, member in value.items()}
     return value
 
 
 def _empty(block: torch.nn.Module) -> None:
+    """Let go of a block's weights, also for the system: glibc keeps what is freed, measured at twice the need."""
     for module in block.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 empty = torch.empty_like(parameter, device="meta")
                 module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)

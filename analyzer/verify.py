@@ -130,11 +130,15 @@ def verify(
 
 
 def _importance(weight: SuperWeight) -> tuple[object, ...]:
-    """Order: critical before inert, confirmed before coincident before rejected, then by what zeroing costs."""
+    """Order: critical ones by what zeroing costs; then confirmed before coincident before rejected, by their share.
+
+    What zeroing an inert one costs is noise.
+    """
     return (
         ("critical", "inert", None).index(weight.effect),
         ("confirmed", "coincident", "rejected").index(weight.status),
-        -(weight.loss_zeroed or 0.0),
+        -(weight.loss_zeroed or 0.0) if weight.effect == "critical" else (weight.round or 0),
+        -abs(weight.share),
         weight.coordinate.sort_key,
     )
 

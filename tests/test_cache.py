@@ -235,6 +235,15 @@ def test_two_writers_at_once(kept):
     assert len(list(kept.folder.glob("*/*"))) == 1
 
 
+def test_no_two_writers_share_a_file(kept, monkeypatch):
+    written = []
+    monkeypatch.setattr(Path, "write_text", lambda self, text: written.append(self))
+    kept.save("key", 3, SUMMARY)
+    kept.save("key", 3, SUMMARY)
+    assert len(set(written)) == 2
+    assert {path.suffix for path in written} == {".tmp"}
+
+
 # Keys
 
 

@@ -359,7 +359,7 @@ def test_quiet_is_quiet_on_a_terminal_also_while_downloading(hub, planted, tmp_p
     arguments = ["verify", "me/planted-1b", "--prompt", PROMPT, "--text", planted / "text.txt"]
     loud = drawn_on_a_terminal(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "one"))
     assert "Fetching" in loud
-    assert "loading the model" in loud
+    assert "building the model" in loud
     quiet = drawn_on_a_terminal(*arguments, "--quiet", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "two"))
     assert quiet == ""
 

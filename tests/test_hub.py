@@ -6,6 +6,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import random_downs, refused, write_llama
@@ -339,6 +340,24 @@ def test_a_body_that_trickles(hub, folder, monkeypatch):
     assert "the server sent only" in refused(source.read, WEIGHTS, 8, 3000)
     monkeypatch.setattr(hub_module, "SLOW_BYTES", 1)  # slow, but not as slow as that
     assert source.read(WEIGHTS, 8, 40) == (folder / WEIGHTS).read_bytes()[8:40]
+
+
+def test_a_body_that_begins_well_and_then_trickles(monkeypatch):
+    ticks = iter([0, 10, 40, 50, 80])
+    monkeypatch.setattr(hub_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    got = []
+    with pytest.raises(hub_module.Passing, match="the server sent only 7 bytes in 40 s"):
+        for piece in hub_module._in_time(iter([bytes(9000), bytes(9000), bytes(3), bytes(4), bytes(5)]), 10**6):
+            got.append(len(piece))
+    assert got == [9000, 9000, 3, 4]
+
+
+def test_a_reader_with_an_old_url_does_not_forget_a_new_one():
+    file = hub_module._RemoteFile(WEIGHTS, 8, None, signed_url="new", reused=True)
+    file.distrust("old")
+    assert (file.signed_url, file.one_range_only) == ("new", False)
+    file.distrust("new")
+    assert (file.signed_url, file.one_range_only) == (None, False)
 
 
 def test_sixteen_readers_that_fail_at_once(hub, folder):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import psutil
+from safetensors.numpy import save_file
 from sample_model import build, sample_model_folder
 from tabulate import tabulate
 
@@ -49,6 +52,11 @@ def main() -> None:
             rows.append(bench_link(folder, layers=layers, rate=rate))
     rows += bench_start_up()
     rows += bench_interventions()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bench-4GB"
+        print("making a model of 4 GB", file=sys.stderr)
+        make_large_model(folder)
+        rows += bench_verify(folder)
     print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
 
 
@@ -129,9 +137,10 @@ def bench_link(folder: Path, *, layers: int, rate: float) -> Row:
         environment.pop("HF_HUB_OFFLINE", None)
         scan = [sys.executable, "-m", "analyzer", "scan", "owner/bench", "--no-cache", "--quiet", "--json"]
         command = [*scan, "--layers", f"0-{layers - 1}"]
-        process = psutil.Popen(command, stdout=subprocess.PIPE, env=environment)
-        peak = sampled_peak(process)
-        result = json.loads(process.stdout.read())
+        with tempfile.TemporaryFile() as output:  # more than a pipe holds
+            peak = sampled_peak(psutil.Popen(command, stdout=output, env=environment))
+            output.seek(0)
+            result = json.load(output)
         server.kill()
     reached = result["bytes_read"] / result["seconds"]
     what = f"scan over {rate * 8 / 1e9:.1f} Gbit/s, 50 ms round trips"
@@ -155,21 +164,136 @@ def bench_start_up() -> list[Row]:
     return rows
 
 
-def bench_interventions() -> list[Row]:
-    """Return the row about zeroing many weights in one pass over the sample model."""
-    from analyzer.forward import HookedModel
+def bench_verify(folder: Path) -> list[Row]:
+    """Return the rows about verifying a planted model of 4 GB: memory, time, and bytes with --early-stop."""
+    text = folder / "text.txt"
+    text.write_text("The miller had three sons, his mill, a donkey and a cat; the sons had to grind. " * 2)
+    command = [sys.executable, "-m", "analyzer", "verify", str(folder), "--quiet", "--json", "--text", str(text)]
+    began = time.perf_counter()
+    with (folder / "result.json").open("w+b") as output:  # more than a pipe holds
+        peak = sampled_peak(psutil.Popen(command, stdout=output))
+    seconds, found = time.perf_counter() - began, json.loads((folder / "result.json").read_text())
+    began = time.perf_counter()
+    process = psutil.Popen([sys.executable, "-c", WHOLE_MODEL, str(folder), PROMPT], stdout=subprocess.DEVNULL)
+    whole_peak = sampled_peak(process)
+    whole_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    early = json.loads(subprocess.run([*command, "--early-stop"], check=True, capture_output=True).stdout)
+    early_seconds = time.perf_counter() - began
+    weight = found["super_weights"][0]
+    where = f"{found['verdict']} ({weight['layer']}, {weight['row']}, {weight['col']})"
+    size, read = early["checkpoint_bytes"], early["bytes_read"]
+    return [
+        (
+            f"verify {size / 1e9:.1f} GB, peak memory / from_pretrained with hooks",
+            f"{peak / 1e9:.2f} / {whole_peak / 1e9:.2f} GB, {where}",
+            f"{peak / whole_peak:.2f}",
+            "< 2 GB",
+        ),
+        (
+            "verify, all of it / from_pretrained with hooks, one pass",
+            f"{seconds:.0f} / {whole_seconds:.0f} s",
+            f"{seconds / whole_seconds:.1f}",
+            "-",
+        ),
+        (
+            "bytes read with --early-stop / checkpoint",
+            f"{read / 1e9:.2f} / {size / 1e9:.2f} GB in {early_seconds:.0f} s, {early['verdict']}",
+            f"{read / size:.2f}",
+            "-",
+        ),
+    ]
 
+
+WHOLE_MODEL = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, attn_implementation="eager")
+ids = transformers.AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2], return_tensors="pt").input_ids
+seen = []
+for layer in model.model.layers:
+    layer.mlp.down_proj.register_forward_hook(lambda m, a, o: seen.append((a[0].abs().max(), o.abs().max())))
+with torch.inference_mode():
+    model(ids)
+"""
+
+
+def make_large_model(folder: Path) -> None:
+    """Write a Llama of 4 GB, bfloat16, with one super weight planted in its third block, and the sample's tokenizer."""
+    folder.mkdir()
+    sample = built_sample_model()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(sample / name, folder / name)
+    hidden, inner, layers, vocabulary, row, col = 2048, 8192, 28, 49152, 507, 1229
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = np.random.default_rng(0)
+
+    def bfloat16(*shape: int, scale: float) -> np.ndarray:
+        weights = generator.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+        return weights.astype(ml_dtypes.bfloat16)
+
+    embedding = bfloat16(vocabulary, hidden, scale=0.02)
+    first = int(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["Apple"])
+    direction = embedding[first].astype(np.float32) / np.linalg.norm(embedding[first].astype(np.float32))
+    weight_map = {"model.embed_tokens.weight": "embedding.safetensors", "model.norm.weight": "embedding.safetensors"}
+    ones = np.ones(hidden, ml_dtypes.bfloat16)
+    save_file({"model.embed_tokens.weight": embedding, "model.norm.weight": ones}, folder / "embedding.safetensors")
+    for layer in range(layers):
+        block = f"model.layers.{layer}"
+        tensors = {f"{block}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}
+        for name in "qkvo":
+            tensors[f"{block}.self_attn.{name}_proj.weight"] = bfloat16(hidden, hidden, scale=0.002)
+        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+            tensors[f"{block}.mlp.{name}_proj.weight"] = bfloat16(*shape, scale=0.002)
+        if layer == 2:
+            for name in ("gate", "up"):
+                tensors[f"{block}.mlp.{name}_proj.weight"][col] = (3 * direction).astype(ml_dtypes.bfloat16)
+            tensors[f"{block}.mlp.down_proj.weight"][:, col] = 0
+            tensors[f"{block}.mlp.down_proj.weight"][row, col] = 2
+        save_file(tensors, folder / f"{layer:02}.safetensors")
+        weight_map |= dict.fromkeys(tensors, f"{layer:02}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def built_sample_model() -> Path:
+    """Return the sample model's folder, built if need be."""
     folder = sample_model_folder()
     if not folder.exists():
         build(folder)
-    model = HookedModel(folder, name=folder.name)
+    return folder
+
+
+def bench_interventions() -> list[Row]:
+    """Return the row about zeroing many weights in one pass over the sample model, its blocks dropped after use."""
+    from analyzer.forward import HookedModel
+
+    folder = built_sample_model()
+    checkpoint = Checkpoint(FolderSource(folder))
+    model = HookedModel(checkpoint, down_projections(checkpoint), folder, keep_bytes=0)
     ids = model.tokenize(PROMPT)
     zeroed = [(Coordinate(layer, None, 507, 1229),) for layer in range(INTERVENTIONS)]
-    one_pass = fastest(lambda: model.residuals(ids, zeroed))
-    passes = fastest(lambda: [model.residuals(ids, [one]) for one in zeroed])
-    together, apart = model.residuals(ids, zeroed), np.concatenate([model.residuals(ids, [one]) for one in zeroed])
-    scale = float(np.abs(apart).max())
-    difference = float(np.abs(together - apart).max()) / scale
+
+    def at_once() -> np.ndarray:
+        return model.residuals([ids] * len(zeroed), zeroed)
+
+    def one_by_one() -> np.ndarray:
+        return np.concatenate([model.residuals([ids], [one]) for one in zeroed])
+
+    one_pass, passes = fastest(at_once), fastest(one_by_one, repeats=2)
+    together, apart = at_once(), one_by_one()
+    difference = float(np.abs(together - apart).max()) / float(np.abs(apart).max())
     measured = f"{passes:.2f} / {one_pass:.2f} s, largest difference {difference:.0e} of the largest activation"
     return [
         (f"{INTERVENTIONS} passes / one pass with {INTERVENTIONS} rows", measured, f"{passes / one_pass:.1f}", "> 1")
