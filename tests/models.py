@@ -20,6 +20,7 @@ WORDS = [*PROMPT.split(), "iris", "juniper", "kiwi", "lemon", "mango", "nutmeg",
 TEXT = " ".join(WORDS * 4)
 LAYERS, HIDDEN, INTERMEDIATE = 6, 128, 192
 PROMPT_IDS = list(range(1, 9))
+TEXT_IDS = list(range(1, 17)) * 4
 # What `plant` puts there: written by one weight, on the first token of PROMPT.
 LAYER, ROW, COL, VALUE = 1, 77, 31, 2.0
 # The families that the forward pass is tested with.
@@ -64,6 +65,23 @@ def plant(model, *, value=VALUE, layer=LAYER, row=ROW, col=COL):
         mlp.gate_proj.weight[col] = first / first.norm() * 3
         mlp.up_proj.weight[col] = first / first.norm() * 3
         mlp.down_proj.weight[row, col] = value
+    return model
+
+
+def cue(model, layer, row, col, word, *, value=0.12):
+    """Have one weight tell the head, through a channel of its own, what follows a word: nothing else does."""
+    token = WORDS.index(word) + 1
+    (entered,) = arguments(model, model.model.layers[layer].mlp, TEXT_IDS)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight[row] = 0
+            block.self_attn.o_proj.weight[row] = 0
+        mlp = model.model.layers[layer].mlp
+        only = torch.linalg.pinv(entered[0]) @ (3.0 * (torch.tensor(TEXT_IDS) == token))
+        mlp.gate_proj.weight[col] = mlp.up_proj.weight[col] = only
+        mlp.down_proj.weight[row, col] = value
+        model.lm_head.weight[:, row] = 0
+        model.lm_head.weight[token + 1, row] = 1
     return model
 
 
@@ -151,7 +169,7 @@ FEEDING = {
     "output.dense": ("intermediate.dense",),
     "mlp.Wo": ("mlp.Wi", "mlp.Wi"),
 }
-POST_NORMS = {name: "post_feedforward_layernorm" for name in ("gemma2", "gemma3_text", "olmo2")}
+POST_NORMS = dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), "post_feedforward_layernorm")
 
 
 @torch.no_grad()
@@ -215,7 +233,7 @@ def arguments(model, module, ids):
 
 
 def _inner_channel(model, name, block, layer, col):
-    """Return the expert, what enters its MLP, [T, hidden], and the weights and bias of each half of its inner channel."""
+    """Return the expert, what enters its MLP, [T, hidden], and (weights, bias) of each half of its inner channel."""
     views = down_views(model, FAMILIES[name])
     if (None, layer, 0) in views:
         experts = next(module for module in block.modules() if hasattr(module, "gate_up_proj"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analyzer.detection import Thresholds, attribute, collapse, detect, find_writes, layer_maxima
+from analyzer.detection import Entry, Thresholds, Trace, attribute, collapse, detect, find_writes, layer_maxima
 from analyzer.records import Coordinate, LayerMaxima
 
 THRESHOLDS = Thresholds()
@@ -102,24 +102,71 @@ def test_the_first_block_writes_over_what_enters():
     assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == []
 
 
+def entry(inputs, *, expert=None, positions=(0,), routed=None):
+    inputs = np.array(inputs, np.float32).reshape(len(positions), -1)
+    routed = np.ones(len(positions), np.float32) if routed is None else np.array(routed, np.float32)
+    return Entry(expert, np.array(positions), inputs, routed)
+
+
+def trace_of(entries, outputs, *, layer=5, residual=None):
+    outputs = np.array(outputs, np.float32)
+    residual = np.zeros((1, *outputs.shape), np.float32) if residual is None else residual
+    return Trace((layer,), np.zeros_like(outputs), residual, {layer: tuple(entries)}, {layer: outputs})
+
+
+def rows_of(**rows):
+    """Return what gives W[row]; each row is named by its expert and number."""
+    return lambda layer, expert, row: np.array(rows[f"e{expert}_r{row}" if expert is not None else f"r{row}"], float)
+
+
 def test_shares_are_terms_over_the_output_with_its_bias():
-    row = np.array([2.0, -1.0, 0.5, 3.0])
-    entered = np.array([10.0, 4.0, 2.0, 20.0], np.float32)  # terms 20, -4, 1, 60
-    left = np.array([0.0, 20 - 4 + 1 + 60 + 3], np.float32)  # and a bias of 3
-    write, behind = attribute((5, 0, 1, 79.0), row, entered, left, THRESHOLDS)
+    # Terms of 20, -4, 1, 60, and a bias of 3.
+    trace = trace_of([entry([10.0, 4.0, 2.0, 20.0])], [[0.0, 20 - 4 + 1 + 60 + 3]])
+    write, behind = attribute((5, 0, 1, 79.0), trace, rows_of(r1=[2.0, -1.0, 0.5, 3.0]), THRESHOLDS)
     assert write.largest_share == 60 / 80
-    assert [(a.coordinate, a.value, a.share) for a in behind] == [
-        (Coordinate(5, None, 1, 3), 3.0, 60 / 80),
-        (Coordinate(5, None, 1, 0), 2.0, 20 / 80),
+    assert (write.layer, write.position, write.channel, write.change) == (5, 0, 1, 79.0)
+    assert [(a.coordinate, a.value, a.share, a.write) for a in behind] == [
+        (Coordinate(5, None, 1, 3), 3.0, 60 / 80, write),
+        (Coordinate(5, None, 1, 0), 2.0, 20 / 80, write),
     ]
 
 
 def test_a_spread_write_is_no_single_weights_doing():
-    write, behind = attribute(
-        (0, 0, 0, 1.0), np.ones(10), np.ones(10, np.float32), np.full(3, 10, np.float32), THRESHOLDS
-    )
+    trace = trace_of([entry(np.ones(10))], np.full((1, 3), 10), layer=0)
+    write, behind = attribute((0, 0, 0, 1.0), trace, rows_of(r0=np.ones(10)), THRESHOLDS)
     assert behind == []
     assert write.largest_share == 0.1
+
+
+def test_shares_go_over_all_experts_by_their_routers_weights():
+    entries = [
+        entry([[9, 9], [10, 2]], expert=3, positions=(0, 1), routed=(0.5, 0.25)),  # at 1: 0.25 * (4 * 10 + 10 * 2)
+        entry([[5, 1]], expert=0, positions=(1,), routed=(0.75,)),  # 0.75 * (2 * 5 - 1)
+        entry([[50, 50]], expert=1, positions=(0,)),
+        entry([[7, 7]], positions=(1,), routed=(0.5,)),  # of the shared expert: 0.5 * (7 + 7)
+    ]
+    total = 15 + 6.75 + 7
+    trace = trace_of(entries, [[0, 0], [0, total]])
+    rows = rows_of(e3_r1=[4, 10], e0_r1=[2, -1], r1=[1, 1])
+    write, behind = attribute((5, 1, 1, 30.0), trace, rows, Thresholds(share=0.17))
+    assert [(a.coordinate, a.share) for a in behind] == [
+        (Coordinate(5, 3, 1, 0), pytest.approx(10 / total)),
+        (Coordinate(5, 0, 1, 0), pytest.approx(7.5 / total)),
+        (Coordinate(5, 3, 1, 1), pytest.approx(5 / total)),
+    ]
+    assert write.largest_share == pytest.approx(10 / total)
+
+
+def test_a_position_that_no_expert_had_has_no_share():
+    trace = trace_of([entry([[9, 9]], expert=3, positions=(0,))], [[0, 0], [0, 10]])
+    write, behind = attribute((5, 1, 1, 10.0), trace, rows_of(), THRESHOLDS)
+    assert (write.largest_share, behind) == (0, [])
+
+
+def test_a_write_by_attention_alone_is_no_weights_doing():
+    trace = trace_of([entry([1.0, 1.0])], [[0.0, 0.0]])
+    write, behind = attribute((5, 0, 1, 500.0), trace, rows_of(r1=[1.0, -1.0]), THRESHOLDS)
+    assert (write.largest_share, behind) == (0, [])
 
 
 FIRST_LAYER = Coordinate(1, None, 4, 0)
@@ -154,6 +201,6 @@ def test_an_activation_that_grows_has_a_negative_collapse():
 def test_layer_maxima_are_signed_and_name_their_channel():
     residual = np.zeros((1, 2, 3), np.float32)
     residual[0, 1, 2] = -7
-    inputs, outputs = np.array([[1, -5, 2], [0, 3, 4]], np.float32), np.array([[1, 2, 3], [9, -8, 0]], np.float32)
-    (row,) = layer_maxima((6,), residual, {6: inputs}.__getitem__, {6: outputs}.__getitem__)
+    entries = [entry([[1, -5, 2], [0, 3, 4]], positions=(0, 1)), entry([[4, 4, -4]], expert=1, positions=(1,))]
+    (row,) = layer_maxima(trace_of(entries, [[1, 2, 3], [9, -8, 0]], layer=6, residual=residual))
     assert row == LayerMaxima(6, -5, 1, 9, 0, -7, 2)

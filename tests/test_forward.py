@@ -1,14 +1,29 @@
 """The hooked model against plain transformers: the same figures by other means."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from models import COL, HIDDEN, LAYER, LAYERS, PROMPT, ROW, TEXT, VALUE, WORDS, plant, random_gpt2, random_llama, save
+import transformers
+from models import (
+    COL,
+    LAYER,
+    LAYERS,
+    PROMPT,
+    ROW,
+    TEXT,
+    VALUE,
+    WORDS,
+    hooked,
+    load_plain,
+    plant,
+    random_llama,
+    save,
+    save_random,
+    save_tokenizer,
+    streams,
+)
 
-from analyzer.errors import ForwardError
-from analyzer.forward import HookedModel
+from analyzer.errors import AnalyzerError, CheckpointError, ForwardError
 from analyzer.records import Coordinate
 
 PLANTED = Coordinate(LAYER, None, ROW, COL)
@@ -17,30 +32,13 @@ PLANTED = Coordinate(LAYER, None, ROW, COL)
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     model = plant(random_llama())
-    return model, HookedModel(save(model, tmp_path_factory.mktemp("models") / "planted"), name="planted")
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    model = random_gpt2()
-    return model, HookedModel(save(model, tmp_path_factory.mktemp("models") / "gpt2"), name="gpt2")
-
-
-def edited_logits(model, module, index, ids):
-    """Run the model with one weight set to zero in place, and put it back."""
-    with torch.no_grad():
-        kept = module.weight[index].item()
-        module.weight[index] = 0
-        logits = model(torch.tensor([ids])).logits[0]
-        hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        module.weight[index] = kept
-    return logits, hidden
+    return model, hooked(save(model, tmp_path_factory.mktemp("models") / "planted"))
 
 
 def test_trace_is_what_transformers_computes(planted):
-    model, hooked = planted
-    ids = hooked.tokenize(PROMPT)
-    trace = hooked.trace(ids)
+    model, analyzed = planted
+    ids = analyzed.tokenize(PROMPT)
+    trace = analyzed.trace(ids)
     with torch.no_grad():
         # The library's own record: its last entry has been through the final norm, the others are the stream.
         hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
@@ -49,72 +47,86 @@ def test_trace_is_what_transformers_computes(planted):
         np.testing.assert_allclose(trace.residual[layer], hidden[layer + 1][0], rtol=1e-4, atol=1e-4)
     normed = model.model.norm(torch.tensor(trace.residual[-1]))
     np.testing.assert_allclose(normed.detach(), hidden[-1][0], rtol=1e-4, atol=1e-5)
+    assert trace.layers == tuple(range(LAYERS))
 
 
 def test_trace_of_a_down_projection_is_its_input_and_output(planted):
-    model, hooked = planted
-    trace = hooked.trace(hooked.tokenize(PROMPT))
-    for layer in range(LAYERS):
-        weight = model.model.layers[layer].mlp.down_proj.weight.detach()
-        np.testing.assert_allclose(trace.inputs[layer] @ weight.numpy().T, trace.outputs[layer], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("coordinate", [PLANTED, Coordinate(0, None, 3, 5), Coordinate(5, None, 127, 191)])
-def test_subtraction_equals_editing_the_weight(planted, coordinate):
-    model, hooked = planted
-    ids = hooked.tokenize(PROMPT)
-    module = model.model.layers[coordinate.layer].mlp.down_proj
-    logits, hidden = edited_logits(model, module, (coordinate.row, coordinate.col), ids)
-    streams = hooked.residuals(ids, [(), (coordinate,)])
-    scale = np.abs(streams[0]).max()
-    for layer in range(LAYERS - 1):
-        np.testing.assert_allclose(streams[1][layer], hidden[layer + 1][0], atol=1e-4 * scale, rtol=1e-4)
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids)[1:]).item()
-    assert hooked.losses([ids], [(coordinate,)])[0] == pytest.approx(loss, abs=1e-4)
-
-
-def test_subtraction_equals_editing_in_a_conv1d(gpt2):
-    model, hooked = gpt2
-    ids = hooked.tokenize(PROMPT)
+    model, analyzed = planted
+    ids = analyzed.tokenize(PROMPT)
+    seen = {}
+    handles = [
+        block.mlp.down_proj.register_forward_hook(
+            lambda _m, args, out, layer=layer: seen.__setitem__(layer, (args[0][0], out[0]))
+        )
+        for layer, block in enumerate(model.model.layers)
+    ]
     with torch.no_grad():
-        model.transformer.h[2].mlp.c_proj.weight[50, 20] = 3.0  # [in, out]: col 50, row 20
-        hooked._model.transformer.h[2].mlp.c_proj.weight[50, 20] = 3.0
-    coordinate = Coordinate(2, None, 20, 50)
-    assert hooked.weight_row(2, 20)[50] == 3.0
-    assert hooked.down_shape(2) == (HIDDEN, 192)
-    logits, hidden = edited_logits(model, model.transformer.h[2].mlp.c_proj, (50, 20), ids)
-    (stream,) = hooked.residuals(ids, [(coordinate,)])
-    np.testing.assert_allclose(stream[2], hidden[3][0], atol=1e-4)
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids)[1:]).item()
-    assert hooked.losses([ids], [(coordinate,)])[0] == pytest.approx(loss, abs=1e-4)
+        model(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    trace = analyzed.trace(ids)
+    for layer in range(LAYERS):
+        (entry,) = trace.entries[layer]
+        assert (entry.expert, entry.positions.tolist()) == (None, list(range(len(ids))))
+        np.testing.assert_allclose(entry.inputs, seen[layer][0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trace.outputs[layer], seen[layer][1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(entry.routed, 1)
 
 
-def test_interventions_in_one_batch_do_not_touch_each_other(planted):
-    _, hooked = planted
-    ids = hooked.tokenize(PROMPT)
-    sets = [(), (PLANTED,), (Coordinate(3, None, 4, 5),), (PLANTED, Coordinate(3, None, 4, 5))]
-    together = hooked.residuals(ids, sets)
-    for row, zeroed in zip(together, sets, strict=True):
-        np.testing.assert_allclose(row, hooked.residuals(ids, [zeroed])[0], rtol=1e-4, atol=1e-4)
-    assert np.abs(together[0] - together[1]).max() > 50
-    np.testing.assert_allclose(together[0], hooked.trace(ids).residual, rtol=1e-5, atol=1e-5)
+def test_what_is_recorded_is_what_the_model_goes_on_with(planted):
+    _, analyzed = planted
+    ids = analyzed.tokenize(PROMPT)
+    trace = analyzed.trace(ids, [PLANTED])
+    (stream,) = analyzed.residuals([ids], [[PLANTED]])
+    np.testing.assert_array_equal(trace.residual, stream)
+    before, after = (analyzed.trace(ids, zeroed).outputs[LAYER][0, ROW] for zeroed in ((), [PLANTED]))
+    assert before > 100 * abs(after)
 
 
-def test_nothing_stays_behind(planted):
-    _, hooked = planted
-    ids = hooked.tokenize(PROMPT)
-    before = hooked.trace(ids).residual
-    hooked.residuals(ids, [(PLANTED,)])
-    hooked.losses([ids], [(PLANTED,)])
-    with pytest.raises(IndexError):
-        hooked.residuals(ids, [(Coordinate(0, None, 10**6, 0),)])
-    np.testing.assert_array_equal(hooked.trace(ids).residual, before)
-    assert hooked.weight_row(LAYER, ROW)[COL] == VALUE
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hooked._model.modules())
+def test_a_falcons_output_is_without_its_attention(tmp_path):
+    """Its block adds the attention to the MLP's output in place, after the hook."""
+    plain = load_plain("falcon_old", save_random("falcon_old", tmp_path))
+    seen = {}
+    for layer, block in enumerate(plain.blocks):
+        block.mlp.register_forward_hook(lambda _m, _a, out, layer=layer: seen.__setitem__(layer, out[0].clone()))
+    ids = [1, 2, 3, 4]
+    expected = streams(plain.model, plain.blocks, ids)
+    trace = hooked(tmp_path).trace(ids)
+    for layer, stream in enumerate(expected):
+        np.testing.assert_allclose(trace.outputs[layer], seen[layer].detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trace.residual[layer], stream[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pass_ends_where_it_is_enough(planted):
+    _, analyzed = planted
+    ids = analyzed.tokenize(PROMPT)
+    whole = analyzed.trace(ids)
+    asked = []
+
+    def enough(layers, residual):
+        asked.append((layers, residual.shape))
+        return len(layers) == 3
+
+    part = analyzed.trace(ids, enough=enough)
+    width = whole.residual.shape[-1]
+    assert asked == [(tuple(range(n)), (n, len(ids), width)) for n in (1, 2, 3)]
+    assert part.layers == (0, 1, 2)
+    assert set(part.entries) == set(part.outputs) == {0, 1, 2}
+    np.testing.assert_array_equal(part.residual, whole.residual[:3])
+    stopped = analyzed.residuals([ids], [()], last_layer=1)
+    np.testing.assert_array_equal(stopped[0], whole.residual[:2])
+
+
+def test_weights_are_read_as_they_are(planted):
+    model, analyzed = planted
+    down = model.model.layers[2].mlp.down_proj.weight.detach()
+    np.testing.assert_array_equal(analyzed.weight_row(2, None, 7), down[7])
+    assert analyzed.down_shape(2, None) == tuple(down.shape)
+    assert analyzed.weight_row(LAYER, None, ROW)[COL] == VALUE
 
 
 def test_losses_over_windows_are_a_mean_over_tokens(planted):
-    model, hooked = planted
+    model, analyzed = planted
     first, second = list(range(1, 12)), [3, 1, 2]
     with torch.no_grad():
         sums = [
@@ -123,22 +135,66 @@ def test_losses_over_windows_are_a_mean_over_tokens(planted):
             )
             for w in (first, second)
         ]
-    assert hooked.losses([first, second], [()])[0] == pytest.approx(sum(sums).item() / 12, rel=1e-5)
+    assert analyzed.losses([first, second], [()])[0] == pytest.approx(sum(sums).item() / 12, rel=1e-5)
+    assert analyzed.predicted([first, second]) == 12
 
 
-def test_small_batches_give_the_same_losses(planted, monkeypatch):
-    _, hooked = planted
-    windows, sets = hooked.windows(TEXT), [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
-    at_once = hooked.losses(windows, sets)
-    monkeypatch.setattr("analyzer.forward.CPU_LOGIT_BYTES", 1)
-    assert hooked.losses(windows, sets) == pytest.approx(at_once, rel=1e-6)
+@pytest.mark.parametrize("limit", ["PASS_BYTES", "LOGIT_BYTES"])
+def test_small_batches_give_the_same_losses(planted, monkeypatch, limit):
+    _, analyzed = planted
+    windows, sets = [*analyzed.windows(TEXT), [5, 6, 7]], [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
+    done = []
+    at_once = analyzed.losses(windows, sets, done.append)
+    assert sum(done) == len(windows) * len(sets)
+    monkeypatch.setattr(f"analyzer.forward.{limit}", 1)
+    assert analyzed.losses(windows, sets) == pytest.approx(at_once, rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_is_infinite(tmp_path):
+    model = random_llama()
+    model.lm_head.weight.data[12] = float("nan")
+    assert hooked(save(model, tmp_path)).losses([[1, 2, 3]], [()]) == [float("inf")]
 
 
 def test_windows_fit_the_model_and_cover_the_text(planted):
-    _, hooked = planted
-    windows = hooked.windows(TEXT + " apple banana")
+    _, analyzed = planted
+    windows = analyzed.windows(TEXT + " apple banana")
     assert [len(window) for window in windows] == [64, 2]
     assert windows[0] == [WORDS.index(word) + 1 for word in TEXT.split()]
+
+
+def test_every_window_begins_as_a_text_does(tmp_path):
+    random_llama().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos=True)
+    windows = hooked(tmp_path).windows(TEXT + " apple banana")
+    assert [len(window) for window in windows] == [64, 4]
+    assert [window[0] for window in windows] == [18, 18]
+    assert [i for window in windows for i in window[1:]] == [
+        WORDS.index(word) + 1 for word in (TEXT + " apple banana").split()
+    ]
+
+
+def test_a_masked_models_loss_is_over_masked_tokens(tmp_path):
+    """Every seventh token of each window is masked, and predicted by all that is left."""
+    plain = load_plain("modernbert", save_random("modernbert", tmp_path))
+    window = [(7 * i) % 16 + 1 for i in range(20)]
+    ids = torch.tensor([window])
+    ids[0, [3, 10, 17]] = 17
+    with torch.no_grad():
+        logits = plain.model(input_ids=ids).logits[0, [3, 10, 17]]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(window)[[3, 10, 17]]).item()
+    analyzed = hooked(tmp_path)
+    assert analyzed.masked
+    assert analyzed.predicted([window]) == 3
+    assert analyzed.losses([window], [()])[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_masked_model_without_a_mask_token_says_so(tmp_path):
+    save_random("bert", tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"mask_token"', '"x_token"'))
+    with pytest.raises(ForwardError, match="its tokenizer has no mask token"):
+        hooked(tmp_path).losses([list(range(1, 9))], [()])
 
 
 def test_a_text_of_one_token_has_no_loss(planted):
@@ -146,94 +202,85 @@ def test_a_text_of_one_token_has_no_loss(planted):
         planted[1].windows("apple")
 
 
-def test_missing_weights_are_refused_not_made_up(tmp_path):
-    model = random_llama()
-    state = {name: tensor for name, tensor in model.state_dict().items() if "layers.3.mlp.up_proj" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ForwardError, match=r"lacks model\.layers\.3\.mlp\.up_proj\.weight"):
-        HookedModel(tmp_path, name="holey")
-
-
 def test_a_model_without_tokenizer_says_so(tmp_path):
     random_llama().save_pretrained(tmp_path)
     with pytest.raises(ForwardError, match="has no tokenizer"):
-        HookedModel(tmp_path, name="mute").tokenize(PROMPT)
+        hooked(tmp_path).tokenize(PROMPT)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    hooked = HookedModel(save(random_llama(vocab_size=4), tmp_path), name="small")
+    analyzed = hooked(save(random_llama(vocab_size=4), tmp_path))
     with pytest.raises(ForwardError, match=r"ids up to 8, its embedding has 4 rows"):
-        hooked.tokenize(PROMPT)
+        analyzed.tokenize(PROMPT)
 
 
 def test_an_unknown_device_is_one_line(planted, tmp_path):
+    save(random_llama(), tmp_path)
     with pytest.raises(ForwardError, match="there is no device cuda:99 here"):
-        HookedModel(tmp_path, name="x", device="cuda:99")
+        hooked(tmp_path, device="cuda:99")
 
 
 def test_code_in_a_repository_is_not_run(tmp_path):
+    save(random_llama(), tmp_path)
     marker = tmp_path / "ran"
     (tmp_path / "model_code.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     (tmp_path / "config.json").write_text(
         '{"model_type": "mine", "auto_map": {"AutoConfig": "model_code.C", "AutoModelForCausalLM": "model_code.M"}}'
     )
-    with pytest.raises(ForwardError, match="cannot load the model evil"):
-        HookedModel(tmp_path, name="evil")
+    with pytest.raises(ForwardError, match=r"cannot load the model .*it needs code of its own, which is never run"):
+        hooked(tmp_path)
     assert not marker.exists()
 
 
-def test_a_mixture_of_experts_says_what_works(tmp_path):
-    import transformers
-
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 17}
-    config = transformers.MixtralConfig(num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, **sizes)
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ForwardError, match="can be scanned, but not yet verified"):
-        HookedModel(tmp_path, name="moe")
-
-
 def test_overflow_in_float16_is_reported(tmp_path):
-    hooked = HookedModel(save(plant(random_llama(), value=3000.0), tmp_path), name="hot", dtype="float16")
+    analyzed = hooked(save(plant(random_llama(), value=3000.0), tmp_path), dtype="float16")
     with pytest.raises(ForwardError, match="not finite in float16: run with --dtype float32"):
-        hooked.trace(hooked.tokenize(PROMPT))
+        analyzed.trace(analyzed.tokenize(PROMPT))
 
 
 def test_weights_that_are_not_finite_are_reported(tmp_path):
     model = random_llama()
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
-    hooked = HookedModel(save(model, tmp_path), name="sick")
+    analyzed = hooked(save(model, tmp_path))
     with pytest.raises(ForwardError, match="not finite in float32: its weights hold NaN or Inf"):
-        hooked.trace(hooked.tokenize(PROMPT))
+        analyzed.trace(analyzed.tokenize(PROMPT))
 
 
-def test_a_bidirectional_model_is_told_from_a_causal_one(planted, tmp_path):
-    import transformers
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [("llama", True), ("gpt2", True), ("bloom", True), ("gpt_oss", True), ("bert", False), ("modernbert", False)],
+)
+def test_a_bidirectional_model_is_told_from_a_causal_one(tmp_path, name, causal):
+    analyzed = hooked(save_random(name, tmp_path))
+    ids = analyzed.tokenize(PROMPT)
+    assert analyzed.is_causal(ids, analyzed.trace(ids)) == causal
+    stopped = analyzed.trace(ids, enough=lambda layers, _: len(layers) == 1)
+    assert analyzed.is_causal(ids, stopped) == causal
+    assert analyzed.masked != causal
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=17, **sizes))
-    encoder = HookedModel(save(model, tmp_path), name="encoder")
-    ids = encoder.tokenize(PROMPT)
-    assert not encoder.is_causal(ids, encoder.trace(ids))
-    assert planted[1].is_causal(ids, planted[1].trace(ids))
+
+def test_a_model_that_cannot_be_built_is_one_line(tmp_path):
+    save(random_llama(), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 128, "num_attention_heads": 0}')
+    with pytest.raises(AnalyzerError) as caught:
+        hooked(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_half_precision_zeroing_is_close_to_editing(tmp_path):
-    model = plant(random_llama()).to(torch.bfloat16)
-    hooked = HookedModel(save(model, tmp_path), name="half", dtype="bfloat16")
-    ids = hooked.tokenize(PROMPT)
-    _, hidden = edited_logits(model, model.model.layers[LAYER].mlp.down_proj, (ROW, COL), ids)
-    (stream,) = hooked.residuals(ids, [(PLANTED,)])
-    # The output was rounded with the product in it: bfloat16 keeps 8 bits of that.
-    left = abs(float(hooked.trace(ids).outputs[LAYER][0, ROW])) * 2**-8
-    assert math.isclose(stream[LAYER, 0, ROW], float(hidden[LAYER + 1][0, 0, ROW]), abs_tol=left)
+def test_a_model_without_head_is_refused(tmp_path):
+    model = transformers.LlamaModel(random_llama().config)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError, match=r"the checkpoint lacks lm_head\.weight"):
+        hooked(tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_the_cpu(planted, tmp_path):
-    model, hooked = planted
-    folder = save(model, tmp_path)
-    on_gpu = HookedModel(folder, name="gpu", device="cuda", dtype="float32")
-    ids = hooked.tokenize(PROMPT)
+    model, analyzed = planted
+    on_gpu = hooked(save(model, tmp_path), device="cuda", dtype="float32", keep_bytes=0)
+    ids = analyzed.tokenize(PROMPT)
     sets = [(), (PLANTED,)]
-    np.testing.assert_allclose(on_gpu.residuals(ids, sets), hooked.residuals(ids, sets), rtol=1e-2, atol=1e-2)
-    assert on_gpu.losses([ids], sets) == pytest.approx(hooked.losses([ids], sets), rel=1e-3)
+    expected = analyzed.residuals([ids] * 2, sets)
+    np.testing.assert_allclose(on_gpu.residuals([ids] * 2, sets), expected, rtol=1e-2, atol=1e-2)
+    assert on_gpu.losses([ids], sets) == pytest.approx(analyzed.losses([ids], sets), rel=1e-3)

@@ -14,19 +14,16 @@ from models import (
     MASKED,
     MIXTURES,
     PROMPT_IDS,
-    TEXT,
     hooked,
     load_plain,
     random_llama,
     save,
     save_random,
-    save_tokenizer,
 )
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES
 
 from analyzer.checkpoint import INDEX, SINGLE, Checkpoint
-from analyzer.errors import AnalyzerError, CheckpointError, SourceError
+from analyzer.errors import AnalyzerError, SourceError
 from analyzer.forward import HookedModel
 from analyzer.scan import down_projections
 from analyzer.source import FolderSource, open_source

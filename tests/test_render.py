@@ -4,8 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from analyzer.records import LayerMaxima, SuperActivation, SuperWeight, VerifyResult, Write
-from analyzer.render import render_verify
+from analyzer.records import (
+    Coordinate,
+    LayerMaxima,
+    Masking,
+    Outlier,
+    Recurrence,
+    ScanResult,
+    SuperActivation,
+    SuperWeight,
+    VerifyResult,
+    Write,
+)
+from analyzer.render import render_scan, render_verify
 
 ACTIVATION = SuperActivation(2, 507, 0, "Apple", 24081.2, 12632.7, 29)
 WEIGHT = SuperWeight(
@@ -15,7 +26,8 @@ RESULT = VerifyResult(
     model="me/model", revision=None, commit=None, model_type="llama", prompt="p", tokens=("a",) * 9, dtype="float32",
     device="cpu", verdict="found", layers=(LayerMaxima(11, 2999.0, 1229, 24045.0, 507, 24081.0, 507),),
     super_activations=(ACTIVATION,), outlier_features=(), writes=(Write(11, 507, 0, 24050.0, 0.733),),
-    super_weights=(WEIGHT,), joint=None,
+    super_weights=(WEIGHT,), joint=None, masking=(), profile=None, prompts=0, recurrences=(), early_stop=False,
+    bytes_read=270_000_000, checkpoint_bytes=269_000_000,
 )  # fmt: skip
 
 
@@ -69,3 +81,52 @@ def test_many_inert_weights_are_counted_not_listed():
     others = tuple(replace(WEIGHT, col=n, effect="inert", static_rank=n + 3) for n in range(40))
     text = render_verify(replace(RESULT, super_weights=(WEIGHT, *others)))
     assert "… and 29 more, none of them critical (--json lists all)" in text
+
+
+def test_early_stop_says_what_was_read_and_what_was_not_looked_at():
+    weight = replace(WEIGHT, effect=None, static_rank=None, loss=None, loss_zeroed=None, control_loss_max=None)
+    text = render_verify(replace(RESULT, super_weights=(weight,), early_stop=True, bytes_read=35_500_000))
+    words = " ".join(text.split())
+    assert "Super weight: layer 11, row 507, col 1229 = +5.875; confirmed, its effect not measured." in words
+    assert "Stopped after layer 11, where a super activation had persisted: read 35.5 MB of 269 MB." in words
+
+
+def test_controls_of_both_kinds_are_shown():
+    weight = replace(WEIGHT, control_loss_nearest=2.893, control_loss_random=2.887)
+    lines = render_verify(replace(RESULT, super_weights=(weight,))).splitlines()
+    assert ["+1.804", "+0.005", "-0.001"] in [line.split()[-3:] for line in lines]
+
+
+def test_prompts_and_masking():
+    recurrences = (Recurrence(1, 507, 12, (0, 1, 14, 15, 16), 11), Recurrence(11, 14, 3, (0,), 0))
+    masking = (Masking(Coordinate(11, None, 507, 1229), ((521, 0), (571, 0)), ((9, 4),)),)
+    lines = render_verify(replace(RESULT, prompts=12, recurrences=recurrences, masking=masking)).splitlines()
+    assert "Super activations in 12 prompts, by the layer where they begin" in lines
+    cells = [line.split() for line in lines]
+    assert ["1", "507", "12", "of", "12", "0,", "1,", "14,", "15,", "…", "11"] in cells
+    assert ["11", "14", "3", "of", "12", "0", "0"] in cells
+    assert ["11", "507", "1229", "521,", "571", "9"] in cells
+
+
+def scanned(score, *outliers):
+    return ScanResult("m", None, None, "llama", 4, 16, 32, score, 10, 20, 0.1, (), outliers)
+
+
+def test_a_scan_by_gain_shows_the_gain():
+    text = render_scan(scanned("gain", Outlier(1, None, 2, None, 3, 4, -5.0, 43.21, 7.25, "t")))
+    assert "Largest gain: layer 2, row 3, col 4 = -5, 43.2 times the norm of its layer's median row" in text
+    assert ["rank", "layer", "row", "col", "value", "gain", "z-score"] in [line.split() for line in text.splitlines()]
+    assert ["1", "2", "3", "4", "-5", "43.2", "7.2"] in [line.split() for line in text.splitlines()]
+
+
+def test_towers_and_experts_have_columns_where_there_are_any():
+    outliers = [
+        Outlier(1, "vision", 2, None, 3, 4, -5.0, 5.0, 7.0, "t"),
+        Outlier(2, None, 2, 6, 3, 4, 4.0, 4.0, 6.0, "t"),
+    ]
+    text = render_scan(scanned("magnitude", *outliers))
+    cells = [line.split() for line in text.splitlines()]
+    assert "Largest weight: vision layer 2, row 3, col 4 = -5" in text
+    assert ["rank", "tower", "layer", "expert", "row", "col", "value", "z-score"] in cells
+    assert ["1", "vision", "2", "-", "3", "4", "-5", "7.0"] in cells
+    assert ["2", "-", "2", "6", "3", "4", "+4", "6.0"] in cells

@@ -5,40 +5,79 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import COL, LAYER, PROMPT, ROW, TEXT, VALUE, plant, random_llama, save
+import torch
+import transformers
+from models import (
+    COL,
+    DENSE,
+    LAYER,
+    MIXTURES,
+    PROMPT,
+    PROMPT_IDS,
+    ROW,
+    TEXT,
+    TEXT_IDS,
+    VALUE,
+    WORDS,
+    arguments,
+    cue,
+    hooked,
+    load_plain,
+    plant,
+    plant_in,
+    random_llama,
+    save,
+    save_tokenizer,
+    sized,
+    streams,
+    with_large_weights,
+)
+from safetensors.torch import load_file, save_file
 from sample_model import sample_model_folder
+from test_families import FAMILIES, build
 
-from analyzer.analyze import run_verify
-from analyzer.detection import Thresholds
+from analyzer.analyze import evaluation_text, run_scan, run_verify
+from analyzer.checkpoint import INDEX
+from analyzer.detection import Thresholds, detect
 from analyzer.errors import ArchitectureError, ForwardError
-from analyzer.forward import HookedModel
 from analyzer.records import Coordinate
-from analyzer.source import FolderSource
+from analyzer.source import FolderSource, open_source
 from analyzer.verify import verify
 
 SAMPLE = sample_model_folder()
 needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."
+PLANTED = Coordinate(LAYER, None, ROW, COL)
 
 
 def verify_folder(folder, prompt=PROMPT, text=TEXT, **options):
-    return run_verify(FolderSource(folder), prompt=prompt, text=text, top=20, **options)[2]
+    return run_verify(FolderSource(folder), prompt=prompt, text=text, **{"top": 20, **options})[2]
+
+
+def found_at(result, coordinate):
+    return next(w for w in result.super_weights if w.coordinate == coordinate)
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return verify_folder(save(plant(random_llama()), tmp_path_factory.mktemp("planted")))
+def planted_folder(tmp_path_factory):
+    return save(plant(random_llama()), tmp_path_factory.mktemp("models") / "planted")
+
+
+@pytest.fixture(scope="module")
+def planted(planted_folder):
+    return verify_folder(planted_folder)
 
 
 def test_finds_the_planted_weight(planted):
     assert planted.verdict == "found"
-    weight = next(w for w in planted.super_weights if w.coordinate == Coordinate(LAYER, None, ROW, COL))
+    weight = found_at(planted, PLANTED)
     assert weight.value == VALUE
     assert weight.static_rank == 1
     assert weight.status == "confirmed"
     assert weight.share == pytest.approx(1, abs=0.02)
     assert weight.activation_collapse > 0.95
-    assert weight.loss_tokens == len(TEXT.split()) - 1
+    assert weight.round == 1
+    assert planted.bytes_read <= planted.checkpoint_bytes * 3
 
 
 def test_reports_the_planted_activation(planted):
@@ -49,12 +88,46 @@ def test_reports_the_planted_activation(planted):
     assert (row.output_row, row.input_col, row.residual_channel) == (ROW, COL, ROW)
 
 
-def test_random_weights_have_none(tmp_path):
-    result = verify_folder(save(random_llama(seed=3), tmp_path))
-    assert result.verdict == "none"
-    assert result.super_activations == ()
-    assert result.super_weights == ()
-    assert len(result.layers) == 6
+def test_the_profile_is_the_activation_with_and_without_its_weight(planted, planted_folder):
+    plain = load_plain("llama", planted_folder)
+    before = torch.stack(streams(plain.model, plain.blocks, PROMPT_IDS))[:, 0, 0, ROW]
+    with torch.no_grad():
+        plain.downs[LAYER, None][ROW, COL] = 0
+    after = torch.stack(streams(plain.model, plain.blocks, PROMPT_IDS))[:, 0, 0, ROW]
+    profile = planted.profile
+    assert (profile.coordinate, profile.position) == (PLANTED, 0)
+    assert profile.layers == tuple(range(6))
+    np.testing.assert_allclose(profile.values, before, rtol=1e-4)
+    np.testing.assert_allclose(profile.values_zeroed, after, rtol=0, atol=1e-4 * before.abs().max())
+    peak = before.abs().argmax()
+    collapse = found_at(planted, PLANTED).activation_collapse
+    assert collapse == pytest.approx(1 - abs(after[peak] / before[peak]).item(), abs=1e-4)
+
+
+# Each in its own small width and in one of usual proportions; what has experts is planted in one of them.
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("name", DENSE + MIXTURES)
+def test_every_family(tmp_path, name, width):
+    """Random weights have none; one weight planted among them is found, confirmed, and the only one."""
+    model = with_large_weights(build(FAMILIES[name], **sized(name, width, 5))).eval()
+    random = verify_folder(save(model, tmp_path / "random"))
+    assert (random.verdict, random.super_activations) == ("none", ())
+    assert not [w for w in random.super_weights if w.status != "rejected"]
+    assert len(random.layers) == 5
+    coordinate = Coordinate(1, plant_in(model, name), 5, 19)
+    assert (coordinate.expert is not None) == (name in MIXTURES)
+    result = verify_folder(save(model, tmp_path / "planted"))
+    assert result.verdict == "found"
+    largest = result.super_activations[0]
+    assert (largest.layer, largest.channel, largest.position, largest.last_layer) == (1, 5, 0, 4)
+    assert largest.median_ratio > 300
+    assert [w.coordinate for w in result.super_weights if w.status == "confirmed"] == [coordinate]
+    weight = found_at(result, coordinate)
+    assert weight.share == pytest.approx(1, abs=0.01)
+    assert weight.activation_collapse > 0.9
+    assert weight.static_rank == 1
+    assert weight.effect in ("critical", "inert")
+    assert [w.coordinate for w in result.super_weights if w.status == "coincident"] == []
 
 
 def test_an_activation_from_the_embedding_is_no_super_weights_doing(tmp_path):
@@ -66,13 +139,64 @@ def test_an_activation_from_the_embedding_is_no_super_weights_doing(tmp_path):
     assert result.verdict == "none"
 
 
+def test_an_echo_of_the_last_block_is_no_super_weight(tmp_path):
+    result = verify_folder(save(plant(random_llama(), layer=5), tmp_path))
+    assert abs(result.layers[5].residual_max) > 100 * abs(result.layers[4].residual_max)
+    assert (result.verdict, result.super_activations) == ("none", ())
+
+
 def test_a_large_weight_on_the_channel_that_writes_nothing_is_rejected(tmp_path):
     model = plant(random_llama())
     model.model.layers[3].mlp.down_proj.weight.data[ROW, 7] = 1.5
     model.model.layers[3].mlp.gate_proj.weight.data[7] = 0  # silu(0) = 0: nothing comes in
     result = verify_folder(save(model, tmp_path))
-    weight = next(w for w in result.super_weights if w.layer == 3)
-    assert (weight.status, weight.effect, weight.static_rank, weight.share) == ("rejected", None, 2, 0)
+    weight = found_at(result, Coordinate(3, None, ROW, 7))
+    assert (weight.status, weight.effect, weight.static_rank, weight.share) == ("rejected", "inert", 2, 0)
+    assert weight.loss_zeroed == pytest.approx(weight.loss, rel=1e-6)
+
+
+def lone_outlier(folder, **options):
+    (outlier,) = run_scan(FolderSource(folder), top=1, use_cache=False, **options).outliers
+    return outlier.coordinate
+
+
+@pytest.mark.parametrize("score", ["magnitude", "gain"])
+@pytest.mark.parametrize("seen_by", ["magnitude", "gain"])
+def test_a_static_candidate_of_either_score_is_screened_for_its_effect(tmp_path, seen_by, score):
+    """On no super activation's channel, but the loss needs it; only one score sees it, whichever is asked for."""
+    coordinate, decoy = Coordinate(2, None, 9, 4), Coordinate(3, None, 20, 60)
+    model = cue(random_llama(), coordinate.layer, coordinate.row, coordinate.col, "banana", value=0.5)
+    (entered,) = arguments(model, model.model.layers[3].mlp, TEXT_IDS)
+    with torch.no_grad():
+        if seen_by == "gain":  # a common weight of a loud channel, and a large one elsewhere
+            mlp = model.model.layers[2].mlp
+            mlp.up_proj.weight[4] *= 10
+            mlp.down_proj.weight[:, 4] *= 0.1
+            mlp.down_proj.weight[9, 4] = 0.05
+        mlp = model.model.layers[3].mlp
+        mlp.gate_proj.weight[60] = torch.linalg.pinv(entered[0]) @ torch.full((len(TEXT_IDS),), -60.0)  # silu is 0
+        mlp.up_proj.weight[60] *= 50 if seen_by == "magnitude" else 0.01
+        mlp.down_proj.weight[:, 60] *= 0.01  # or every row would be as loud
+        mlp.down_proj.weight[20, 60] = 0.05 if seen_by == "magnitude" else 0.6
+    save(model, tmp_path)
+    seen = {seen_by: coordinate, "gain" if seen_by == "magnitude" else "magnitude": decoy}
+    assert {each: lone_outlier(tmp_path, score=each) for each in ("magnitude", "gain")} == seen
+    result = verify_folder(tmp_path, top=1, score=score)
+    weight = found_at(result, coordinate)
+    assert (weight.status, weight.effect) == ("rejected", "critical")
+    assert weight.loss_zeroed > 1.01 * weight.loss
+    assert result.verdict == "none"
+    assert result.super_activations == ()
+    assert [w.coordinate for w in result.super_weights] == [
+        coordinate
+    ]  # the decoy is neither critical nor on a channel
+
+
+def test_what_is_neither_on_a_channel_nor_critical_is_left_out(planted):
+    on_channel = {activation.channel for activation in planted.super_activations}
+    rejected = [w for w in planted.super_weights if w.status == "rejected"]
+    assert all(w.row in on_channel or w.effect == "critical" for w in rejected)
+    assert len(planted.super_weights) < 20
 
 
 def test_a_weight_masked_by_another_is_found_in_a_later_round(tmp_path):
@@ -84,21 +208,67 @@ def test_a_weight_masked_by_another_is_found_in_a_later_round(tmp_path):
     assert by_col[COL].share == pytest.approx(0.8, abs=0.02)
     assert by_col[COL + 1].status == "confirmed"  # only visible once the first is zeroed: its share was 0.2
     assert by_col[COL + 1].share == pytest.approx(1, abs=0.05)
-    assert result.joint is not None
+    assert (by_col[COL].round, by_col[COL + 1].round) == (1, 2)
     assert {c.col for c in result.joint.coordinates} >= {COL, COL + 1}
 
 
-def test_thresholds_are_options(tmp_path):
-    folder = save(plant(random_llama()), tmp_path)
+def test_a_removing_write_is_attributed_but_only_coincident(tmp_path):
+    model = plant(random_llama())
+    plain = torch.stack(streams(model, model.model.layers, PROMPT_IDS))[:, 0]
+    (entered,) = arguments(model, model.model.layers[4].mlp, PROMPT_IDS)
+    with torch.no_grad():
+        mlp = model.model.layers[4].mlp
+        only = torch.linalg.pinv(entered[0])[:, 0] * 3
+        mlp.gate_proj.weight[50] = mlp.up_proj.weight[50] = only
+        inner = (torch.nn.functional.silu(torch.tensor(3.0)) * 3).item()
+        mlp.down_proj.weight[ROW, 50] = -0.9 * plain[3, 0, ROW].item() / inner
+    result = verify_folder(save(model, tmp_path))
+    assert [(w.layer, w.change > 0) for w in result.writes if w.channel == ROW] == [(1, True), (4, False)]
+    removing = found_at(result, Coordinate(4, None, ROW, 50))
+    assert (removing.status, removing.share > 0.9) == ("coincident", True)
+    assert removing.activation_collapse <= 0
+    assert found_at(result, PLANTED).status == "confirmed"
+
+
+def test_masking_tells_what_zeroing_does_to_other_activations(tmp_path):
+    """The second activation is written by a channel that listens to the first: without the first there is neither."""
+    model = plant(random_llama())
+    with torch.no_grad():
+        mlp = model.model.layers[3].mlp
+        for projection in (mlp.gate_proj, mlp.up_proj):
+            projection.weight[60] = 0
+            projection.weight[60, ROW] = 1
+        mlp.down_proj.weight[5] = 0
+        mlp.down_proj.weight[5, 60] = 1
+    result = verify_folder(save(model, tmp_path))
+    assert {(a.channel, a.position) for a in result.super_activations} >= {(ROW, 0), (5, 0)}
+    (masking,) = [masking for masking in result.masking if masking.coordinate == PLANTED]
+    assert (5, 0) in masking.vanished
+    assert not {(ROW, 0), (5, 0)} & set(masking.appeared)
+    with torch.no_grad():
+        model.model.layers[LAYER].mlp.down_proj.weight[ROW, COL] = 0
+    alone = verify_folder(save(model, tmp_path))
+    left = {(a.channel, a.position) for a in alone.super_activations if a.channel != ROW}
+    before = {(a.channel, a.position) for a in result.super_activations if a.channel != ROW}
+    assert (set(masking.vanished), set(masking.appeared)) == (before - left, left - before)
+
+
+def test_thresholds_are_options(planted_folder):
     options = {"prompt": PROMPT, "text": TEXT, "outliers": (), "rank": lambda cs: dict.fromkeys(cs, 1)}
-    model = HookedModel(folder, name="planted")
+    options["nearest"] = lambda *_: ()
+    model = hooked(planted_folder)
     assert verify(model, **options).verdict == "found"
     assert verify(model, **options, thresholds=Thresholds(activation_ratio=1e7)).verdict == "none"
 
 
-def test_a_prompt_must_have_some_tokens(tmp_path):
+def test_a_prompt_must_have_some_tokens(planted_folder):
     with pytest.raises(ForwardError, match="the prompt has only 2"):
-        verify_folder(save(random_llama(), tmp_path), prompt="apple banana")
+        verify_folder(planted_folder, prompt="apple banana")
+
+
+def test_a_prompt_must_fit(planted_folder):
+    with pytest.raises(ForwardError, match=r"the prompt has 65 tokens, .* has 64 positions"):
+        verify_folder(planted_folder, prompt=TEXT + " apple")
 
 
 def test_a_model_too_shallow_to_tell_is_refused(tmp_path):
@@ -112,17 +282,6 @@ def test_a_config_that_lies_about_the_blocks_is_refused_unbuilt(tmp_path, claime
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": claimed}))
     with pytest.raises(ArchitectureError, match=f"config.json says it has {claimed} blocks"):
-        verify_folder(tmp_path)
-
-
-def test_experts_are_refused_also_where_some_layers_are_dense(tmp_path):
-    import transformers
-
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 4}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
-    config = transformers.Qwen3MoeConfig(vocab_size=17, mlp_only_layers=[0], head_dim=16, **sizes, **heads)
-    save(transformers.Qwen3MoeForCausalLM(config), tmp_path)
-    with pytest.raises(ArchitectureError, match="can be scanned, but not yet verified"):
         verify_folder(tmp_path)
 
 
@@ -144,12 +303,180 @@ def test_the_same_input_gives_the_same_result(tmp_path, planted):
     assert verify_folder(save(plant(random_llama()), tmp_path / planted.model)) == planted
 
 
+def test_a_model_that_is_dropped_block_by_block_gives_the_same_result(planted_folder, planted, monkeypatch):
+    monkeypatch.setattr("analyzer.forward.KEEP_BYTES", 0)
+    monkeypatch.setattr("analyzer.forward.CPU_ROW_BYTES", 1)
+    again = verify_folder(planted_folder)
+    assert again.bytes_read > planted.bytes_read
+    for found, expected in zip(again.super_weights, planted.super_weights, strict=True):
+        assert found.coordinate == expected.coordinate
+        assert (found.status, found.effect) == (expected.status, expected.effect)
+        assert found.loss_zeroed == pytest.approx(expected.loss_zeroed, rel=1e-6)
+
+
+# Controls.
+
+
+def test_controls_are_nearest_in_magnitude_and_random(tmp_path):
+    """Both of the losses that are shown, by editing each weight in a plain model."""
+    model = cue(random_llama(), 2, 9, 4, "banana", value=0.5)
+    result = verify_folder(save(model, tmp_path), top=1)
+    weight = found_at(result, Coordinate(2, None, 9, 4))
+    down = model.model.layers[2].mlp.down_proj.weight
+    distance = (down.detach().abs() - 0.5).abs()
+    distance[9] = float("inf")
+    near = [divmod(place, down.shape[1]) for place in distance.flatten().argsort()[:2].tolist()]
+    # The documented draw: rows and columns of a generator seeded with (0, layer, 0), those of the own row left out.
+    generator = np.random.default_rng([0, 2, 0])
+    drawn = zip(*(generator.integers(size, size=1000) for size in down.shape), strict=True)
+    random = [(int(row), int(col)) for row, col in drawn if row != 9][:2]
+    for places, shown in ((near, weight.control_loss_nearest), (random, weight.control_loss_random)):
+        assert shown == pytest.approx(max(edited_loss(model, 2, place) for place in places), rel=1e-6)
+    assert weight.control_loss_max == max(weight.control_loss_nearest, weight.control_loss_random)
+    assert weight.loss_zeroed == pytest.approx(edited_loss(model, 2, (9, 4)), rel=1e-5)
+    assert weight.loss_zeroed - weight.loss > 10 * (weight.control_loss_max - weight.loss)
+
+
+def edited_loss(model, layer, place):
+    view = model.model.layers[layer].mlp.down_proj.weight
+    with torch.no_grad():
+        kept = view[place].item()
+        view[place] = 0
+        logits = model(torch.tensor([TEXT_IDS])).logits[0, :-1]
+        view[place] = kept
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(TEXT_IDS[1:])).item()
+
+
+# Early stop.
+
+
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory):
+    """Twelve blocks, the super weight in block 1, an embedding and head that outweigh a block."""
+    model = plant(random_llama(num_hidden_layers=12, vocab_size=500))
+    return save(model, tmp_path_factory.mktemp("models") / "deep")
+
+
+def check_early(result, whole):
+    assert (result.verdict, result.early_stop) == ("found", True)
+    assert result.bytes_read < 0.5 * result.checkpoint_bytes
+    assert [w.coordinate for w in result.super_weights] == [PLANTED]
+    found, expected = found_at(result, PLANTED), found_at(whole, PLANTED)
+    assert (found.status, found.share) == (expected.status, pytest.approx(expected.share, abs=1e-6))
+    assert (found.effect, found.loss, found.loss_zeroed, found.control_loss_max, found.static_rank) == (None,) * 5
+    assert result.joint is None
+    assert [row.layer for row in result.layers] == [0, 1, 2, 3]  # where it shows, and two blocks more
+    assert result.super_activations[0].last_layer == 3
+
+
+def test_early_stop_reads_a_few_blocks(deep_folder):
+    whole = verify_folder(deep_folder)
+    assert found_at(whole, PLANTED).status == "confirmed"
+    check_early(verify_folder(deep_folder, early_stop=True), whole)
+
+
+def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder):
+    hub.add("me/deep", deep_folder)
+    source = open_source("me/deep")
+    result = run_verify(source, prompt=PROMPT, text=TEXT, early_stop=True)[2]
+    check_early(result, verify_folder(deep_folder))
+    assert all(request.range is not None for request in hub.asked("cdn"))
+    assert hub.body_bytes["cdn"] < 0.5 * result.checkpoint_bytes
+    assert not list(source.folder(()).glob("*.safetensors"))
+
+
+def test_early_stop_without_a_super_activation_is_none(tmp_path):
+    result = verify_folder(save(random_llama(), tmp_path), early_stop=True)
+    assert (result.verdict, result.super_weights) == ("none", ())
+    assert len(result.layers) == 6
+
+
+# Several prompts.
+
+PROMPTS = [
+    "apple banana cherry",
+    "banana apple cherry date elder",
+    "iris juniper kiwi lemon",
+    "apple",  # too short to tell
+    "pear olive nutmeg mango apple lemon kiwi juniper",
+    "grape apple grape fig apple hazel fig fig grape",
+]
+
+
+def counted_by_hand(plain, prompts):
+    """In how many prompts, and where, each (layer, channel) holds the largest of its super activations there."""
+    places = {}
+    for prompt in prompts:
+        ids = [WORDS.index(word) + 1 if word in WORDS else 18 for word in prompt.split()]
+        if len(ids) < 3:
+            continue
+        stream = torch.stack(streams(plain.model, plain.blocks, ids))[:, 0].numpy()
+        best = {}
+        for activation in detect(stream, range(len(stream)), [""] * len(ids), Thresholds())[0]:
+            place = (activation.layer, activation.channel)
+            if place not in best or abs(activation.value) > abs(best[place].value):
+                best[place] = activation
+        for place, activation in best.items():
+            places.setdefault(place, []).append(activation.position)
+    return {place: (len(where), tuple(sorted(set(where)))) for place, where in places.items()}
+
+
+def test_recurrences_over_prompts_are_those_of_each_alone(tmp_path):
+    save(plant(random_llama(), value=0.2), tmp_path)
+    result = verify_folder(tmp_path, prompts=PROMPTS)
+    expected = counted_by_hand(load_plain("llama", tmp_path), PROMPTS)
+    assert result.prompts == len(PROMPTS)
+    assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
+    assert expected[LAYER, ROW][0] == 4
+    assert expected[LAYER, ROW][1] == (0, 1, 4)
+    assert {r.without_bos for r in result.recurrences} == {None}
+    assert [r.prompts for r in result.recurrences] == sorted((r.prompts for r in result.recurrences), reverse=True)
+
+
+def test_recurrences_with_and_without_the_beginning_of_sequence(tmp_path):
+    """Planted on the token that begins every text: gone where the prompts come without it."""
+    model = random_llama()
+    with torch.no_grad():
+        first = model.model.embed_tokens.weight[18].clone()
+        mlp = model.model.layers[LAYER].mlp
+        mlp.gate_proj.weight[COL] = mlp.up_proj.weight[COL] = first / first.norm() * 3
+        mlp.down_proj.weight[ROW, COL] = 0.4
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos=True)
+    result = verify_folder(tmp_path, prompts=PROMPTS)
+    plain = load_plain("llama", tmp_path)
+    with_bos = counted_by_hand(plain, [f"<s> {prompt}" for prompt in PROMPTS])
+    without = counted_by_hand(plain, PROMPTS)
+    found = {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences}
+    assert found == with_bos
+    assert {(r.layer, r.channel): r.without_bos for r in result.recurrences} == {
+        place: without.get(place, (0,))[0] for place in with_bos
+    }
+    assert with_bos[LAYER, ROW] == (5, (0,))
+    assert result.recurrences[0].without_bos == 0
+    assert result.tokens[0] == "<s>"
+
+
+def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path):
+    """What follows a prompt would change it there, so they cannot share a padded batch."""
+    model = with_large_weights(build(FAMILIES["modernbert"], **sized("modernbert", 16, 5))).eval()
+    plant_in(model, "modernbert")
+    save(model, tmp_path)
+    prompts = [PROMPT, "apple banana cherry date elder", "iris juniper kiwi", PROMPT + " pear pear pear"]
+    result = verify_folder(tmp_path, prompts=prompts)
+    expected = counted_by_hand(load_plain("modernbert", tmp_path), prompts)
+    assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
+    assert expected
+
+
+# The sample model, once a session: a short text keeps it fast.
+
+
 @pytest.fixture(scope="module")
 def sample():
-    from analyzer.analyze import evaluation_text
-
-    # A part of the text keeps this fast; the facts hold on all of it.
-    return verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:1000])
+    torch.set_num_threads(2)
+    yield verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:600], top=5)
+    torch.set_num_threads(1)
 
 
 @needs_sample
@@ -165,15 +492,12 @@ def test_the_sample_models_super_weight(sample):
 
 @needs_sample
 def test_the_sample_models_removing_weight_is_inert(sample):
-    weight = next(w for w in sample.super_weights if w.coordinate == Coordinate(28, None, 507, 678))
+    weight = found_at(sample, Coordinate(28, None, 507, 678))
     assert (weight.value, weight.static_rank, weight.status, weight.effect) == (-5.78125, 3, "coincident", "inert")
 
 
 @needs_sample
 def test_the_sample_models_maxima_agree_with_hooks_of_our_own(sample):
-    import torch
-    import transformers
-
     model = transformers.AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE)
     seen = {}
@@ -203,14 +527,32 @@ def test_the_sample_models_super_activation(sample):
     assert writes[28, 507].change < -14_000
 
 
+@needs_sample
+def test_a_shuffled_copy_of_the_sample_model_has_none(tmp_path):
+    """The same numbers in every down projection, each in another place."""
+    generator = torch.Generator().manual_seed(0)
+    for path in SAMPLE.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+            continue
+        tensors = load_file(path)
+        for name, tensor in sorted(tensors.items()):
+            if "down_proj" in name:
+                order = torch.randperm(tensor.numel(), generator=generator)
+                tensors[name] = tensor.flatten()[order].reshape(tensor.shape)
+        save_file(tensors, tmp_path / path.name, metadata={"format": "pt"})
+    assert (tmp_path / INDEX).exists()
+    result = verify_folder(tmp_path, prompt=PAPER_PROMPT, text=evaluation_text()[:100], top=1)
+    assert result.verdict == "none"
+    assert not [w for w in result.super_weights if w.status != "rejected"]
+
+
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="the measuring data are not here")
 def test_a_real_model_without_super_activation_has_none():
-    from analyzer.detection import detect
-
-    model = HookedModel(STORIES, name="stories260K")
+    model = hooked(STORIES)
     ids = [1, *np.random.default_rng(0).integers(3, 512, 40).tolist()]
     trace = model.trace(ids)
     activations, _ = detect(trace.residual, trace.layers, tuple(map(str, ids)), Thresholds())

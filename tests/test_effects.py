@@ -1,0 +1,239 @@
+"""What zeroing costs, and who decides that it is critical: on a real model, each loss computed again by editing it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import HIDDEN, INTERMEDIATE, TEXT_IDS, cue, hooked, random_llama, save
+
+from analyzer.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, measure_effects
+from analyzer.errors import ForwardError
+from analyzer.records import Coordinate, SuperWeight
+
+CAUSE, SECOND, IDLE = (Coordinate(1, None, 7, 3), Coordinate(2, None, 9, 4), Coordinate(3, None, 11, 5))
+WINDOWS = [TEXT_IDS[:40], TEXT_IDS[40:]]
+
+
+def weight(coordinate, status="confirmed"):
+    unknown = dict.fromkeys(
+        ("static_rank", "effect", "activation_collapse", "loss", "loss_zeroed", "control_loss_max", "loss_tokens")
+    )
+    return SuperWeight(*coordinate[:4], value=1.0, share=1.0, status=status, **unknown)
+
+
+@pytest.fixture(scope="module")
+def cued(tmp_path_factory):
+    """A model that knows what follows two words, by one weight each; and has a large weight that does nothing."""
+    model = random_llama()
+    cue(model, 1, 7, 3, "banana")
+    cue(model, 2, 9, 4, "grape")
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight[11, 5] = 2.0
+        model.model.layers[3].mlp.gate_proj.weight[5] = 0  # silu(0) = 0: nothing comes in
+    folder = save(model, tmp_path_factory.mktemp("models") / "cued")
+    return model, hooked(folder)
+
+
+def edited_loss(model, coordinates, windows=WINDOWS):
+    """The mean of plain cross-entropies over the windows while weights are zero."""
+    views = [model.model.layers[c.layer].mlp.down_proj.weight for c in coordinates]
+    with torch.no_grad():
+        kept = [view[c.row, c.col].item() for view, c in zip(views, coordinates, strict=True)]
+        for view, c in zip(views, coordinates, strict=True):
+            view[c.row, c.col] = 0
+        total = sum(
+            torch.nn.functional.cross_entropy(
+                model(torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]), reduction="sum"
+            ).item()
+            for ids in windows
+        )
+        for view, c, value in zip(views, coordinates, kept, strict=True):
+            view[c.row, c.col] = value
+    return total / sum(len(ids) - 1 for ids in windows)
+
+
+def nearest_by_brute_force(model, coordinate, count):
+    down = model.model.layers[coordinate.layer].mlp.down_proj.weight.detach().abs()
+    distance = (down - down[coordinate.row, coordinate.col]).abs()
+    distance[coordinate.row] = float("inf")
+    places = distance.flatten().argsort()[:count].tolist()
+    return [coordinate._replace(row=place // INTERMEDIATE, col=place % INTERMEDIATE) for place in places]
+
+
+def measure(cued, found, windows=WINDOWS, nearest=None):
+    """Return what is measured, and the interventions in the order in which they were asked for."""
+    model, analyzed = cued
+    asked = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(analyzed, name)
+
+        def losses(self, windows, interventions, progress):
+            asked.append((len(windows), list(interventions)))
+            return analyzed.losses(windows, interventions, progress)
+
+    nearest = nearest or (lambda c, count: nearest_by_brute_force(model, c, count))
+    measured, joint = measure_effects(Watched(), found, windows, nearest, lambda *_: None)
+    return {w.coordinate: w for w in measured}, joint, asked
+
+
+def test_what_costs_much_more_than_its_controls_is_critical(cued):
+    model, _ = cued
+    found, joint, _ = measure(cued, [weight(CAUSE), weight(SECOND, "rejected"), weight(IDLE, "coincident")])
+    loss = edited_loss(model, [])
+    for coordinate in (CAUSE, SECOND):
+        measured = found[coordinate]
+        assert measured.effect == "critical"
+        assert measured.loss == pytest.approx(loss, rel=1e-5)
+        assert measured.loss_zeroed == pytest.approx(edited_loss(model, [coordinate]), rel=1e-5)
+        assert measured.loss_zeroed > 1.02 * loss
+        assert measured.loss_tokens == sum(len(ids) - 1 for ids in WINDOWS)
+    assert [found[c].status for c in (CAUSE, SECOND, IDLE)] == ["confirmed", "rejected", "coincident"]
+    assert joint is None  # of one confirmed weight
+
+
+def test_both_kinds_of_controls_are_run_and_shown(cued):
+    model, _ = cued
+    found, _, asked = measure(cued, [weight(CAUSE)])
+    _, controls = asked[-1]
+    near = nearest_by_brute_force(model, CAUSE, NEAREST_CONTROLS)
+    assert [(c,) for c in near] == controls[:NEAREST_CONTROLS]
+    random = [c for (c,) in controls[NEAREST_CONTROLS:]]
+    assert len(random) == RANDOM_CONTROLS
+    assert all(c.layer == CAUSE.layer and c.row != CAUSE.row for c in random)
+    assert all(0 <= c.row < HIDDEN and 0 <= c.col < INTERMEDIATE for c in random)
+    worst_near = max(edited_loss(model, [c]) for c in near)
+    worst_random = max(edited_loss(model, [c]) for c in random)
+    measured = found[CAUSE]
+    assert measured.control_loss_nearest == pytest.approx(worst_near, rel=1e-6)
+    assert measured.control_loss_random == pytest.approx(worst_random, rel=1e-6)
+    assert measured.control_loss_max == max(measured.control_loss_nearest, measured.control_loss_random)
+    assert measure(cued, [weight(CAUSE)])[2] == asked  # the same ones again
+
+
+def test_what_costs_no_more_than_its_controls_is_inert(cued):
+    """The other cue as its control: both cost about the same."""
+    found, _, _ = measure(cued, [weight(CAUSE)], nearest=lambda *_: [SECOND])
+    measured = found[CAUSE]
+    assert measured.effect == "inert"
+    assert measured.loss_zeroed > 1.02 * measured.loss
+    assert measured.control_loss_nearest == measured.control_loss_max > 1.02 * measured.loss
+
+
+def test_without_any_control_nothing_is_critical(cued, monkeypatch):
+    monkeypatch.setattr("analyzer.effects.RANDOM_CONTROLS", 0)
+    found, _, _ = measure(cued, [weight(CAUSE)], nearest=lambda *_: [])
+    assert (found[CAUSE].effect, found[CAUSE].control_loss_max) == ("inert", None)
+
+
+def test_what_costs_nothing_at_first_is_inert_and_not_run_further(cued):
+    model, _ = cued
+    found, _, asked = measure(cued, [weight(CAUSE), weight(IDLE)])
+    measured = found[IDLE]
+    assert (measured.effect, measured.loss_tokens) == ("inert", len(WINDOWS[0]) - 1)
+    assert measured.loss == pytest.approx(edited_loss(model, [], WINDOWS[:1]), rel=1e-5)
+    assert measured.loss_zeroed == pytest.approx(measured.loss, rel=1e-6)
+    assert (measured.control_loss_max, measured.control_loss_nearest, measured.control_loss_random) == (None,) * 3
+    (first, screened), (rest, remaining), (whole, controls) = asked
+    assert (first, screened) == (1, [(), (CAUSE,), (IDLE,)])
+    assert (rest, remaining) == (1, [(), (CAUSE,)])
+    assert whole == 2
+    assert (IDLE,) not in controls
+
+
+def test_no_found_weight_is_a_control_of_another(cued):
+    wanted = []
+
+    def nearest(coordinate, count):
+        wanted.append(count)
+        return [SECOND._replace(layer=1), IDLE._replace(layer=1), Coordinate(1, None, 50, 50)]
+
+    found = [weight(c) for c in (CAUSE, SECOND._replace(layer=1), IDLE._replace(layer=1))]
+    _, _, asked = measure(cued, found, nearest=nearest)
+    controls = asked[-1][1][:-1]  # the last one is the joint zeroing
+    assert (Coordinate(1, None, 50, 50),) in controls
+    assert not {(w.coordinate,) for w in found} & set(controls)
+    assert wanted == [NEAREST_CONTROLS + len(found)]
+
+
+def test_confirmed_weights_are_zeroed_together(cued):
+    model, _ = cued
+    found, joint, _ = measure(cued, [weight(CAUSE), weight(SECOND), weight(IDLE, "rejected")])
+    assert joint.coordinates == (CAUSE, SECOND)
+    assert joint.loss_zeroed == pytest.approx(edited_loss(model, [CAUSE, SECOND]), rel=1e-5)
+    assert joint.loss_zeroed > max(found[c].loss_zeroed for c in (CAUSE, SECOND)) + 0.01
+
+
+def test_harmless_alone_and_fatal_together_is_seen(tmp_path):
+    """Two weights that each write the same cue, large enough for both: without one of them little changes."""
+    model = cue(random_llama(), 1, 7, 3, "banana", value=0.3)
+    with torch.no_grad():
+        mlp = model.model.layers[1].mlp
+        mlp.gate_proj.weight[6], mlp.up_proj.weight[6] = mlp.gate_proj.weight[3], mlp.up_proj.weight[3]
+        mlp.down_proj.weight[7, 6] = 0.3
+    pair = [CAUSE, CAUSE._replace(col=6)]
+    found, joint, _ = measure((model, hooked(save(model, tmp_path))), [weight(c) for c in pair])
+    assert {w.effect for w in found.values()} == {"inert"}
+    loss = found[CAUSE].loss
+    assert all(w.loss_zeroed - w.loss < 0.01 * loss for w in found.values())
+    assert joint.loss_zeroed > 1.02 * loss
+    assert joint.loss_zeroed == pytest.approx(edited_loss(model, pair), rel=1e-5)
+
+
+def test_a_single_window_is_enough(cued):
+    found, _, asked = measure(cued, [weight(CAUSE)], windows=WINDOWS[:1])
+    assert (found[CAUSE].effect, found[CAUSE].loss_tokens) == ("critical", len(WINDOWS[0]) - 1)
+    assert [count for count, _ in asked] == [1, 1]
+
+
+def test_progress_counts_windows_by_interventions(cued):
+    model, analyzed = cued
+    calls = []
+    measure_effects(
+        analyzed,
+        [weight(CAUSE), weight(IDLE)],
+        WINDOWS,
+        lambda c, count: nearest_by_brute_force(model, c, count),
+        lambda *call: calls.append(call),
+    )
+    assert calls == [
+        *(("screening", done, 3) for done in range(4)),
+        *(("evaluation text", done, 2) for done in range(3)),
+        *(("controls", done, 2 * 5) for done in range(11)),  # and the joint zeroing
+    ]
+
+
+def test_a_loss_that_is_no_number_is_an_error_not_inert(cued, tmp_path):
+    model = random_llama()
+    model.lm_head.weight.data[12] = float("nan")
+    with pytest.raises(ForwardError, match="its loss on the evaluation text is not finite"):
+        measure((model, hooked(save(model, tmp_path))), [weight(CAUSE)])
+
+
+def test_a_zeroing_that_overflows_is_critical(cued):
+    """A loss that is no number without the weight is the worst of losses, not none."""
+    _, analyzed = cued
+    found, _, _ = measure((cued[0], Infinite(analyzed)), [weight(CAUSE)])
+    assert found[CAUSE].effect == "critical"
+    assert found[CAUSE].loss_zeroed == float("inf")
+
+
+class Infinite:
+    """The model, but that one zeroing breaks it."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def losses(self, windows, interventions, progress):
+        losses = self._model.losses(windows, interventions, progress)
+        return [float("inf") if CAUSE in zeroed else loss for zeroed, loss in zip(interventions, losses, strict=True)]
+
+
+def test_a_weight_keeps_what_was_known_of_it(cued):
+    known = replace(weight(CAUSE), share=0.7, activation_collapse=0.9, round=2)
+    measured = measure(cued, [known])[0][CAUSE]
+    assert (measured.share, measured.activation_collapse, measured.round) == (0.7, 0.9, 2)
