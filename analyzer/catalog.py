@@ -1,4 +1,4 @@
-"""The catalog: one JSON file per model family, with entries keyed by (model, commit).
+"""The catalog: one JSON file per model family, with this tool's entries and what others have reported.
 
 Writing the same analysis again leaves a file byte for byte the same. Writes are atomic (a temporary file, fsync,
 rename) and take a lock, so that two writers lose nothing.
@@ -6,34 +6,39 @@ rename) and take a lock, so that two writers lose nothing.
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib import resources
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from analyzer import __version__
+from analyzer.catalog_format import (
+    SCHEMA_FILE,
+    Document,
+    Reported,
+    entry_key,
+    load,
+    problems,
+    read_document,
+    write_document,
+)
+from analyzer.catalog_format import Entry as Entry  # the type of make_entry's result
 from analyzer.errors import CatalogError, shown
-from analyzer.records import Coordinate, Outlier, ScanResult, VerifyResult, plain
+from analyzer.records import Outlier, ScanResult, VerifyResult, plain
+from analyzer.reported import merged
 
-SCHEMA_VERSION = 1
-SCHEMA_FILE = "schema.json"
 LOCK_FILE = ".lock"
 LOCK_TIMEOUT_S = 30
-MAX_FILE_BYTES = 100_000_000
 SIGNIFICANT_DIGITS = 5  # of measured numbers; a weight's value is kept exactly
-
-Entry = dict[str, Any]
+NEAR = 0.5  # how alike two names must be for one to be meant by the other
 
 FAMILY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-# 7b, 1.5B, 135M, 8x7B, stories260K: the size ends the family's name, with what stands before it in the same word.
-_SIZE = re.compile(r"(.*?)(?:\d+x)?\d+(?:\.\d+)?[kmbt]", re.IGNORECASE)
+# 7b, 1.5B, 135M, 8x7B, 7b1, stories260K: the size ends the family's name, with what stands before it in the same word.
+_SIZE = re.compile(r"(.*?)(?:\d+x)?\d+(?:\.\d+)?[kmbt]\d?", re.IGNORECASE)
 _VARIANT = re.compile(
     "base|chat|instruct|it|hf|pt|sft|dpo|preview|deduped|random|uncased|cased|multilingual"
     "|nano|tiny|mini|small|medium|large|xl|xxl|lite|plus|pro|max"
@@ -99,6 +104,63 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
+@dataclass(frozen=True, slots=True)
+class KnownCoordinate:
+    """A coordinate of the catalog that a quantizer may want to protect.
+
+    `standing` is `verified` (confirmed by this tool at `commit`), `reported` or `disputed` (by others; `commit` is then
+    their revision, or null). `col` is null where a whole row is reported, `value` and `effect` where none is known.
+    """
+
+    model: str
+    commit: str | None
+    layer: int
+    expert: int | None
+    row: int
+    col: int | None
+    value: float | None
+    standing: str
+    effect: str | None
+    sources: tuple[str, ...]
+    model_type: str | None
+
+
+def coordinates_of(model: str, *, folder: Path | str = Path("catalog")) -> list[KnownCoordinate]:
+    """Return a model's known coordinates, verified ones first: its confirmed super weights, and what others report.
+
+    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. The list is empty where
+    nothing was found. Raises CatalogError where the catalog has no such model, naming the nearest, or is broken.
+    """
+    entries, reported = lookup(read_documents(Path(folder)), model)
+    types = {entry["model"].lower(): entry["model_type"] for _, entry in entries}
+    known = [
+        KnownCoordinate(
+            model=entry["model"],
+            commit=entry["commit"],
+            standing="verified",
+            sources=(f"{entry['method']['tool']} {entry['method']['version']}",),
+            model_type=entry["model_type"],
+            **{key: weight[key] for key in ("layer", "expert", "row", "col", "value", "effect")},
+        )
+        for _, entry in entries
+        for weight in entry["super_weights"]
+        if weight["status"] == "confirmed"
+    ]
+    known += [
+        KnownCoordinate(
+            model=item["model"],
+            commit=item["revision"],
+            effect=None,
+            sources=tuple(source["name"] for source in item["sources"]),
+            model_type=types.get(item["model"].lower()),
+            **{key: item[key] for key in ("layer", "expert", "row", "col", "value", "standing")},
+        )
+        for _, item in reported
+        if item["layer"] is not None
+    ]
+    return known
+
+
 def check_destination(folder: Path, family: str) -> None:
     """Raise the CatalogError that save_entry would, as far as it can be known before there is an entry."""
     path = _family_path(folder, family)
@@ -107,7 +169,7 @@ def check_destination(folder: Path, family: str) -> None:
         if not os.access(folder, os.W_OK):
             raise CatalogError(f"cannot write to the catalog folder {shown(folder)}: permission denied")
         if path.exists():
-            read_file(path)
+            read_document(path)
     except OSError as error:
         raise CatalogError(f"cannot write {shown(path)}: {error.strerror}") from error
 
@@ -119,44 +181,83 @@ def _family_path(folder: Path, family: str) -> Path:
 
 
 def save_entry(folder: Path, family: str, entry: Entry) -> Path:
-    """Put an entry into the family's file, in place of one with the same model and commit; returns the file.
+    """Put an entry into the family's file; returns the file. Everything else in it stays as it is.
 
+    It takes the place of an entry of the same model and commit that was made in the same way (entry_key), whose note
+    it keeps where it has none; analyses made in another way stand beside it, since their figures do not mix.
     Raises CatalogError where the file there is broken or newer, or cannot be written; it is then as it was.
     """
+    with _changing(folder, family) as (path, document):
+        others = [other for other in document["entries"] if entry_key(other) != entry_key(entry)]
+        if entry["note"] is None:
+            same = (other["note"] for other in document["entries"] if entry_key(other) == entry_key(entry))
+            entry = {**entry, "note": next(same, None)}
+        write_document(path, family, entries=[*others, entry], reported=document["reported"])
+    return path
+
+
+def save_reported(folder: Path, family: str, reported: Iterable[Reported]) -> Path:
+    """Merge what others report into the family's file; returns the file. Its entries stay as they are.
+
+    Nothing that is there is lost: see merged. Raises CatalogError like save_entry.
+    """
+    with _changing(folder, family) as (path, document):
+        write_document(path, family, entries=document["entries"], reported=merged(document["reported"], reported))
+    return path
+
+
+@contextmanager
+def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
+    """Yield a family's file and its content, or that of an empty one, with all other writers locked out."""
     import filelock
 
     path = _family_path(folder, family)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S):
-            entries = read_file(path) if path.exists() else []
-            entries = [e for e in entries if (e["model"], e["commit"]) != (entry["model"], entry["commit"])]
-            entries = sorted([*entries, entry], key=lambda e: (e["model"], e["commit"]))
-            document = {"schema_version": SCHEMA_VERSION, "family": family, "entries": entries}
-            if problems := list(_problems(document, family)):
-                raise CatalogError(f"refusing to write {shown(path)}: {problems[0]}")
-            _write(path, (_formatted(document) + "\n").encode("ascii"))
-            if not (folder / SCHEMA_FILE).exists():
-                _write(folder / SCHEMA_FILE, _schema_text().encode("utf-8"))
+            yield path, read_document(path) if path.exists() else {"entries": [], "reported": []}
     except filelock.Timeout as error:
         raise CatalogError(f"{shown(folder)} is locked by another writer: try again when it is done") from error
     except OSError as error:
         raise CatalogError(f"cannot write {shown(path)}: {error.strerror}; what was there is unchanged") from error
-    return path
+
+
+def read_documents(folder: Path) -> dict[str, Document]:
+    """Return the content of every file by its family, in order. Raises CatalogError like read_document."""
+    return {path.stem: read_document(path) for path in files(folder)}
 
 
 def read_file(path: Path) -> list[Entry]:
     """Return a file's entries, checked. Raises CatalogError naming file, entry and field where they are not right."""
-    document = _load(path)
-    for problem in _problems(document, path.stem):
-        raise CatalogError(f"{shown(path)}: {problem}")
-    entries: list[Entry] = document["entries"]
+    entries: list[Entry] = read_document(path)["entries"]
     return entries
 
 
 def read_catalog(folder: Path) -> list[tuple[str, Entry]]:
     """Return (family, entry) for every entry of a catalog, in order. Raises CatalogError like read_file."""
-    return [(path.stem, entry) for path in files(folder) for entry in read_file(path)]
+    return entries_in(read_documents(folder))
+
+
+def entries_in(documents: Mapping[str, Document]) -> list[tuple[str, Entry]]:
+    """Return (family, entry) for every entry of these files."""
+    return [(family, entry) for family, document in documents.items() for entry in document["entries"]]
+
+
+def reported_in(documents: Mapping[str, Document]) -> list[tuple[str, Reported]]:
+    """Return (family, coordinate) for everything that others report in these files."""
+    return [(family, item) for family, document in documents.items() for item in document["reported"]]
+
+
+def reported_on(folder: Path, model: str) -> list[Reported]:
+    """Return what others report on a model, of any revision: an empty list where there is none, or no such file.
+
+    A local folder's name, which has no owner, is taken for the part of a Hub id after the slash.
+    Raises CatalogError where the file of the model's family is broken.
+    """
+    path = _family_path(folder, family_of(model))
+    if not path.exists():
+        return []
+    return [item for item in read_document(path)["reported"] if model.lower() in _names(item["model"])]
 
 
 def validate(folder: Path) -> tuple[int, int, list[str]]:
@@ -164,18 +265,18 @@ def validate(folder: Path) -> tuple[int, int, list[str]]:
 
     Raises CatalogError where there is no such folder.
     """
-    entries, problems = 0, []
+    entries, found = 0, []
     paths = files(folder)
     for path in paths:
         try:
-            document = _load(path)
+            document = load(path)
         except CatalogError as error:
-            problems.append(str(error))
+            found.append(str(error))
             continue
-        found = [f"{shown(path)}: {problem}" for problem in _problems(document, path.stem)]
-        problems += found
-        entries += 0 if found else len(document["entries"])
-    return len(paths), entries, problems
+        faults = [f"{shown(path)}: {problem}" for problem in problems(document, path.stem)]
+        found += faults
+        entries += 0 if faults else len(document["entries"])
+    return len(paths), entries, found
 
 
 def files(folder: Path) -> list[Path]:
@@ -185,138 +286,43 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if path.name != SCHEMA_FILE)
 
 
-def find(entries: Sequence[tuple[str, Entry]], model: str) -> list[tuple[str, Entry]]:
-    """Return the entries of a model (or of `model@commit`), by full id or by its part of the id, in any case.
+def lookup(documents: Mapping[str, Document], model: str) -> tuple[list[tuple[str, Entry]], list[tuple[str, Reported]]]:
+    """Return a model's entries and what others report on it, each with its family; also for `model@commit`.
 
-    Raises CatalogError, naming the nearest models, where there is none.
+    The model is given by its full id or the part after the slash, in any case. Raises CatalogError, naming the
+    nearest models, where the catalog has neither.
     """
     wanted, _, commit = model.lower().partition("@")
-    found = [
-        (family, entry)
-        for family, entry in entries
-        if wanted in (entry["model"].lower(), entry["model"].lower().rsplit("/", 1)[-1])
-        and entry["commit"].removeprefix("sha256:").startswith(commit.removeprefix("sha256:"))
-    ]
-    if not found:
-        names = {entry["model"].lower(): entry["model"] for _, entry in entries}
-        near = [names[name] for name in difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)]
-        near += [name for lower, name in names.items() if wanted in lower and name not in near]
-        hint = f"; near it: {', '.join(shown(name, 80) for name in near[:3])}" if near else ""
+    entries, reported = entries_in(documents), reported_in(documents)
+    found = [pair for pair in entries if _is_meant(pair[1]["model"], pair[1]["commit"], wanted, commit)]
+    others = [pair for pair in reported if _is_meant(pair[1]["model"], pair[1]["revision"], wanted, commit)]
+    if not found and not others:
+        names = {item["model"] for _, item in (*entries, *reported)}
+        here = [name for name in names if wanted in _names(name)]
+        if here:
+            raise CatalogError(f"the catalog has {shown(here[0], 80)}, but nothing at {shown(commit, 80)}")
+        near = _nearest(wanted, names)
+        hint = f": did you mean {' or '.join(shown(name, 80) for name in near)}?" if near else ""
         raise CatalogError(f"the catalog has no entry for {shown(model)}{hint} (`superweight catalog list` shows all)")
-    return found
+    return found, others
 
 
-def _load(path: Path) -> Any:
-    try:
-        if not path.is_file():  # a pipe of that name would be waited for
-            raise CatalogError(f"{shown(path)} is not a regular file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CatalogError(f"{shown(path)} has more than {MAX_FILE_BYTES} bytes, too many to be a catalog file")
-        return json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-        )
-    except OSError as error:
-        raise CatalogError(f"cannot read {shown(path)}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CatalogError(f"{shown(path)} is not JSON: {shown(error)}") from error
+def _names(model: str) -> tuple[str, str]:
+    return model.lower(), model.lower().rsplit("/", 1)[-1]
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return result
+def _is_meant(model: str, revision: str | None, wanted: str, commit: str) -> bool:
+    if wanted not in _names(model):
+        return False
+    return (revision or "").removeprefix("sha256:").startswith(commit.removeprefix("sha256:"))
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{shown(text, 40)} is too large a number")
-    return value
+def _nearest(wanted: str, models: Iterable[str]) -> list[str]:
+    """Return up to three models whose id, or part of it after the slash, is like the one wanted, the best first."""
 
+    def likeness(model: str) -> float:
+        ratio = max(SequenceMatcher(None, wanted, name).ratio() for name in _names(model))
+        return ratio + (1.0 if wanted in model.lower() else 0.0)
 
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _problems(document: Any, family: str) -> Iterator[str]:
-    """Yield what is wrong with a file's content, each as entry, field and fault."""
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
-        yield f"has schema version {version}, newer than the {SCHEMA_VERSION} of this tool: upgrade the tool"
-        return
-    faults = sorted(_validator().iter_errors(document), key=lambda fault: fault.json_path)
-    for fault in faults:
-        yield f"{_where(document, fault.absolute_path)}: {shown(fault.message, 120)}"
-    if faults:
-        return
-    if document["family"] != family:
-        yield f"family: is {shown(document['family'])}, but the file is named {shown(family)}.json"
-    seen = set()
-    for entry in document["entries"]:
-        name = f"{shown(entry['model'], 80)}@{shown(entry['commit'], 15)}"
-        if (entry["model"], entry["commit"]) in seen:
-            yield f"{name}: stands twice"
-        seen.add((entry["model"], entry["commit"]))
-        for field in ("super_weights", "outliers"):
-            yield from (f"{name}: {field}: {fault}" for fault in _coordinate_faults(entry, entry[field]))
-
-
-def _coordinate_faults(entry: Entry, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    limits = {"layer": entry["num_layers"], "row": entry["hidden_size"], "col": entry["intermediate_size"]}
-    seen = set()
-    for record in records:
-        coordinate = Coordinate(record["layer"], record["expert"], record["row"], record["col"])
-        if coordinate in seen:
-            yield f"{coordinate} stands twice"
-        seen.add(coordinate)
-        for axis, limit in limits.items():
-            if limit is not None and record[axis] >= limit:
-                yield f"{coordinate} has {axis} {record[axis]}, but the model has {limit}"
-
-
-def _where(document: Any, path: Sequence[str | int]) -> str:
-    """Return where in a file a fault is, with the entry by its model's name where it has one."""
-    parts = [str(part) for part in path]
-    if len(path) > 1 and path[0] == "entries" and isinstance(path[1], int):
-        entry = document["entries"][path[1]]
-        model = entry.get("model") if isinstance(entry, dict) else None
-        parts[:2] = [shown(model, 80) if isinstance(model, str) else f"entry {path[1]}"]
-    return shown(": ".join(parts)) or "the file"
-
-
-@cache
-def _validator() -> Any:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(json.loads(_schema_text()))
-
-
-def _schema_text() -> str:
-    return resources.files("analyzer").joinpath("data", "catalog.schema.json").read_text("utf-8")
-
-
-def _formatted(value: Any, indent: str = "") -> str:
-    """Return JSON with one record to a line, so that a git diff shows the records that changed."""
-    inner = indent + "  "
-    if isinstance(value, dict) and any(isinstance(member, dict | list) for member in value.values()):
-        members = (f"{inner}{json.dumps(key)}: {_formatted(member, inner)}" for key, member in value.items())
-        return "{\n" + ",\n".join(members) + f"\n{indent}}}"
-    if isinstance(value, list) and any(isinstance(member, dict) for member in value):
-        return "[\n" + ",\n".join(inner + _formatted(member, inner) for member in value) + f"\n{indent}]"
-    return json.dumps(value, allow_nan=False)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically; one that already has this content is left alone."""
-    if path.exists() and path.read_bytes() == data:
-        return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; a catalog is for others to read
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    near = [(likeness(model), model) for model in models if wanted]
+    return [model for ratio, model in sorted(near, key=lambda pair: (-pair[0], pair[1])) if ratio >= NEAR][:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +12,7 @@ from analyzer.options import catalog_option, json_option, print_json
 
 @click.group()
 def catalog() -> None:
-    """List, show and validate catalog entries.
+    """List, show, export and validate catalog entries.
 
     \b
     Example:
@@ -23,20 +24,21 @@ def catalog() -> None:
 @catalog_option
 @json_option
 def catalog_list(folder: Path, as_json: bool) -> None:
-    """List every entry.
+    """List every entry, and apart from those what others report.
 
     \b
     Example:
       superweight catalog list --catalog ./catalog
     """
-    from analyzer.catalog import read_catalog
-    from analyzer.render import render_catalog
+    from analyzer.catalog import entries_in, read_documents, reported_in
+    from analyzer.render_catalog import render_catalog
 
-    entries = read_catalog(folder)
+    documents = read_documents(folder)
+    entries, reported = entries_in(documents), reported_in(documents)
     if as_json:
-        print_json({"entries": [{"family": family, **entry} for family, entry in entries]})
+        print_json(_as_json(entries, reported))
     else:
-        click.echo(render_catalog(entries))
+        click.echo(render_catalog(entries, reported))
 
 
 @catalog.command("show")
@@ -44,20 +46,65 @@ def catalog_list(folder: Path, as_json: bool) -> None:
 @catalog_option
 @json_option
 def catalog_show(model: str, folder: Path, as_json: bool) -> None:
-    """Show the entries of one model, or of one model@commit.
+    """Show what is known of one model, or of one model@commit: entries, and what others report.
+
+    MODEL is the name or the part of it after the slash, in any case.
 
     \b
-    Example:
-      superweight catalog show SmolLM2-135M-Instruct-Q4_1
+    Examples:
+      superweight catalog show mistralai/Mistral-7B-v0.1
+      superweight catalog show SmolLM2-135M-Instruct-Q4_1 --json | jq '.entries[0].super_weights[0]'
     """
-    from analyzer.catalog import find, read_catalog
-    from analyzer.render import render_entry
+    from analyzer.catalog import lookup, read_documents
+    from analyzer.render_catalog import render_entry, render_reported
 
-    entries = find(read_catalog(folder), model)
+    entries, reported = lookup(read_documents(folder), model)
     if as_json:
-        print_json({"entries": [{"family": family, **entry} for family, entry in entries]})
+        print_json(_as_json(entries, reported))
     else:
-        click.echo("\n\n".join(render_entry(family, entry) for family, entry in entries))
+        sections = [render_entry(family, entry) for family, entry in entries]
+        click.echo("\n\n".join([*sections, *([render_reported(reported)] if reported else [])]))
+
+
+@catalog.command("export")
+@click.argument("model")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["llm-compressor", "json", "csv"]),
+    required=True,
+    help="A recipe that leaves whole modules alone, or every coordinate.",
+)
+@click.option(
+    "--standing",
+    "standings",
+    type=click.Choice(["verified", "reported", "disputed"]),
+    multiple=True,
+    help="Only coordinates of this standing; may be given again.  [default: all]",
+)
+@click.option("--critical", is_flag=True, help="Of the verified ones, only those whose zeroing costs the model.")
+@catalog_option
+def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: bool, folder: Path) -> None:
+    """Write the coordinates of a model that a quantizer should protect to stdout.
+
+    \b
+    Examples:
+      superweight catalog export mistralai/Mistral-7B-v0.1 --format llm-compressor > recipe.yaml
+      superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format csv --critical
+    """
+    from analyzer.catalog import coordinates_of
+    from analyzer.export import export_csv, export_recipe, export_rows
+
+    coordinates = [
+        each
+        for each in coordinates_of(model, folder=folder)
+        if (not standings or each.standing in standings)
+        and (not critical or each.standing != "verified" or each.effect == "critical")
+    ]
+    if form == "json":
+        print_json({"model": model, "coordinates": export_rows(coordinates)})
+    else:
+        click.echo(export_csv(coordinates) if form == "csv" else export_recipe(model, coordinates), nl=False)
 
 
 @catalog.command("validate")
@@ -71,13 +118,24 @@ def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
     Example:
       superweight catalog validate
     """
-    from analyzer.catalog import validate
+    from analyzer.catalog import read_documents, reported_in, validate
 
     files, entries, problems = validate(folder)
+    reported = 0 if problems else len(reported_in(read_documents(folder)))
     if as_json:
-        print_json({"files": files, "entries": entries, "valid": not problems, "problems": problems})
+        print_json(
+            {"files": files, "entries": entries, "reported": reported, "valid": not problems, "problems": problems}
+        )
     elif not problems:
-        click.echo(f"All valid. Files: {files}, entries: {entries}.")
+        more = f", reported by others: {reported}" if reported else ""
+        click.echo(f"All valid. Files: {files}, entries: {entries}{more}.")
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     ctx.exit(1 if problems else 0)
+
+
+def _as_json(entries: list[tuple[str, dict[str, Any]]], reported: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "entries": [{"family": family, **entry} for family, entry in entries],
+        "reported": [{"family": family, **item} for family, item in reported],
+    }

@@ -202,9 +202,11 @@ def analyze(
       superweight analyze ./my-model --model-id me/my-model --catalog ./catalog
     """
     from analyzer.analyze import evaluation_text, read_prompts, read_text, run_analyze
-    from analyzer.catalog import check_destination, family_of, save_entry
+    from analyzer.catalog import check_destination, family_of, reported_on, save_entry
     from analyzer.records import plain
     from analyzer.render import render_verify
+    from analyzer.render_catalog import render_agreement
+    from analyzer.reported import agreement
     from analyzer.source import open_source
 
     _check_plot(plot)
@@ -214,6 +216,7 @@ def analyze(
         source = open_source(**where, model_id=model_id)
         family = family or family_of(source.model)
         check_destination(folder, family)  # before minutes of work
+        reported = reported_on(folder, source.model)
         scanned, result, entry = run_analyze(
             source,
             prompt=prompt,
@@ -226,6 +229,7 @@ def analyze(
             dtype=dtype,
             progress=progress,
         )
+    agreed = agreement(entry, reported)
     path: Path | None = None
     try:
         path = save_entry(folder, family, entry)
@@ -233,9 +237,12 @@ def analyze(
     finally:  # a full disk must not cost the result as well
         if as_json:
             catalog_file = str(path) if path else None
-            print_json({**plain(result), "outliers": plain(scanned.outliers), "catalog_file": catalog_file})
+            outliers = plain(scanned.outliers)
+            print_json(
+                {**plain(result), "outliers": outliers, "agrees_with_reported": agreed, "catalog_file": catalog_file}
+            )
         else:
-            click.echo(render_verify(result, path))
+            click.echo(render_verify(result, path, render_agreement(agreed)))
 
 
 @cli.command()

@@ -310,7 +310,9 @@ class HookedModel:
         body = self._model.get_submodule(name)
         try:
             setattr(self._model, name, _Answer(hidden))
-            logits: torch.Tensor = self._model(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long)).logits[0]
+            logits: torch.Tensor = self._model(
+                input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+            ).logits[0]
             return logits
         finally:
             setattr(self._model, name, body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,11 @@ def render_scan(result: ScanResult) -> str:
     return "\n\n".join(sections)
 
 
-def render_verify(result: VerifyResult, catalog_file: Path | None = None) -> str:
-    """Return a verification as text; `catalog_file` is named where an entry was written."""
+def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreement: str = "") -> str:
+    """Return a verification as text.
+
+    `catalog_file` is named where an entry was written; `agreement` says whether it is what others report.
+    """
     sections = [_title(result.model, result.revision, result.commit), *_finding(result)]
     if result.super_weights:
         sections.append(_weights_table(result.super_weights))
@@ -92,6 +95,8 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None) -> str
         f'over the {len(result.tokens)} tokens of "{shown(result.prompt, 60)}" in {result.dtype} on {result.device}'
     )
     sections.append(_fill(f"Largest magnitudes by layer, {caption}") + "\n\n" + _layers_table(result.layers))
+    if agreement:
+        sections.append(agreement)
     if catalog_file is not None:
         sections.append(f"Catalog entry written to {shown(catalog_file)}")
     return "\n\n".join(sections)
@@ -118,41 +123,6 @@ def render_diff(result: DiffResult) -> str:
             header = ["layer", "appeared", "vanished", "changed", "moved", "unchanged"]
             rows = [[getattr(layer, name) for name in header] for layer in result.layers]
             sections.append("By layer\n\n" + _table(header, rows))
-    return "\n\n".join(sections)
-
-
-def render_catalog(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Return a list of catalog entries as text."""
-    if not entries:
-        return "The catalog has no entries yet: `superweight analyze MODEL` writes one."
-    rows = []
-    for family, entry in entries:
-        weights = entry["super_weights"]
-        critical = [w for w in weights if w["effect"] == "critical"]
-        worst = max(critical or weights, key=lambda w: w["loss_zeroed"] or 0.0, default=None)
-        where = f"({worst['layer']}, {worst['row']}, {worst['col']})" if worst else "-"
-        rows.append([family, shown(entry["model"], 40), _commit(entry["commit"]), len(weights), len(critical), where])
-    header = ["family", "model", "commit", "weights", "critical", "most critical"]
-    return tabulate.tabulate(
-        rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left")
-    )
-
-
-def render_entry(family: str, entry: Mapping[str, Any]) -> str:
-    """Return one catalog entry as text."""
-    weights = [SuperWeight(**weight) for weight in entry["super_weights"]]
-    weights.sort(key=lambda w: (w.effect != "critical", -(w.loss_zeroed or 0.0), w.coordinate.sort_key))
-    method = entry["method"]
-    sections = [
-        _title(entry["model"], None, entry["commit"]) + f", family {family}",
-        *([shown(entry["note"], 500)] if entry["note"] else []),
-        f"Verdict: {entry['verdict']}, by {shown(method['tool'], 40)} {shown(method['version'], 20)} "
-        f"in {shown(method['dtype'], 20)} on {shown(method['device'], 20)}.",
-    ]
-    if weights:
-        sections.append(_weights_table(weights))
-    if activations := [SuperActivation(**activation) for activation in entry["super_activations"]]:
-        sections.append(_activations_table(activations))
     return "\n\n".join(sections)
 
 
@@ -354,10 +324,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         "effect",
         "token",
         "change",
-        "family",
-        "model",
-        "commit",
-        "most critical",
     }
     return tabulate.tabulate(
         [[str(cell) for cell in row] for row in rows],
@@ -383,7 +349,10 @@ def _place(weight: Any) -> str:
 
 
 def _rank(weight: SuperWeight) -> str:
-    return "-" if weight.static_rank is None else f"{weight.static_rank:,}"
+    rank = weight.static_rank
+    if rank is None:
+        return "-"
+    return f"{rank:,}" if rank < 1_000_000 else f"{rank / 1e6:.1f}M"
 
 
 def _tally(changes: Sequence[Change]) -> str:

@@ -10,13 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.catalog import family_of, find, read_catalog, read_file, save_entry, validate
+from analyzer.catalog import (
+    coordinates_of,
+    family_of,
+    lookup,
+    read_catalog,
+    read_documents,
+    read_file,
+    save_entry,
+    save_reported,
+    validate,
+)
 from analyzer.errors import CatalogError
 
 WEIGHT = {
     "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5, "share": 0.9, "static_rank": 1,
     "status": "confirmed", "effect": "critical", "activation_collapse": 0.9, "loss": 1.0, "loss_zeroed": 2.0,
     "control_loss_max": 1.0, "loss_tokens": 10,
+}  # fmt: skip
+REPORTED = {
+    "model": "me/model-1b", "revision": None, "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5,
+    "standing": "reported", "reason": None,
+    "sources": [{"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}],
 }  # fmt: skip
 METHOD = {
     "tool": "t", "version": "1", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32", "device": "cpu",
@@ -47,6 +62,7 @@ def entry(model="me/model-1b", commit="a" * 40, **changes):
         ("google/gemma-2-9b-it", "gemma-2"),
         ("allenai/OLMo-1B-0724-hf", "olmo"),
         ("openai-community/gpt2-medium", "gpt2"),
+        ("bigscience/bloom-7b1", "bloom"),
         ("google-bert/bert-base-uncased", "bert"),
         ("EleutherAI/pythia-410m-deduped", "pythia"),
         ("deepseek-ai/DeepSeek-V2-Lite", "deepseek-v2"),
@@ -87,6 +103,54 @@ def test_a_new_analysis_of_a_commit_replaces_the_old(tmp_path):
     assert only["verdict"] == "none"
 
 
+def test_a_newer_tools_analysis_replaces_an_older_ones_and_keeps_its_note(tmp_path):
+    save_entry(tmp_path, "x", entry(note="From the author."))
+    method = {**METHOD, "version": "2", "thresholds": {"share": 0.5}}
+    (only,) = read_file(save_entry(tmp_path, "x", entry(method=method)))
+    assert (only["note"], only["method"]) == ("From the author.", method)
+
+
+@pytest.mark.parametrize("change", [{"prompt": "q"}, {"text_sha256": "1" * 64}, {"dtype": "bfloat16"}, {"tool": "u"}])
+def test_an_analysis_made_in_another_way_stands_beside(tmp_path, change):
+    first, second = entry(), entry(method={**METHOD, **change}, verdict="none", super_weights=[])
+    one = save_entry(tmp_path / "1", "x", first)
+    save_entry(tmp_path / "1", "x", second)
+    save_entry(tmp_path / "2", "x", second)
+    other = save_entry(tmp_path / "2", "x", first)
+    assert len(read_file(one)) == 2
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_an_entry_leaves_what_others_report_alone_and_the_other_way_round(tmp_path):
+    save_entry(tmp_path, "x", entry())
+    save_reported(tmp_path, "x", [REPORTED])
+    save_entry(tmp_path, "x", entry(commit="b" * 40))
+    document = read_documents(tmp_path)["x"]
+    assert [e["commit"][0] for e in document["entries"]] == ["a", "b"]
+    assert document["reported"] == [REPORTED]
+
+
+def test_a_file_of_version_1_is_read_and_upgraded_when_it_is_written(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"schema_version": 1, "family": "x", "entries": [entry()]}))
+    (tmp_path / "schema.json").write_text('{"properties": {"schema_version": {"const": 1}}}')
+    before = path.read_bytes()
+    assert read_documents(tmp_path)["x"] == {**document(), "entries": [entry()]}
+    assert validate(tmp_path) == (1, 1, [])
+    assert path.read_bytes() == before
+    save_entry(tmp_path, "x", entry(commit="b" * 40))
+    written = json.loads(path.read_text())
+    assert (written["schema_version"], len(written["entries"]), written["reported"]) == (2, 2, [])
+    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["schema_version"]["const"] == 2
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"properties": {"schema_version": {"const": 3}}}'])
+def test_a_schema_that_is_not_an_older_one_of_ours_is_left_alone(tmp_path, text):
+    (tmp_path / "schema.json").write_text(text)
+    save_entry(tmp_path, "x", entry())
+    assert (tmp_path / "schema.json").read_text() == text
+
+
 def test_one_record_stands_on_one_line(tmp_path):
     text = save_entry(tmp_path, "x", entry()).read_text()
     (line,) = [line for line in text.splitlines() if '"static_rank"' in line]
@@ -114,7 +178,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, failing):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if failing == "write":
-        monkeypatch.setattr("analyzer.catalog.tempfile.mkstemp", full)
+        monkeypatch.setattr("analyzer.catalog_format.tempfile.mkstemp", full)
     elif failing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
@@ -143,6 +207,9 @@ def test_an_interrupt_while_writing_leaves_nothing_half_written(tmp_path, monkey
 def _save_many(folder, writer):
     for number in range(5):
         save_entry(folder, "x", entry(f"writer{writer}/model{number}"))
+        save_reported(folder, "x", [{**REPORTED, "model": f"writer{writer}/model{number}"}])
+        source = {**REPORTED["sources"][0], "name": f"writer {writer}"}
+        save_reported(folder, "x", [{**REPORTED, "sources": [source]}])
 
 
 def test_writers_at_once_lose_nothing(tmp_path):
@@ -152,11 +219,15 @@ def test_writers_at_once_lose_nothing(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(read_file(tmp_path / "x.json")) == 15
+    content = read_documents(tmp_path)["x"]
+    assert len(content["entries"]) == 15
+    assert len(content["reported"]) == 16
+    shared = next(item for item in content["reported"] if item["model"] == "me/model-1b")
+    assert {source["name"] for source in shared["sources"]} == {"writer 0", "writer 1", "writer 2"}
 
 
 def document(**changes):
-    return {"schema_version": 1, "family": "x", "entries": [entry()], **changes}
+    return {"schema_version": 2, "family": "x", "entries": [entry()], "reported": [], **changes}
 
 
 BROKEN = {
@@ -164,7 +235,7 @@ BROKEN = {
     "not an object": ([], "is not of type 'object'"),
     "deep nesting": ("[" * 100_000, "is not JSON"),
     "duplicate keys": ('{"family": "x", "family": "y"}', "same key twice"),
-    "newer schema": (document(schema_version=2), "newer than the 1 of this tool: upgrade the tool"),
+    "newer schema": (document(schema_version=3), "newer than the 2 of this tool: upgrade the tool"),
     "another family": (document(family="y"), "family: is y, but the file is named x.json"),
     "no entries": ({"schema_version": 1, "family": "x"}, "'entries' is a required property"),
     "missing field": (document(entries=[{"model": "me/m"}]), r"me/m: 'commit' is a required property"),
@@ -183,6 +254,85 @@ BROKEN = {
         document(entries=[entry(super_weights=[{**WEIGHT, "status": "sure"}])]),
         "super_weights: 0: status: 'sure' is not one of",
     ),
+    "joint twice": (
+        document(
+            entries=[
+                entry(joint={"loss_zeroed": 1.0, "coordinates": [{"layer": 1, "expert": None, "row": 2, "col": 3}] * 2})
+            ]
+        ),
+        r"me/model-1b@a+…: joint: \(1, 2, 3\) stands twice",
+    ),
+    "channel too large": (
+        document(
+            entries=[
+                entry(
+                    super_activations=[
+                        {
+                            "layer": 1,
+                            "channel": 8,
+                            "position": 0,
+                            "token": "a",
+                            "value": 1.0,
+                            "median_ratio": 1.0,
+                            "last_layer": 3,
+                        }
+                    ]
+                )
+            ]
+        ),
+        "super_activations: has channel 8, but the model has 8",
+    ),
+    "index of another type": (
+        document(entries=[entry(super_weights=[{**WEIGHT, "row": 2.0}])]),
+        "super_weights: 0: row: 2.0 is not of type 'integer'",
+    ),
+    "index beyond any model": (
+        document(reported=[{**REPORTED, "model": "me/other", "col": 10**30}]),
+        "me/other: reported 0: col: 10+ is greater than the maximum",
+    ),
+    "reported twice": (
+        document(reported=[REPORTED, {**REPORTED, "value": None}]),
+        r"me/model-1b: reported: \(1, 2, 3\) stands twice",
+    ),
+    "reported as verified": (
+        document(reported=[{**REPORTED, "standing": "verified"}]),
+        "me/model-1b: reported 0: standing: 'verified' is not one of",
+    ),
+    "disputed without a reason": (
+        document(reported=[{**REPORTED, "standing": "disputed"}]),
+        "me/model-1b: reported 0: reason: None is not of type 'string'",
+    ),
+    "none reported, with a layer": (
+        document(reported=[{**REPORTED, "standing": "none_reported", "reason": "none found"}]),
+        "me/model-1b: reported 0: (col|layer|row|value): ",
+    ),
+    "reported without a layer": (
+        document(reported=[{**REPORTED, "layer": None}]),
+        "me/model-1b: reported 0: layer: None is not of type 'integer'",
+    ),
+    "negative reported index": (
+        document(reported=[{**REPORTED, "col": -1}]),
+        "me/model-1b: reported 0: col: -1 is less than the minimum",
+    ),
+    "reported index too large": (
+        document(reported=[{**REPORTED, "model": "Me/Model-1B", "row": 8}]),
+        r"Me/Model-1B: reported: \(1, 8, 3\) has row 8, but the model has 8",
+    ),
+    "reported without a source": (
+        document(reported=[{**REPORTED, "sources": []}]),
+        r"me/model-1b: reported 0: sources: \[\] ",
+    ),
+    "script for a URL": (
+        document(reported=[{**REPORTED, "sources": [{**REPORTED["sources"][0], "url": "javascript:alert(1)"}]}]),
+        "me/model-1b: reported 0: sources: 0: url: 'javascript:alert",
+    ),
+    "text turned around": (
+        document(reported=[{**REPORTED, "model": "me/\u202emodel"}]),
+        r"me/\\u202emodel: reported 0: model: 'me/\\.*u202emodel' has control or invisible characters",
+    ),
+    "line end after a commit": (document(entries=[entry(commit="a" * 40 + "\n")]), "me/model-1b: commit: "),
+    "line end after a name": (document(entries=[entry(model="me/m\n")]), r"has control or invisible characters"),
+    "version 1 with reports": (document(schema_version=1), "schema_version: 2 was expected"),
     "hostile name": (document(entries=[entry(model="\x1b[2J")]), r"\\x1b\[2J: model"),
     "too large": ('{"schema_version": 1e999, "family": "x", "entries": []}', "1e999 is too large a number"),
     "infinite": ('{"schema_version": 1, "family": "x", "entries": Infinity}', "Infinity is not a JSON number"),
@@ -227,21 +377,53 @@ def test_a_pipe_in_the_catalog_is_not_waited_for(tmp_path):
         read_catalog(tmp_path)
 
 
-def test_find_by_id_name_and_commit(tmp_path):
+def test_lookup_by_id_name_and_commit(tmp_path):
     save_entry(tmp_path, "x", entry("me/Model-1b"))
     save_entry(tmp_path, "x", entry("me/Model-1b", "b" * 40))
-    entries = read_catalog(tmp_path)
-    assert len(find(entries, "me/model-1B")) == 2
-    assert len(find(entries, "model-1b")) == 2
-    assert [e["commit"][0] for _, e in find(entries, "model-1b@bbb")] == ["b"]
-    with pytest.raises(CatalogError, match="no entry for mode-1b; near it: me/Model-1b"):
-        find(entries, "mode-1b")
+    save_reported(tmp_path, "x", [{**REPORTED, "model": "you/Other-7B-v0.1", "revision": "c" * 40}])
+    documents = read_documents(tmp_path)
+    assert len(lookup(documents, "me/model-1B")[0]) == 2
+    assert len(lookup(documents, "model-1b")[0]) == 2
+    assert [e["commit"][0] for _, e in lookup(documents, "model-1b@bbb")[0]] == ["b"]
+    assert [item["model"] for _, item in lookup(documents, "OTHER-7b-v0.1@ccc")[1]] == ["you/Other-7B-v0.1"]
+    assert read_catalog(tmp_path) == lookup(documents, "model-1b")[0]
+    for near, meant in [
+        ("mode-1b", "me/Model-1b"),
+        ("other-7b", "you/Other-7B-v0.1"),
+        ("she/other-7b-v1", "you/Other"),
+    ]:
+        with pytest.raises(CatalogError, match=f"no entry for {near}: did you mean {meant}"):
+            lookup(documents, near)
+    with pytest.raises(CatalogError, match=r"has me/Model-1b, but nothing at ddd"):
+        lookup(documents, "model-1b@ddd")
+    for unlike in ("", "xyzzy"):
+        with pytest.raises(CatalogError, match=r"no entry for \w* ?\(`superweight catalog list` shows all\)"):
+            lookup(documents, unlike)
+
+
+def test_coordinates_of_a_model_for_a_quantizer(tmp_path):
+    coincident = {**WEIGHT, "col": 5, "status": "coincident", "effect": "inert"}
+    save_entry(tmp_path, "x", entry(super_weights=[WEIGHT, coincident]))
+    row = {**REPORTED, "revision": "main", "col": None, "value": None}
+    none = {**row, "revision": "v2", "layer": None, "row": None, "standing": "none_reported", "reason": "none found"}
+    save_reported(tmp_path, "x", [row, none, REPORTED])
+    verified, reported, reported_row = coordinates_of("MODEL-1b", folder=tmp_path)
+    assert (verified.layer, verified.row, verified.col, verified.value) == (1, 2, 3, 4.5)
+    assert (verified.standing, verified.effect, verified.commit, verified.sources) == (
+        "verified", "critical", "a" * 40, ("t 1",),
+    )  # fmt: skip
+    assert (reported.standing, reported.effect, reported.commit, reported.sources) == (
+        "reported", None, None, ("A paper",),
+    )  # fmt: skip
+    assert (reported_row.commit, reported_row.col, reported_row.model_type) == ("main", None, "llama")
+    with pytest.raises(CatalogError, match="did you mean me/model-1b"):
+        coordinates_of("model-2b", folder=tmp_path)
 
 
 def test_the_repositorys_own_catalog_is_valid_and_says_what_the_weights_are():
     folder = Path(__file__).parent.parent / "catalog"
     assert validate(folder)[2] == []
-    ((family, sample),) = find(read_catalog(folder), "SmolLM2-135M-Instruct-Q4_1")
+    (family, sample), *_ = lookup(read_documents(folder), "SmolLM2-135M-Instruct-Q4_1")[0]
     assert family == "smollm2"
     assert "dequantized" in sample["note"]
     ours = resources.files("analyzer").joinpath("data", "catalog.schema.json").read_text("utf-8")

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import HIDDEN, INTERMEDIATE, TEXT_IDS, cue, hooked, random_llama, save
 
-from analyzer.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, measure_effects
+from analyzer.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, _random_weights, measure_effects
 from analyzer.errors import ForwardError
 from analyzer.records import Coordinate, SuperWeight
 
@@ -110,6 +111,17 @@ def test_both_kinds_of_controls_are_run_and_shown(cued):
     assert measured.control_loss_random == pytest.approx(worst_random, rel=1e-6)
     assert measured.control_loss_max == max(measured.control_loss_nearest, measured.control_loss_random)
     assert measure(cued, [weight(CAUSE)])[2] == asked  # the same ones again
+
+
+def test_a_random_control_is_in_another_row(cued):
+    """Also for a weight in the very row that would be drawn first."""
+    drawn = int(np.random.default_rng([0, 1, 0]).integers(HIDDEN, size=1000)[0])
+    coordinate = Coordinate(1, None, drawn, 3)
+    _, analyzed = cued
+    random = _random_weights(analyzed, coordinate)
+    assert len(random) > 900
+    assert drawn not in {c.row for c in random}
+    assert _random_weights(analyzed, CAUSE)[0].row == drawn
 
 
 def test_what_costs_no_more_than_its_controls_is_inert(cued):

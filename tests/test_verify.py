@@ -27,6 +27,7 @@ from models import (
     plant_in,
     random_llama,
     save,
+    save_random,
     save_tokenizer,
     sized,
     streams,
@@ -37,10 +38,12 @@ from sample_model import sample_model_folder
 from test_families import FAMILIES, build
 
 from analyzer.analyze import evaluation_text, run_scan, run_verify
-from analyzer.checkpoint import INDEX
+from analyzer.checkpoint import INDEX, Checkpoint
 from analyzer.detection import Thresholds, detect
 from analyzer.errors import ArchitectureError, ForwardError
+from analyzer.forward import HookedModel
 from analyzer.records import Coordinate
+from analyzer.scan import down_projections, nearest_weights
 from analyzer.source import FolderSource, open_source
 from analyzer.verify import verify
 
@@ -337,6 +340,26 @@ def test_controls_are_nearest_in_magnitude_and_random(tmp_path):
     assert weight.loss_zeroed - weight.loss > 10 * (weight.control_loss_max - weight.loss)
 
 
+@pytest.mark.parametrize("block_bytes", [100, 1 << 20])
+@pytest.mark.parametrize(("name", "expert"), [("llama", None), ("gpt2", None), ("mixtral", 2), ("gpt_oss", 3)])
+def test_nearest_weights_are_nearest(tmp_path, name, expert, block_bytes):
+    """Of other rows, by brute force, whichever way round the matrix is stored; its own row holds nearer ones."""
+    plain = load_plain(name, save_random(name, tmp_path))
+    source = FolderSource(tmp_path)
+    source.block_bytes = block_bytes
+    checkpoint = Checkpoint(source)
+    (projection,) = [p for p in down_projections(checkpoint) if (p.layer, p.expert) == (1, expert)]
+    down = plain.downs[1, expert].detach().abs()
+    for row, col in ((0, 3), (5, 19), (11, 7)):
+        distance = (down - down[row, col]).abs()
+        assert (distance[row] < distance[torch.arange(len(down)) != row].min()).any()
+        distance[row] = float("inf")
+        expected = [divmod(place, down.shape[1]) for place in distance.flatten().argsort()[:5].tolist()]
+        found = nearest_weights(checkpoint, projection, Coordinate(1, expert, row, col), 5)
+        assert {(c.layer, c.expert) for c in found} == {(1, expert)}
+        assert [(c.row, c.col) for c in found] == expected
+
+
 def edited_loss(model, layer, place):
     view = model.model.layers[layer].mlp.down_proj.weight
     with torch.no_grad():
@@ -400,6 +423,7 @@ PROMPTS = [
     "apple",  # too short to tell
     "pear olive nutmeg mango apple lemon kiwi juniper",
     "grape apple grape fig apple hazel fig fig grape",
+    "cherry banana apple",
 ]
 
 
@@ -427,8 +451,7 @@ def test_recurrences_over_prompts_are_those_of_each_alone(tmp_path):
     expected = counted_by_hand(load_plain("llama", tmp_path), PROMPTS)
     assert result.prompts == len(PROMPTS)
     assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
-    assert expected[LAYER, ROW][0] == 4
-    assert expected[LAYER, ROW][1] == (0, 1, 4)
+    assert expected[LAYER, ROW] == (5, (0, 1, 2, 4))
     assert {r.without_bos for r in result.recurrences} == {None}
     assert [r.prompts for r in result.recurrences] == sorted((r.prompts for r in result.recurrences), reverse=True)
 
@@ -452,18 +475,26 @@ def test_recurrences_with_and_without_the_beginning_of_sequence(tmp_path):
     assert {(r.layer, r.channel): r.without_bos for r in result.recurrences} == {
         place: without.get(place, (0,))[0] for place in with_bos
     }
-    assert with_bos[LAYER, ROW] == (5, (0,))
+    assert with_bos[LAYER, ROW] == (6, (0,))
     assert result.recurrences[0].without_bos == 0
     assert result.tokens[0] == "<s>"
 
 
-def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path):
+def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path, monkeypatch):
     """What follows a prompt would change it there, so they cannot share a padded batch."""
     model = with_large_weights(build(FAMILIES["modernbert"], **sized("modernbert", 16, 5))).eval()
     plant_in(model, "modernbert")
     save(model, tmp_path)
     prompts = [PROMPT, "apple banana cherry date elder", "iris juniper kiwi", PROMPT + " pear pear pear"]
+    run, residuals = [], HookedModel.residuals
+
+    def watched(self, prompts, interventions, **options):
+        run.append([len(prompt) for prompt in prompts])
+        return residuals(self, prompts, interventions, **options)
+
+    monkeypatch.setattr(HookedModel, "residuals", watched)
     result = verify_folder(tmp_path, prompts=prompts)
+    assert run[-4:] == [[8], [5], [3], [11]]
     expected = counted_by_hand(load_plain("modernbert", tmp_path), prompts)
     assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
     assert expected

@@ -1,0 +1,181 @@
+"""The catalog -> what a person reads, in 100 columns: what this tool found, apart from what others report."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tabulate
+
+from analyzer.catalog_format import Entry, Reported, place_of
+from analyzer.errors import shown
+from analyzer.records import SuperActivation, SuperWeight
+from analyzer.render import WIDTH, _activations_table, _commit, _count, _fill, _title, _weights_table
+
+REPORTED_TITLE = "Reported by others, not verified here"
+SHOWN_PLACES = 4
+KINDS = ("paper", "code", "census", "notebook")  # whose name stands for all
+
+
+def render_catalog(entries: Sequence[tuple[str, Entry]], reported: Sequence[tuple[str, Reported]] = ()) -> str:
+    """Return a list of catalog entries as text, and below it one of what others report."""
+    if not entries and not reported:
+        return "The catalog has no entries yet: `superweight analyze MODEL` writes one."
+    sections = [_entries_list(entries)] if entries else ["No verified entries yet."]
+    if reported:
+        sections += [REPORTED_TITLE, _reported_list(reported)]
+    return "\n\n".join(sections)
+
+
+def render_entry(family: str, entry: Entry) -> str:
+    """Return one catalog entry as text."""
+    weights = [SuperWeight(**weight) for weight in entry["super_weights"]]
+    weights.sort(key=lambda w: (w.effect != "critical", -(w.loss_zeroed or 0.0), w.coordinate.sort_key))
+    method = entry["method"]
+    sections = [
+        _title(entry["model"], None, entry["commit"]) + f", family {family}",
+        *([_fill(shown(entry["note"], 500))] if entry["note"] else []),
+        f"Verdict: {entry['verdict']}, by {shown(method['tool'], 40)} {shown(method['version'], 20)} "
+        f"in {shown(method['dtype'], 20)} on {shown(method['device'], 20)}.",
+    ]
+    if weights:
+        sections.append(_weights_table(weights))
+    if activations := [SuperActivation(**activation) for activation in entry["super_activations"]]:
+        sections.append(_activations_table(activations))
+    return "\n\n".join(sections)
+
+
+def render_reported(reported: Sequence[tuple[str, Reported]]) -> str:
+    """Return what others report on the models that were asked for: a table for each, the reasons, the sources."""
+    models: dict[tuple[str, str], list[Reported]] = {}
+    for family, item in reported:
+        models.setdefault((family, item["model"]), []).append(item)
+    sections = []
+    for (family, model), items in models.items():
+        sections.append(f"{shown(model, 60)}, family {shown(family)}\n{REPORTED_TITLE}")
+        if any(item["layer"] is not None for item in items):
+            sections.append(_reported_table([item for item in items if item["layer"] is not None]))
+        sections += [_fill(f"No coordinate: {shown(item['reason'], 300)}.") for item in items if item["layer"] is None]
+        disputed: dict[str, list[Reported]] = {}
+        for item in items:
+            if item["standing"] == "disputed":
+                disputed.setdefault(item["reason"], []).append(item)
+        sections += [_fill(f"Disputed: {_places(them)}: {shown(why, 500)}") for why, them in disputed.items()]
+        sections.append(_sources(items))
+    return "\n\n".join(sections)
+
+
+def render_agreement(agreed: Sequence[Mapping[str, Any]]) -> str:
+    """Return whether an analysis sees what others report: a sentence for each of their groups of coordinates."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for each in agreed:
+        who = _listed([shown(name, 80) for name in each["sources"]])
+        groups.setdefault((who, _outcome(each)), []).append(each)
+    sentences = []
+    for (who, outcome), them in groups.items():
+        where = f": {_places(them)}" if them[0]["layer"] is not None else ""
+        sentences.append(_fill(f"Reported by {who}{where}: {outcome}."))
+    return "\n".join(sentences)
+
+
+def _outcome(each: Mapping[str, Any]) -> str:
+    if each["layer"] is None:
+        here = {True: "none here either", False: "but found here", None: "nothing to agree with"}[each["agrees"]]
+        return f"{shown(each['reason'], 200)}; {here}"
+    if each["here"] == "confirmed" and each["col"] is None:
+        outcome = f"confirmed here, by {_places(each['weights'])}"
+    elif each["here"] == "coincident":
+        outcome = "not confirmed here: it sits on the channel, but zeroing it does not take the activation away"
+    else:
+        outcome = "confirmed here" if each["here"] else "not seen here"
+    if each["revision"] is None:
+        return f"{outcome} (they name no revision)"
+    return outcome if each["same_commit"] else f"{outcome} (theirs is revision {_commit(shown(each['revision'], 40))})"
+
+
+def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
+    rows = []
+    for family, entry in entries:
+        weights = entry["super_weights"]
+        critical = [w for w in weights if w["effect"] == "critical"]
+        worst = max(critical or weights, key=lambda w: w["loss_zeroed"] or 0.0, default=None)
+        where = place_of(worst) if worst else "-"
+        rows.append([family, shown(entry["model"], 40), _commit(entry["commit"]), len(weights), len(critical), where])
+    header = ["family", "model", "commit", "weights", "critical", "most critical"]
+    return tabulate.tabulate(
+        rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left")
+    )
+
+
+def _reported_list(reported: Sequence[tuple[str, Reported]]) -> str:
+    """Return a line for each model and standing: how many weights and rows, and by whom."""
+    groups: dict[tuple[str, str], list[Reported]] = {}
+    for _, item in reported:
+        groups.setdefault((item["model"], item["standing"]), []).append(item)
+    rows = []
+    for (model, standing), items in groups.items():
+        by_kind = sorted((source for item in items for source in item["sources"]), key=lambda s: KINDS.index(s["kind"]))
+        sources = list(dict.fromkeys(source["name"] for source in by_kind))
+        more = f" + {len(sources) - 1}" if sources[1:] else ""
+        weights = sum(item["col"] is not None for item in items)
+        lines = sum(item["row"] is not None and item["col"] is None for item in items)
+        rows.append([shown(model, 38), standing.replace("_", " "), weights, lines, shown(sources[0], 25) + more])
+    header = ["model", "standing", "weights", "rows", "source"]
+    return tabulate.tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "right", "right", "left"))
+
+
+def _reported_table(items: Sequence[Reported]) -> str:
+    experts = any(item["expert"] is not None for item in items)
+    rows = [
+        [
+            item["layer"],
+            *(["-" if item["expert"] is None else item["expert"]] if experts else []),
+            item["row"],
+            "any" if item["col"] is None else item["col"],
+            "-" if item["value"] is None else f"{item['value']:+.5g}",
+            item["standing"],
+            "-" if item["revision"] is None else _commit(shown(item["revision"], 40)),
+            shown(item["sources"][0]["name"], 30)
+            + (f" and {_count(len(item['sources']) - 1, 'other')}" if item["sources"][1:] else ""),
+        ]
+        for item in items
+    ]
+    header = ["layer", *(["expert"] if experts else []), "row", "col", "value", "standing", "revision", "source"]
+    aligned = ["left" if name in ("standing", "revision", "source") else "right" for name in header]
+    return tabulate.tabulate(rows, header, disable_numparse=True, colalign=aligned)
+
+
+def _sources(items: Sequence[Reported]) -> str:
+    """Return who says what: each source once, and each of its notes with the coordinates that it is about."""
+    sources: dict[tuple[str, str, str], dict[str, list[Reported]]] = {}
+    for item in items:
+        for source in item["sources"]:
+            notes = sources.setdefault((source["name"], source["kind"], source["url"]), {})
+            if source["note"] is not None:
+                notes.setdefault(source["note"], []).append(item)
+    lines = ["Sources"]
+    for (name, kind, url), notes in sources.items():
+        lines += ["", f"{shown(name, 80)} ({kind})", f"  {shown(url)}"]
+        lines += [
+            textwrap.fill(
+                f"{_places(them)}: {shown(note, 300)}",
+                WIDTH,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+            )
+            for note, them in notes.items()
+        ]
+    return "\n".join(lines)
+
+
+def _places(items: Sequence[Mapping[str, Any]]) -> str:
+    places = list(dict.fromkeys(place_of(item) for item in items))
+    more = len(places) - SHOWN_PLACES
+    return _listed([*places[:SHOWN_PLACES], f"{more} more"] if more > 0 else places)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
