@@ -17,16 +17,16 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from transformers.modeling_outputs import BaseModelOutput
 
 from analyzer.architectures import DownProjection
 from analyzer.checkpoint import Checkpoint
 from analyzer.detection import Entry, Trace
-from analyzer.errors import AnalyzerError, ForwardError, shown
+from analyzer.errors import ForwardError, shown
 from analyzer.interception import Passage, Zeroed, find_mlps, intercepted
 from analyzer.loading import BlockwiseModel
 from analyzer.records import Coordinate
 from analyzer.scan import read_row, read_weights
+from analyzer.stock import Answer, loading, model_class, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WINDOW_TOKENS = 512
@@ -62,7 +62,7 @@ class HookedModel:
         or the model cannot be built, CheckpointError where weights are missing.
         """
         self.name = checkpoint.source.model
-        self.device = _pick_device(device)
+        self.device = pick_device(device)
         self._folder = folder
         self._checkpoint = checkpoint
         self._projections = {(p.layer, p.expert): p for p in projections}
@@ -74,12 +74,12 @@ class HookedModel:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         picked = DTYPES.get(dtype) or (torch.float32 if self.device.type == "cpu" else self._stored_dtype())
-        with _loading(f"the model {self.name}"), warnings.catch_warnings(action="ignore"):
+        with loading(f"the model {self.name}"), warnings.catch_warnings(action="ignore"):
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             config._experts_implementation = "eager"  # the one that can be watched; a config cannot name a kernel
             self._blockwise = BlockwiseModel(
                 checkpoint,
-                _model_class(config),
+                model_class(config),
                 config,
                 lambda model: [mlp.block for mlp in find_mlps(self.name, model).values()],
                 device=self.device,
@@ -309,7 +309,7 @@ class HookedModel:
         name = self._blockwise.body_name
         body = self._model.get_submodule(name)
         try:
-            setattr(self._model, name, _Answer(hidden))
+            setattr(self._model, name, Answer(hidden))
             logits: torch.Tensor = self._model(
                 input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
             ).logits[0]
@@ -412,78 +412,11 @@ class HookedModel:
             files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
             if not any((self._folder / file).exists() for file in files):
                 raise ForwardError(f"{self.name} has no tokenizer: add its tokenizer files to the folder")
-            with _loading(f"the tokenizer of {self.name}"), warnings.catch_warnings(action="ignore"):
+            with loading(f"the tokenizer of {self.name}"), warnings.catch_warnings(action="ignore"):
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                     self._folder, trust_remote_code=False, local_files_only=True
                 )
         return self._tokenizer
-
-
-class _Answer(torch.nn.Module):
-    """Stands in for a model's body while its head runs; whatever part of it the head calls, this is the answer."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.__dict__["hidden"] = hidden
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return self
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutput:
-        """Return the hidden states, whatever was asked."""
-        return _Output(last_hidden_state=self.hidden)
-
-
-class _Output(BaseModelOutput):  # type: ignore[misc]
-    """Has nothing but the hidden states: of what a body may return beside them, caches and attentions, no head asks."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
-
-
-def _model_class(config: Any) -> Any:
-    """Return the auto class: of masked language models for those that are nothing else, else of causal ones."""
-    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    names = " ".join(config.architectures or ())
-    if masked and not getattr(config, "is_decoder", False) and (not causal or "CausalLM" not in names):
-        return transformers.AutoModelForMaskedLM
-    return transformers.AutoModelForCausalLM
-
-
-def _pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    available = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(device.type, 0)
-    if (device.index or 0) >= available:
-        raise ForwardError(f"there is no device {name} here: use --device auto")
-    return device
-
-
-@contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Turn whatever third-party loaders raise on files that nobody vouches for into one line."""
-    try:
-        yield
-    except AnalyzerError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if "trust_remote_code" in reason:
-            reason = "it needs code of its own, which is never run"
-        elif "ignore_mismatched_sizes" in reason:
-            reason = "its config.json does not fit its weights"
-        raise ForwardError(f"cannot load {what}: {shown(reason)}") from error
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
