@@ -103,6 +103,11 @@ class HookedModel:
         return tuple(self._mlps)
 
     @property
+    def hidden_size(self) -> int:
+        """How many channels the residual stream has."""
+        return next(iter(self._projections.values())).shape[0]
+
+    @property
     def bytes_read(self) -> int:
         """How many bytes of the checkpoint have been read so far, headers and all."""
         return self._checkpoint.bytes_read
@@ -233,8 +238,7 @@ class HookedModel:
         for length in sorted({len(window) for window in windows}, reverse=True):
             same = [window for window in windows if len(window) == length]
             pairs = [(window, index) for window in same for index in range(len(interventions))]
-            width = self._projections[next(iter(self._projections))].shape[0]
-            rows = max(1, PASS_BYTES // (4 * length * (3 * width + length)))
+            rows = max(1, PASS_BYTES // (4 * length * (3 * self.hidden_size + length)))
             for start in range(0, len(pairs), rows):
                 part = pairs[start : start + rows]
                 for (_, index), nll in zip(part, self._likelihoods(part, interventions, progress), strict=True):
@@ -343,11 +347,11 @@ class HookedModel:
                     block = self._model.get_submodule(mlp.block)
 
                     def on_whole(_m: object, _a: object, output: Any, layer: int = layer) -> None:
-                        left = output[0] if isinstance(output, tuple) else output
+                        left = output if isinstance(output, torch.Tensor) else output[0]
                         outputs[layer] = _numpy(left.reshape(-1, left.shape[-1]))
 
                     def on_block(_m: object, _a: object, output: Any, layer: int = layer) -> None:
-                        hidden = output[0] if isinstance(output, tuple) else output
+                        hidden = output if isinstance(output, torch.Tensor) else output[0]
                         streams[layer] = _numpy(hidden.reshape(len(prompts), -1, hidden.shape[-1]))
                         seen = tuple(streams)
                         if layer == last_layer or enough(seen, np.stack([streams[n][0] for n in seen])):

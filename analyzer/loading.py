@@ -9,8 +9,9 @@ head is multiplied in slices. A model that is small enough keeps its blocks once
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -85,7 +86,6 @@ class BlockwiseModel:
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
         self._keep = parameters * dtype.itemsize <= keep_bytes
         self._plan = self._assign()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._ahead: dict[str, Future[dict[str, torch.Tensor]]] = {}
         self._loaded: set[str] = set()
         for buffer_name, buffer in self.model.named_buffers():
@@ -167,9 +167,9 @@ class BlockwiseModel:
             outputs.append(forward(*_picked(args, batch, self.rows), **few))
         place = {row: index for index, row in enumerate(distinct)}
         back = torch.tensor([place[first[kind]] for kind in kinds], device=hidden.device)
-        if isinstance(outputs[0], tuple):
-            return (torch.cat([output[0] for output in outputs])[back], *outputs[0][1:])
-        return torch.cat(outputs)[back]
+        if isinstance(outputs[0], torch.Tensor):
+            return torch.cat(outputs)[back]
+        return (torch.cat([output[0] for output in outputs])[back], *outputs[0][1:])
 
     def _bytes_of_a_row(self, hidden: torch.Tensor) -> int:
         """Return about what a block needs for one row: its inner activations, and eager attention's weights twice."""
@@ -179,7 +179,17 @@ class BlockwiseModel:
         return int(tokens * (16 * width + 2 * heads * tokens) * 4)
 
     def _start(self, name: str) -> Future[dict[str, torch.Tensor]]:
-        return self._reader.submit(self._read, self._plan[name])
+        """Have a block's weights read on a thread that nobody waits for at the end: they may not be needed any more."""
+        future: Future[dict[str, torch.Tensor]] = Future()
+
+        def read() -> None:
+            try:
+                future.set_result(self._read(self._plan[name]))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=read, name="weights", daemon=True).start()
+        return future
 
     def _read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         dtypes = {name: _dtype(self.checkpoint, name) for name in names}
@@ -292,6 +302,7 @@ class SlicedHead(torch.nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
+        self.weight = torch.empty(0, dtype=dtype, device=device)  # some models ask for its dtype
         self.bias = bias
         self._checkpoint, self._source, self._shape = checkpoint, source, shape
         self._device, self._dtype = device, dtype

@@ -40,7 +40,7 @@ MIN_TOKENS = 3  # with fewer, a channel that is large at one position is large a
 MAX_ROUNDS = 5  # of zeroing what was found and looking again
 PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}
 DEFAULT_THRESHOLDS = Thresholds()
-TRACE_BATCH = 16  # interventions in one pass over the prompt; bounds what the recorded streams take
+STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
 
 
 def verify(
@@ -208,11 +208,16 @@ def _zeroed_streams(
     zeroed: tuple[Coordinate, ...],
 ) -> Iterator[tuple[Attribution, Stream]]:
     """Yield each attributed weight with the residual stream without it, beside those already zeroed."""
-    for start in range(0, len(attributions), TRACE_BATCH):
-        batch = attributions[start : start + TRACE_BATCH]
+    rows = _rows_at_once(model, len(ids))
+    for start in range(0, len(attributions), rows):
+        batch = attributions[start : start + rows]
         interventions = [(*zeroed, attribution.coordinate) for attribution in batch]
         streams = model.residuals([ids] * len(batch), interventions, last_layer=trace.layers[-1])
         yield from zip(batch, streams, strict=True)
+
+
+def _rows_at_once(model: HookedModel, tokens: int) -> int:
+    return max(1, STREAM_BYTES // (4 * len(model.layers) * tokens * model.hidden_size))
 
 
 def _masking(
@@ -303,11 +308,13 @@ def _places(
     if not prompts:
         return {}
     longest = max(len(prompt) for prompt in prompts)
-    if causal:  # what follows a prompt changes nothing in it, so all can ride in one batch
+    if causal:  # what follows a prompt changes nothing in it, so many can ride in one batch
         padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
-        streams = list(model.residuals(padded, [()] * len(padded)))
+        rows = _rows_at_once(model, longest)
+        batches = [padded[start : start + rows] for start in range(0, len(padded), rows)]
     else:
-        streams = [model.residuals([prompt], [()])[0] for prompt in prompts]
+        batches = [[list(prompt)] for prompt in prompts]
+    streams = (stream for batch in batches for stream in model.residuals(batch, [()] * len(batch)))
     places: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
         activations, _ = detect(stream[:, : len(prompt)], model.layers, [""] * len(prompt), thresholds)

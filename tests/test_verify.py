@@ -1,6 +1,8 @@
 """The verdict on models whose answer is known: a planted super weight, random weights, and the real sample model."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +410,32 @@ def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder):
     assert not list(source.folder(()).glob("*.safetensors"))
 
 
+def test_early_stop_does_not_wait_for_a_block_that_it_does_not_need(hub, superweight, deep_folder):
+    """The next block is read ahead; here those bytes never come, and the command ends all the same."""
+    hub.add("me/deep", deep_folder)
+    tensors = Checkpoint(FolderSource(deep_folder)).tensors
+    names = [name for name in tensors if name.startswith("model.layers.4.")]
+    start = min(tensors[name].record.start for name in names)
+    stop = max(tensors[name].record.stop for name in names)
+    stalled = []
+
+    def tamper(request, reply):
+        first, _, last = (request.range or "").removeprefix("bytes=").partition("-")
+        if request.origin == "cdn" and first and int(first) < stop and int(last) >= start:
+            stalled.append(request)
+            return replace(reply, stall=True, cut=0)
+        return reply
+
+    hub.tamper = tamper
+    began = time.monotonic()
+    process = superweight("verify", "me/deep", "--early-stop", "--json", "--prompt", PROMPT)
+    output, _ = process.communicate(timeout=50)
+    assert process.returncode == 0
+    assert json.loads(output)["verdict"] == "found"
+    assert stalled
+    assert time.monotonic() - began < 30
+
+
 def test_early_stop_without_a_super_activation_is_none(tmp_path):
     result = verify_folder(save(random_llama(), tmp_path), early_stop=True)
     assert (result.verdict, result.super_weights) == ("none", ())
@@ -454,6 +482,23 @@ def test_recurrences_over_prompts_are_those_of_each_alone(tmp_path):
     assert expected[LAYER, ROW] == (5, (0, 1, 2, 4))
     assert {r.without_bos for r in result.recurrences} == {None}
     assert [r.prompts for r in result.recurrences] == sorted((r.prompts for r in result.recurrences), reverse=True)
+
+
+def test_long_prompts_ride_in_as_many_passes_as_memory_asks_for(tmp_path, monkeypatch):
+    save(plant(random_llama(), value=0.2), tmp_path)
+    at_once = verify_folder(tmp_path, prompts=PROMPTS)
+    run, residuals = [], HookedModel.residuals
+
+    def watched(self, prompts, interventions, **options):
+        run.append(len(prompts))
+        return residuals(self, prompts, interventions, **options)
+
+    monkeypatch.setattr(HookedModel, "residuals", watched)
+    monkeypatch.setattr("analyzer.verify.STREAM_BYTES", 4 * 6 * 9 * 128 * 3)  # of three of the longest prompt
+    apart = verify_folder(tmp_path, prompts=PROMPTS)
+    assert run[-2:] == [3, 3]
+    assert apart.recurrences == at_once.recurrences
+    assert [w.coordinate for w in apart.super_weights] == [w.coordinate for w in at_once.super_weights]
 
 
 def test_recurrences_with_and_without_the_beginning_of_sequence(tmp_path):
