@@ -24,9 +24,7 @@ TEXT_IDS = list(range(1, 17)) * 4
 # What `plant` puts there: written by one weight, on the first token of PROMPT.
 LAYER, ROW, COL, VALUE = 1, 77, 31, 2.0
 # The families that the forward pass is tested with.
-MIXTURES = (
-    *("deepseek_v2", "deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "gpt_oss", "llama4_text"),
-)
+MIXTURES = ("deepseek_v2", "deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "gpt_oss", "llama4_text")
 MASKED = ("bert", "modernbert")
 DENSE = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2"),

@@ -204,16 +204,19 @@ def test_the_weight_of_a_shared_expert_is_its_gates(pair):
 
 @pytest.mark.parametrize("name", DENSE + MIXTURES)
 def test_every_output_is_the_sum_of_its_terms(pair, name):
-    """W[row] times what entered, over all experts, and the bias, is what the MLP adds: at every layer and position."""
+    """W[row] times what entered, over all experts, and the bias, is what the MLP adds, at every layer and position."""
     plain, model = pair(name)
     trace = model.trace(PROMPT_IDS)
+    matrices = {}
+    for (layer, expert), down in plain.downs.items():
+        rows = [model.weight_row(layer, expert, row) for row in range(model.down_shape(layer, expert)[0])]
+        np.testing.assert_allclose(rows, down.detach(), rtol=1e-6)
+        matrices[layer, expert] = np.array(rows)
     for layer, block in enumerate(plain.blocks):
         for position in range(len(PROMPT_IDS)):
             total = np.array(bias_of(plain, block, layer, position, trace), np.float64) + np.zeros(16)
             for expert, entered in trace.at(layer, position):
-                rows = [model.weight_row(layer, expert, row) for row in range(model.down_shape(layer, expert)[0])]
-                np.testing.assert_allclose(rows, plain.downs[layer, expert].detach(), rtol=1e-6)
-                total += rows @ entered
+                total += matrices[layer, expert] @ entered
             output = trace.outputs[layer][position]
             np.testing.assert_allclose(output, total, rtol=0, atol=1e-5 * np.abs(output).max())
 

@@ -345,7 +345,7 @@ def test_controls_are_nearest_in_magnitude_and_random(tmp_path):
 @pytest.mark.parametrize("block_bytes", [100, 1 << 20])
 @pytest.mark.parametrize(("name", "expert"), [("llama", None), ("gpt2", None), ("mixtral", 2), ("gpt_oss", 3)])
 def test_nearest_weights_are_nearest(tmp_path, name, expert, block_bytes):
-    """Of other rows, by brute force, whichever way round the matrix is stored; its own row holds nearer ones."""
+    """Of other rows, by brute force, whichever way round the matrix is stored; nearest of all is the weight itself."""
     plain = load_plain(name, save_random(name, tmp_path))
     source = FolderSource(tmp_path)
     source.block_bytes = block_bytes
@@ -354,7 +354,6 @@ def test_nearest_weights_are_nearest(tmp_path, name, expert, block_bytes):
     down = plain.downs[1, expert].detach().abs()
     for row, col in ((0, 3), (5, 19), (11, 7)):
         distance = (down - down[row, col]).abs()
-        assert (distance[row] < distance[torch.arange(len(down)) != row].min()).any()
         distance[row] = float("inf")
         expected = [divmod(place, down.shape[1]) for place in distance.flatten().argsort()[:5].tolist()]
         found = nearest_weights(checkpoint, projection, Coordinate(1, expert, row, col), 5)
@@ -551,7 +550,7 @@ def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path
 @pytest.fixture(scope="module")
 def sample():
     torch.set_num_threads(2)
-    yield verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:600], top=5)
+    yield verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:600], top=3)
     torch.set_num_threads(1)
 
 
