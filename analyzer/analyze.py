@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -15,25 +14,22 @@ from analyzer.architectures import DownProjection, check_can_be_run
 from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import Entry, make_entry
 from analyzer.checkpoint import Checkpoint
-from analyzer.diff import Side, parse_side, side_of_scan
 from analyzer.effects import Progress
-from analyzer.errors import ArchitectureError, ResultError, SourceError, shown
+from analyzer.errors import ArchitectureError, SourceError, shown
 from analyzer.records import Coordinate, Outlier, ScanResult, VerifyResult
 from analyzer.scan import (
     down_projection_bytes,
     down_projections,
     in_layers,
     nearest_weights,
-    read_weights,
     scan,
     static_ranks,
 )
-from analyzer.source import FolderSource, Source, open_source
+from analyzer.source import FolderSource, Source
 from analyzer.verify import DEFAULT_THRESHOLDS, PARAMETERS, verify
 
 MAX_TEXT_BYTES = 10_000_000
 MAX_PROMPTS = 1000
-MAX_RESULT_BYTES = 100_000_000
 
 
 def evaluation_text() -> str:
@@ -83,7 +79,7 @@ def run_scan(
     num_layers = 1 + max(projection.layer for projection in projections)
     if layers is not None:
         projections = in_layers(source.model, projections, layers)
-    return _scan(checkpoint, projections, score, top, progress, use_cache=use_cache, num_layers=num_layers)
+    return scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache, num_layers=num_layers)
 
 
 def run_verify(
@@ -115,11 +111,11 @@ def run_verify(
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
     if not early_stop:
-        scanned = _scan(checkpoint, projections, score, top, progress)
+        scanned = scan_checkpoint(checkpoint, projections, score, top, progress)
         candidates += scanned.outliers
         other = "gain" if score == "magnitude" else "magnitude"
         with suppress(ArchitectureError):  # whose gain cannot be told
-            candidates += _scan(checkpoint, projections, other, top, progress).outliers
+            candidates += scan_checkpoint(checkpoint, projections, other, top, progress).outliers
 
     from analyzer.forward import HookedModel  # imports torch, which a scan never needs
 
@@ -211,44 +207,7 @@ def content_hash(checkpoint: Checkpoint) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def open_side(
-    name: str,
-    *,
-    token: str | None = None,
-    score: str = "magnitude",
-    top: int = 20,
-    use_cache: bool = True,
-    progress: Progress = lambda *_: None,
-) -> Side:
-    """Return one side of a comparison: a result saved with --json, or a model that is scanned now.
-
-    Raises AnalyzerError where it is neither.
-    """
-    path = _existing_file(name)
-    if path is None:
-        if name.endswith(".json"):
-            raise ResultError(f"there is no saved result {shown(name)}")
-        checkpoint = Checkpoint(open_source(name, token=token))
-        projections = down_projections(checkpoint)
-        scanned = _scan(checkpoint, projections, score, top, progress, use_cache=use_cache)
-        return side_of_scan(scanned, partial(read_weights, checkpoint, projections))
-    try:
-        if path.stat().st_size > MAX_RESULT_BYTES:
-            raise ResultError(f"{shown(name)} has more than {MAX_RESULT_BYTES} bytes, too many to be a saved result")
-        return parse_side(path.read_text("utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"cannot read {shown(name)}: {shown(error)}") from error
-
-
-def _existing_file(name: str) -> Path | None:
-    try:
-        path = Path(name).expanduser()
-        return path if path.is_file() else None
-    except (OSError, RuntimeError):  # no name that a file can have: open_source says what is wrong with it
-        return None
-
-
-def _scan(
+def scan_checkpoint(
     checkpoint: Checkpoint,
     projections: Sequence[DownProjection],
     score: str,
@@ -258,12 +217,19 @@ def _scan(
     use_cache: bool = True,
     num_layers: int | None = None,
 ) -> ScanResult:
-    done, total = 0, down_projection_bytes(projections)
+    """Scan these down projections, with the user's cache. Raises AnalyzerError where they cannot be read."""
+    advance = counted(progress, down_projection_bytes(projections))
+    cache = ResultCache(cache_folder()) if use_cache else None
+    return scan(checkpoint, projections, score=score, top=top, num_layers=num_layers, cache=cache, progress=advance)
+
+
+def counted(progress: Progress, total: int) -> Callable[[int], None]:
+    """Return what adds up the bytes that a scan is told of, and shows how many of the total are done."""
+    done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count  # from several threads; a lost update would only misdraw the bar
         progress("scan", done, total)
 
-    cache = ResultCache(cache_folder()) if use_cache else None
-    return scan(checkpoint, projections, score=score, top=top, num_layers=num_layers, cache=cache, progress=advance)
+    return advance

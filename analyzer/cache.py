@@ -12,14 +12,17 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
 
 from analyzer.architectures import model_types
+from analyzer.changes import MatrixChange
 from analyzer.checkpoint import Checkpoint
 from analyzer.errors import SourceError, shown
 from analyzer.matrices import Matrix, Part, quantization
@@ -43,20 +46,27 @@ def cache_folder() -> Path:
         raise SourceError(f"{DIRECTORY} is {shown(chosen)}, which is no folder ({error}): set another") from error
 
 
-def describe(checkpoint: Checkpoint, score: str, matrix: Matrix, parts: Iterable[Part]) -> str | None:
+def describe(
+    checkpoint: Checkpoint,
+    score: str,
+    matrix: Matrix,
+    parts: Iterable[Part],
+    content: Callable[[str], str | None] | None = None,
+) -> str | None:
     """Return the key of one tensor's result, as text; null where a file of it has no content hash.
 
-    `parts` is all that the result depends on.
+    `parts` is all that the result depends on; `content` tells a file's hash in place of the checkpoint's source.
     """
     config = checkpoint.config
+    content = content or checkpoint.source.content
     places = []
     for part in parts:
         tensor = checkpoint.tensors[part.tensor]
-        content = checkpoint.source.content(tensor.filename)
-        if content is None:
+        digest = content(tensor.filename)
+        if digest is None:
             return None
         start = tensor.record.start
-        places.append([content, start + part.start, start + part.stop, part.dtype, list(part.shape)])
+        places.append([digest, start + part.start, start + part.stop, part.dtype, list(part.shape)])
     how = [repr(matrix.encoding), list(matrix.shape), matrix.transposed]
     # The same tensors are another model where the config says so: its norms multiply by 1 + weight, say.
     return json.dumps([METHOD, score, how, sorted(model_types(config)), quantization(config), places], sort_keys=True)
@@ -71,13 +81,9 @@ class ResultCache:
 
     def load(self, key: str, top: int) -> TensorSummary | None:
         """Return the summary with its `top` best weights, if an entry of this key has as many."""
-        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            path = self._path(key)
-            if not path.is_file() or path.stat().st_size > MAX_ENTRY_BYTES:
-                return None
-            entry = json.loads(path.read_bytes())
-            body = entry["body"]
-            if entry["sha256"] != _digest(body) or body["key"] != key or body["top"] < top:
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            body = self._load(key)
+            if body is None or body["top"] < top:
                 return None
             mean_abs, std, max_abs = body["figures"]
             return TensorSummary(
@@ -96,7 +102,6 @@ class ResultCache:
         if top > MAX_TOP:
             return
         body = {
-            "key": key,
             "top": top,
             "figures": [summary.mean_abs, summary.std, summary.max_abs],
             "nonfinite": summary.nonfinite,
@@ -104,12 +109,41 @@ class ResultCache:
             "values": summary.values.tolist(),
             "scores": summary.scores.tolist(),
         }
+        self._save(key, body)
+
+    def load_change(self, key: str) -> MatrixChange | None:
+        """Return how two versions of a matrix differ, if that is kept under their common key."""
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            body = self._load(key)
+            if body is not None:
+                same, place = body["same"] is True, body["place"]
+                figures = (float(body[name]) for name in ("old", "new", "squares"))
+                return MatrixChange(same, None if place is None else int(place), *figures)
+        return None
+
+    def save_change(self, key: str, change: MatrixChange) -> None:
+        """Keep how two versions of a matrix differ; whole or not at all."""
+        self._save(key, asdict(change))
+
+    def _load(self, key: str) -> dict[str, Any] | None:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            path = self._path(key)
+            if not path.is_file() or path.stat().st_size > MAX_ENTRY_BYTES:
+                return None
+            entry = json.loads(path.read_bytes())
+            body: dict[str, Any] = entry["body"]
+            if entry["sha256"] == _digest(body) and body["key"] == key:
+                return body
+        return None
+
+    def _save(self, key: str, body: Mapping[str, Any]) -> None:
+        keyed = {"key": key, **body}
         path = self._path(key)
         temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_text(json.dumps({"sha256": _digest(body), "body": body}))
+                temporary.write_text(json.dumps({"sha256": _digest(keyed), "body": keyed}))
                 temporary.replace(path)
             except OSError:
                 temporary.unlink(missing_ok=True)  # a full disk needs the room

@@ -131,7 +131,21 @@ def coordinates_of(model: str, *, folder: Path | str = Path("catalog")) -> list[
     `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. The list is empty where
     nothing was found. Raises CatalogError where the catalog has no such model, naming the nearest, or is broken.
     """
-    entries, reported = lookup(read_documents(Path(folder)), model)
+    return _coordinates_in(read_documents(Path(folder)), model)
+
+
+def known_of(folder: Path, model: str) -> list[KnownCoordinate]:
+    """Return what coordinates_of does, or nothing where the catalog has no such model or is not there.
+
+    Raises CatalogError where the catalog is broken.
+    """
+    documents = read_documents(folder) if folder.is_dir() else {}
+    names = {item["model"] for _, item in (*entries_in(documents), *reported_in(documents))}
+    return _coordinates_in(documents, model) if any(model.lower() in _names(name) for name in names) else []
+
+
+def _coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
+    entries, reported = lookup(documents, model)
     types = {entry["model"].lower(): entry["model_type"] for _, entry in entries}
     known = [
         KnownCoordinate(

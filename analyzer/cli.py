@@ -28,6 +28,7 @@ from analyzer.options import (
 from analyzer.progress import progress_bars
 
 if TYPE_CHECKING:
+    from analyzer.diff_records import DiffResult
     from analyzer.records import VerifyResult
 
 
@@ -45,6 +46,13 @@ class Layers(click.ParamType[tuple[range, ...]]):
                 self.fail(f"{shown(part)!r} is neither a layer nor a range such as 0-10", param, ctx)
             ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
         return tuple(ranges)
+
+
+def _revisions(_ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    names = [] if value is None else [name.strip() for name in value.split(",")]
+    if value is not None and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
+        raise click.BadParameter("names two or more revisions, each once, with commas between", param=param)
+    return names
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -247,41 +255,81 @@ def analyze(
 
 @cli.command()
 @click.argument("old", metavar="A")
-@click.argument("new", metavar="B")
+@click.argument("new", metavar="[B]", required=False)
+@click.option(
+    "--revisions",
+    callback=_revisions,
+    metavar="a,b,c",
+    help="In place of B: follow the outliers of the model A through these branches, tags or commits.",
+)
 @top_option
 @score_option
 @cache_option
 @token_option
+@catalog_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print one table as CSV on stdout, nothing else.")
 @json_option
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE.png",
+    help="With --revisions: draw the weights that were followed.",
+)
 @quiet_option
 def diff(
-    old: str, new: str, top: int, score: str, use_cache: bool, token: str | None, as_json: bool, quiet: bool
+    old: str,
+    new: str | None,
+    revisions: list[str],
+    as_csv: bool,
+    as_json: bool,
+    plot: Path | None,
+    folder: Path,
+    quiet: bool,
+    **how: Any,
 ) -> None:
-    """Show what changed between two versions' outliers and super weights.
+    """Show what changed between two versions: super weights, outliers, and where in the network.
 
-    A and B are models, revisions of one (owner/name@revision), or results saved with --json. Super weights are
-    compared where both are results saved by verify or analyze.
+    A and B are models, revisions of one (owner/name@revision), folders, or results saved with --json. Files that two
+    models share are not read. The super weights are those of saved results, or those that the catalog knows.
 
     \b
     Examples:
       superweight diff EleutherAI/pythia-410m@step1000 EleutherAI/pythia-410m@step143000
+      superweight diff EleutherAI/pythia-410m --revisions step1000,step143000 --plot steps.png
       superweight diff before.json after.json
     """
-    from analyzer.analyze import open_side
-    from analyzer.diff import compare
+    from analyzer.diff_records import History
     from analyzer.records import plain
-    from analyzer.render import render_diff
+    from analyzer.render_diff import diff_csv, history_csv, render_diff, render_history
+    from analyzer.versions import run_diff, run_history
 
+    if (new is None) == (not revisions):
+        raise click.UsageError("give either B or --revisions")
+    if as_csv and as_json:
+        raise click.UsageError("give either --csv or --json")
+    if plot and not revisions:
+        raise click.UsageError("--plot draws --revisions")
+    _check_plot(plot)
+    result: DiffResult | History
+    more: dict[str, Any] = {}
     with progress_bars(quiet) as progress:
-        sides = [
-            open_side(name, token=token, score=score, top=top, use_cache=use_cache, progress=progress)
-            for name in (old, new)
-        ]
-    result = compare(*sides)
-    if as_json:
-        print_json({**plain(result), "identical": result.identical})
-    else:
-        click.echo(render_diff(result))
+        if new is not None:
+            result = run_diff(old, new, catalog=folder, progress=progress, **how)
+            text = diff_csv(result) if as_csv else render_diff(result)
+            more = {"identical": result.identical}
+        else:
+            result = run_history(old, revisions, catalog=folder, progress=progress, **how)
+            text = history_csv(result) if as_csv else render_history(result)
+    try:
+        if plot and isinstance(result, History):
+            from analyzer.plots import plot_history
+
+            plot_history(result, plot)
+    finally:  # a full disk must not cost the result as well
+        if as_json:
+            print_json({**plain(result), **more})
+        else:
+            click.echo(text, nl=not as_csv)
 
 
 @cli.command()

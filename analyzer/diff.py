@@ -1,19 +1,19 @@
-"""Pure: two results -> what changed between their outliers and their super weights."""
+"""Pure: two results -> what changed between their super weights, their outliers, and their layers."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from analyzer.catalog import KnownCoordinate
+from analyzer.diff_records import Change, DiffResult, LayerChange
 from analyzer.errors import ResultError, shown
-from analyzer.records import Change, Coordinate, DiffResult, LayerChanges, ScanResult
+from analyzer.layers import layers_of_outliers
+from analyzer.records import Coordinate, Fields, Outliers, ScanResult
 
-KINDS = ("appeared", "vanished", "changed", "moved")
-
-Fields = Mapping[str, Any]
+KINDS = ("appeared", "vanished", "changed", "moved", "unchanged")
 
 # What of each record is compared and shown, beside its coordinate.
 OUTLIER_FIELDS = ("rank", "value")
@@ -22,30 +22,42 @@ COORDINATE_FIELDS = ("layer", "expert", "row", "col")
 
 
 Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
-"""Reads weights that were not ranked."""
+"""Reads weights that were not ranked, as far as the model has them."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two things compared; null where it has not been scanned, or not been verified.
+    """One of the two things compared; `outliers` and `super_weights` are null where there was no scan or verification.
 
-    `look_up` is there where the model itself is: a saved result knows only what was ranked.
+    `known` is what the catalog has of the model, by standing. `look_up` is there where the model itself is: a saved
+    result knows only what was ranked.
     """
 
     name: str
+    model: str | None
+    model_type: str | None
     sizes: tuple[int | None, int | None, int | None]
-    outliers: Mapping[Coordinate, Fields] | None
-    super_weights: Mapping[Coordinate, Fields] | None
+    score: str | None
+    prompt: str | None
+    outliers: Outliers | None
+    super_weights: Outliers | None
+    known: Mapping[Coordinate, str] = field(default_factory=dict)
     look_up: Lookup | None = None
 
 
 def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
     """Return a scan as one side of a comparison."""
-    name = f"{result.model}@{result.revision}" if result.revision else result.model
-    outliers: dict[Coordinate, Fields] = {
-        outlier.coordinate: {"rank": outlier.rank, "value": outlier.value} for outlier in result.outliers
-    }
-    return Side(name, (result.num_layers, result.hidden_size, result.intermediate_size), outliers, None, look_up)
+    return Side(
+        name=f"{result.model}@{result.revision}" if result.revision else result.model,
+        model=result.model,
+        model_type=result.model_type,
+        sizes=(result.num_layers, result.hidden_size, result.intermediate_size),
+        score=result.score,
+        prompt=None,
+        outliers={o.coordinate: {"rank": o.rank, "value": o.value} for o in result.outliers},
+        super_weights=None,
+        look_up=look_up,
+    )
 
 
 def parse_side(text: str, name: str) -> Side:
@@ -58,44 +70,102 @@ def parse_side(text: str, name: str) -> Side:
         sizes = tuple(loaded.get(key) for key in ("num_layers", "hidden_size", "intermediate_size"))
         outliers = _by_coordinate(loaded.get("outliers"), OUTLIER_FIELDS)
         super_weights = _by_coordinate(loaded.get("super_weights"), SUPER_WEIGHT_FIELDS)
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        texts = [loaded.get(key) for key in ("model", "model_type", "score", "prompt")]
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ResultError(f"{shown(name)} is not a result saved with --json ({shown(error, 80)})") from error
     if outliers is None and super_weights is None:
         raise ResultError(
             f"{shown(name)} holds neither outliers nor super weights: save it with scan or analyze --json"
         )
-    return Side(shown(name), sizes, outliers, super_weights)
+    model, model_type, score, prompt = (text if isinstance(text, str) else None for text in texts)
+    return Side(shown(name), model, model_type, sizes, score, prompt, outliers, super_weights)
 
 
-def compare(old: Side, new: Side) -> DiffResult:
-    """Return what changed from one side to the other, in order of rank or coordinate.
+def known_weights(coordinates: Sequence[KnownCoordinate]) -> dict[Coordinate, str]:
+    """Return the standing of each weight that the catalog knows; rows without a column are no weights."""
+    known: dict[Coordinate, str] = {}
+    for each in coordinates:
+        if each.col is not None:
+            standing = f"{each.standing}, {each.effect}" if each.effect else each.standing
+            known.setdefault(Coordinate(each.layer, each.expert, each.row, each.col), standing)
+    return known
 
-    An outlier appears or vanishes when it enters or leaves the ranked ones; what its weight is on the side where it
-    has no rank is looked up where that side is a model. Raises ResultError where the sides have nothing in common
-    to compare, ArchitectureError where one has weights that the other cannot have.
+
+def compare(
+    old: Side,
+    new: Side,
+    *,
+    layers: Sequence[LayerChange] | None = None,
+    bytes_read: int = 0,
+    bytes_shared: int = 0,
+) -> DiffResult:
+    """Return what changed from one side to the other.
+
+    `layers` are those of `layers_of_pairs` where both sides are models, whose outliers then rank among what differs;
+    else they are told from the outliers. An outlier appears or vanishes when it enters or leaves the ranked ones; what
+    its weight is on the side where it has no rank is looked up where that side is a model. Raises ResultError where
+    the sides have nothing in common to compare, or one has weights that the other cannot have.
     """
-    if any(a is not None and b is not None and a != b for a, b in zip(old.sizes, new.sizes, strict=True)):
-        layers, rows, cols = zip(old.sizes, new.sizes, strict=True)
-        raise ResultError(
-            f"{old.name} and {new.name} cannot be compared: "
-            f"layers {layers[0]} and {layers[1]}, rows {rows[0]} and {rows[1]}, columns {cols[0]} and {cols[1]}"
-        )
+    _check_comparable(old, new, with_layers=layers is not None)
+    among = "all" if layers is None else "changed"
+    both_verified = old.super_weights is not None and new.super_weights is not None
+    super_weights = _verified_changes(old, new) if both_verified else _known_changes(old, new)
+    outliers: list[Change] = []
+    unchanged = 0
+    if old.outliers is not None and new.outliers is not None:
+        changes = _changes(old.outliers, new.outliers, _outlier_kind)
+        if layers is None:
+            layers = layers_of_outliers(old.outliers, new.outliers, changes)
+        unchanged = sum(change.kind == "unchanged" for change in changes)
+        outliers = _looked_up([change for change in changes if change.kind != "unchanged"], old, new)
+    scanned = old.outliers is not None and new.outliers is not None
+    return DiffResult(
+        old=old.name,
+        new=new.name,
+        score=(new.score or old.score) if scanned else None,
+        super_weights_from="verified" if both_verified else "known" if super_weights else None,
+        super_weights=tuple(super_weights),
+        outliers_among=among if scanned else None,
+        outliers=tuple(outliers),
+        outliers_unchanged=unchanged,
+        layers=tuple(layers or ()),
+        notes=tuple(_notes(old, new, both_verified)),
+        bytes_read=bytes_read,
+        bytes_shared=bytes_shared,
+    )
+
+
+def _check_comparable(old: Side, new: Side, *, with_layers: bool) -> None:
     both_scanned = old.outliers is not None and new.outliers is not None
     both_verified = old.super_weights is not None and new.super_weights is not None
     if not both_scanned and not both_verified:
         raise ResultError(
             f"{old.name} and {new.name} have nothing in common to compare: one has outliers, the other super weights"
         )
-    outliers: list[Change] = []
-    layer_changes: tuple[LayerChanges, ...] = ()
-    if old.outliers is not None and new.outliers is not None:
-        changes = _changes(old.outliers, new.outliers, _outlier_kind)
-        layer_changes = _per_layer(changes, old.outliers, new.outliers)
-        outliers = _looked_up(changes, old.look_up, new.look_up)
-    super_weights = None
-    if old.super_weights is not None and new.super_weights is not None:
-        super_weights = tuple(_changes(_found(old.super_weights), _found(new.super_weights), _super_weight_kind))
-    return DiffResult(old.name, new.name, tuple(outliers), super_weights, layer_changes)
+    if both_scanned and old.score and new.score and old.score != new.score:
+        raise ResultError(
+            f"{old.name} is ranked by {shown(old.score, 20)}, {new.name} by {shown(new.score, 20)}: "
+            "scan both with the same --score"
+        )
+    if not with_layers and any(
+        a is not None and b is not None and a != b for a, b in zip(old.sizes[1:], new.sizes[1:], strict=True)
+    ):
+        layers, rows, cols = zip(old.sizes, new.sizes, strict=True)
+        raise ResultError(
+            f"{old.name} and {new.name} cannot be compared: "
+            f"layers {layers[0]} and {layers[1]}, rows {rows[0]} and {rows[1]}, columns {cols[0]} and {cols[1]}"
+        )
+
+
+def _notes(old: Side, new: Side, both_verified: bool) -> list[str]:
+    """Return what a reader should know before believing the comparison."""
+    notes = []
+    if old.model_type and new.model_type and old.model_type != new.model_type:
+        types = f"{shown(old.model_type, 40)} and {shown(new.model_type, 40)}"
+        notes.append(f"These are of different architectures ({types}): weights of one place need not correspond.")
+    if both_verified and old.prompt != new.prompt:
+        notes.append("They were verified with different prompts, which find different super activations.")
+    return notes
 
 
 def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields] | None:
@@ -105,72 +175,105 @@ def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields
     for record in records:
         layer, expert, row, col = (record[key] for key in COORDINATE_FIELDS)
         numbers = (layer, row, col, 0 if expert is None else expert)
-        if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(record["value"], int | float):
-            raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {record['value']}")
+        value = record["value"]
+        if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(value, int | float):
+            raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {value}")
+        if type(record.get("rank", 1)) is not int:
+            raise ValueError(f"not a rank: {record['rank']}")
+        if not all(isinstance(record.get(key), str | None) for key in ("status", "effect")):
+            raise ValueError(f"neither a status nor an effect: {record['status']}, {record['effect']}")
         tower = record.get("tower")
         if tower is not None and not isinstance(tower, str):
             raise ValueError(f"not a tower: {tower}")
-        found[Coordinate(layer, expert, row, col, tower)] = {key: record[key] for key in keys}
+        found[Coordinate(layer, expert, row, col, tower)] = {
+            **{key: record[key] for key in keys},
+            "value": float(value),
+        }
     return found
 
 
-def _found(super_weights: Mapping[Coordinate, Fields]) -> dict[Coordinate, Fields]:
-    """Leave out those that were looked at and rejected."""
-    return {c: fields for c, fields in super_weights.items() if fields["status"] != "rejected"}
+def _verified_changes(old: Side, new: Side) -> list[Change]:
+    """Compare the super weights of two verifications, without those that were looked at and rejected."""
+
+    def found(side: Side) -> dict[Coordinate, Fields]:
+        return {c: fields for c, fields in (side.super_weights or {}).items() if fields["status"] != "rejected"}
+
+    return _changes(found(old), found(new), _super_weight_kind)
 
 
-def _changes(
-    old: Mapping[Coordinate, Fields],
-    new: Mapping[Coordinate, Fields],
-    kind: Callable[[Fields, Fields], str | None],
-) -> list[Change]:
+def _known_changes(old: Side, new: Side) -> list[Change]:
+    """Compare the values of what one side alone, or the catalog, knows for super weights."""
+    known: dict[Coordinate, str] = {}
+    for side in (old, new):
+        for coordinate, fields in (side.super_weights or {}).items():
+            if fields["status"] == "confirmed":
+                effect = fields["effect"]
+                known[coordinate] = f"verified, {shown(effect, 20)}" if effect else "verified"
+        known = {**side.known, **known}
+    values = [_values_of(side, sorted(known, key=lambda c: c.sort_key)) for side in (old, new)]
+    changes = []
+    for coordinate in known:
+        before, after = values[0].get(coordinate), values[1].get(coordinate)
+        if before is None and after is None:
+            continue  # neither has such a weight
+        if any(value is None and not side.look_up for value, side in ((before, old), (after, new))):
+            kind = "unknown"  # a saved result has only what was ranked
+        else:
+            kind = _known_kind(before, after)
+        sides = [None if value is None else {"value": value} for value in (before, after)]
+        changes.append(Change(kind, coordinate.tower, *coordinate[:4], sides[0], sides[1], known[coordinate]))
+    return sorted(changes, key=lambda c: (c.known or "", c.coordinate.sort_key))
+
+
+def _known_kind(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "appeared" if before is None else "vanished"
+    return "unchanged" if before == after else "changed"
+
+
+def _values_of(side: Side, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
+    if side.look_up:
+        return dict(side.look_up(coordinates))
+    listed = {**(side.outliers or {}), **(side.super_weights or {})}
+    return {coordinate: listed[coordinate]["value"] for coordinate in coordinates if coordinate in listed}
+
+
+def _changes(old: Outliers, new: Outliers, kind: Callable[[Fields, Fields], str]) -> list[Change]:
+    """Return each weight of either side, with its kind of change, in the order of kinds and coordinates."""
     changes = []
     for coordinate in {**new, **old}:
         before, after = old.get(coordinate), new.get(coordinate)
-        if before is None:
-            what: str | None = "appeared"
-        elif after is None:
-            what = "vanished"
+        if before is None or after is None:
+            what = "appeared" if before is None else "vanished"
         else:
             what = kind(before, after)
-        if what is not None:
-            changes.append(Change(what, coordinate.tower, *coordinate[:4], before, after))
-    changes.sort(key=lambda c: (KINDS.index(c.kind), *c.coordinate.sort_key))
-    return changes
+        changes.append(Change(what, coordinate.tower, *coordinate[:4], before, after))
+    return sorted(changes, key=lambda c: (KINDS.index(c.kind), *c.coordinate.sort_key))
 
 
-def _looked_up(changes: Sequence[Change], old: Lookup | None, new: Lookup | None) -> list[Change]:
+def _looked_up(changes: Sequence[Change], old: Side, new: Side) -> list[Change]:
     """Fill in, where it can be read, the value that a weight has on the side where it has no rank."""
 
-    def unranked(kind: str, look_up: Lookup | None) -> dict[Coordinate, Fields]:
+    def unranked(kind: str, side: Side) -> dict[Coordinate, Fields]:
         wanted = [c.coordinate for c in changes if c.kind == kind]
-        values = look_up(wanted) if look_up and wanted else {}
+        if not side.look_up or not wanted:
+            return {}
+        values = side.look_up(wanted)
+        for coordinate in wanted:
+            if coordinate not in values:
+                raise ResultError(f"{side.name} has no weight {coordinate}: the two are of different sizes")
         return {coordinate: {"rank": None, "value": value} for coordinate, value in values.items()}
 
     before, after = unranked("appeared", old), unranked("vanished", new)
     return [replace(c, old=c.old or before.get(c.coordinate), new=c.new or after.get(c.coordinate)) for c in changes]
 
 
-def _outlier_kind(before: Fields, after: Fields) -> str | None:
+def _outlier_kind(before: Fields, after: Fields) -> str:
     if before["value"] != after["value"]:
         return "changed"
-    return "moved" if before["rank"] != after["rank"] else None
+    return "moved" if before["rank"] != after["rank"] else "unchanged"
 
 
-def _super_weight_kind(before: Fields, after: Fields) -> str | None:
+def _super_weight_kind(before: Fields, after: Fields) -> str:
     """Losses are measurements: what counts is the weight, its status and its effect."""
-    return "changed" if any(before[key] != after[key] for key in ("value", "status", "effect")) else None
-
-
-def _per_layer(
-    changes: Sequence[Change], old: Mapping[Coordinate, Fields], new: Mapping[Coordinate, Fields]
-) -> tuple[LayerChanges, ...]:
-    counts = Counter((change.layer, change.kind) for change in changes)
-    everything = Counter(coordinate.layer for coordinate in {**old, **new})
-    result = []
-    for layer, total in sorted(everything.items()):
-        appeared, vanished, changed, moved = (counts[layer, kind] for kind in KINDS)
-        result.append(
-            LayerChanges(layer, appeared, vanished, changed, moved, total - appeared - vanished - changed - moved)
-        )
-    return tuple(result)
+    return "changed" if any(before[key] != after[key] for key in ("value", "status", "effect")) else "unchanged"

@@ -15,7 +15,7 @@ from functools import reduce
 import numpy as np
 
 from analyzer.architectures import DownProjection, model_types
-from analyzer.checkpoint import Checkpoint
+from analyzer.checkpoint import Checkpoint, UseTile
 from analyzer.encodings import NUMPY_DTYPES, Tile
 from analyzer.errors import ArchitectureError, shown
 from analyzer.matrices import Matrix, Part, find_matrices, turned
@@ -94,8 +94,12 @@ class GainScan:
         top: int,
         finish: Callable[[TensorSummary], None],
         progress: Callable[[int], object],
+        watch: UseTile | None = None,
     ) -> Iterator[Want]:
-        """Yield the wishes to read what is around a projection, then itself; `finish` gets the summary."""
+        """Yield the wishes to read what is around a projection, then itself; `finish` gets the summary.
+
+        `watch` is handed every tile of the projection too.
+        """
         around, checkpoint, matrix = self._around[projection.sort_key], self._checkpoint, projection.matrix
         rows, cols = matrix.shape
         offset = 1.0 if self._one_plus and projection.tower in (None, "language") else 0.0
@@ -130,6 +134,8 @@ class GainScan:
 
         def rank(number: int, tile: Tile, bits: Unsigned) -> None:
             ranking.add(number, tile, bits, self._column_gains(lengths, cols), norms["after"])
+            if watch:
+                watch(number, tile, bits)
 
         def done() -> None:
             finish(ranking.summary())

@@ -70,20 +70,23 @@ class Matrix:
         """How many bytes of the checkpoint it is, scales and all."""
         return sum(part.stop - part.start for part in self.parts)
 
+    @property
+    def most_units(self) -> int:
+        """How many units a tile has at most."""
+        numbers = TILE_NUMBERS if isinstance(self.encoding, Plain) else TILE_NUMBERS // 4  # decoding takes more memory
+        return numbers // math.prod(self.encoding.expand)
+
     def tiles(self) -> Iterator[Tile]:
         """Yield the tiles in the order of the file; they depend on the matrix alone."""
         lines, units = self.data.shape
-        a_unit = math.prod(self.encoding.expand)
-        most = TILE_NUMBERS if isinstance(self.encoding, Plain) else TILE_NUMBERS // 4  # decoding takes more memory
-        if units * a_unit <= most:
-            step = most // (units * a_unit)
+        if units <= self.most_units:
+            step = self.most_units // units
             for line in range(0, lines, step):
                 yield Tile(line, min(step, lines - line), 0, units)
         else:
-            step = most // a_unit
             for line in range(lines):
-                for first in range(0, units, step):
-                    yield Tile(line, 1, first, min(step, units - first))
+                for first in range(0, units, self.most_units):
+                    yield Tile(line, 1, first, min(self.most_units, units - first))
 
     def span(self, tile: Tile) -> tuple[int, int]:
         """Return where a tile's bytes start and stop in the tensor that stores it; they are contiguous."""

@@ -1,4 +1,4 @@
-"""Pictures of a verification; the only importer of matplotlib."""
+"""Pictures of a verification, and of a model's revisions; the only importer of matplotlib."""
 
 from __future__ import annotations
 
@@ -17,11 +17,21 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from analyzer.diff_records import History
 from analyzer.errors import PlotError, shown
 from analyzer.records import Coordinate, LayerMaxima, Profile, VerifyResult
 
 # Two colours of Okabe and Ito's palette, which the colour-blind tell apart; line and marker differ as well.
 BLUE, VERMILION = "#0072B2", "#D55E00"
+MAX_LINES = 8
+STYLES = list(  # of that palette too
+    zip(
+        (BLUE, VERMILION, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"),
+        "os^DvP*X",
+        ("-", "--") * 4,
+        strict=True,
+    )
+)
 WIDTH, HEADER_HEIGHT, PANEL_HEIGHT, DPI = 10.0, 0.75, 3.25, 100  # inches, and pixels for each
 LINEAR_SPAN = 100.0  # largest over smallest magnitude from which on the scale is logarithmic
 MAX_SPAN = 1e8  # what is smaller than the largest by more than that is drawn as if next to zero
@@ -45,9 +55,17 @@ def plot_verification(result: VerifyResult, path: Path) -> None:
 
     Raises PlotError where the name does not end in .png, or the file cannot be written; it is then as it was.
     """
+    _write(draw(result), path)
+
+
+def plot_history(history: History, path: Path) -> None:
+    """Draw a model's revisions into a PNG file; see plot_verification."""
+    _write(draw_history(history), path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     check_plot(path)
     data = io.BytesIO()
-    figure = draw(result)
     FigureCanvasAgg(figure)  # no pyplot, whose state is global
     figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})  # which would name a version
     try:
@@ -84,6 +102,30 @@ def draw(result: VerifyResult) -> Figure:
     axes[-1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
     if result.layers:
         axes[-1].set_xlim(result.layers[0].layer - 0.5, result.layers[-1].layer + 0.5)
+    return figure
+
+
+def draw_history(history: History) -> Figure:
+    """Return the picture of a history: the magnitudes of up to MAX_LINES weights through the revisions."""
+    figure = Figure(figsize=(WIDTH, HEADER_HEIGHT + 1.5 * PANEL_HEIGHT), dpi=DPI, layout="constrained")
+    figure.suptitle(f"{_label(history.model, 70)}\nweights that rank best by {history.score}", parse_math=False)
+    axes = figure.subplots()
+    numbers = range(len(history.revisions))
+    for weight, (color, marker, line) in zip(history.weights[:MAX_LINES], STYLES, strict=False):
+        values = _magnitudes([math.nan if value is None else value for value in weight.values])
+        label = _place(weight.coordinate)
+        axes.plot(numbers, values, color=color, marker=marker, linestyle=line, markersize=4, label=label)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_ylabel("|weight| (dimensionless)")
+    axes.set_xlabel("Revision")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    names = [_label(revision.revision, 14) for revision in history.revisions]
+    axes.xaxis.set_major_formatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.tick_params(axis="x", labelrotation=30)
+    if history.weights:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -30,6 +30,11 @@ class Coordinate(NamedTuple):
         return f"({self.tower}: {numbers})" if self.tower else f"({numbers})"
 
 
+Fields = Mapping[str, Any]
+"""What a result says of one weight, by name."""
+Outliers = Mapping[Coordinate, Fields]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
     """One tensor of a safetensors file; `start` and `stop` are byte offsets in the file, stop exclusive."""
@@ -264,53 +269,6 @@ class VerifyResult:
     early_stop: bool
     bytes_read: int
     checkpoint_bytes: int
-
-
-@dataclass(frozen=True)
-class Change:
-    """One weight that differs between two results; `old` and `new` hold what each side says of it, or null."""
-
-    kind: str
-    tower: str | None
-    layer: int
-    expert: int | None
-    row: int
-    col: int
-    old: Mapping[str, Any] | None
-    new: Mapping[str, Any] | None
-
-    @property
-    def coordinate(self) -> Coordinate:
-        """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
-
-
-@dataclass(frozen=True)
-class LayerChanges:
-    """How many outliers of one layer appeared, vanished, changed in value, moved in rank alone, or stayed."""
-
-    layer: int
-    appeared: int
-    vanished: int
-    changed: int
-    moved: int
-    unchanged: int
-
-
-@dataclass(frozen=True)
-class DiffResult:
-    """What `diff` prints. `super_weights` is null where a side has not been verified."""
-
-    old: str
-    new: str
-    outliers: tuple[Change, ...]
-    super_weights: tuple[Change, ...] | None
-    layers: tuple[LayerChanges, ...]
-
-    @property
-    def identical(self) -> bool:
-        """True where nothing that was compared differs."""
-        return not self.outliers and not self.super_weights
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,8 @@ import tabulate
 from analyzer.catalog_format import Entry, Reported, place_of
 from analyzer.errors import shown
 from analyzer.records import SuperActivation, SuperWeight
-from analyzer.render import WIDTH, _activations_table, _commit, _count, _fill, _title, _weights_table
+from analyzer.render import activations_table, weights_table
+from analyzer.text import WIDTH, count_of, fill, model_title, short_commit
 
 REPORTED_TITLE = "Reported by others, not verified here"
 SHOWN_PLACES = 4
@@ -34,15 +35,15 @@ def render_entry(family: str, entry: Entry) -> str:
     weights.sort(key=lambda w: (w.effect != "critical", -(w.loss_zeroed or 0.0), w.coordinate.sort_key))
     method = entry["method"]
     sections = [
-        _title(entry["model"], None, entry["commit"]) + f", family {family}",
-        *([_fill(shown(entry["note"], 500))] if entry["note"] else []),
+        model_title(entry["model"], None, entry["commit"]) + f", family {family}",
+        *([fill(shown(entry["note"], 500))] if entry["note"] else []),
         f"Verdict: {entry['verdict']}, by {shown(method['tool'], 40)} {shown(method['version'], 20)} "
         f"in {shown(method['dtype'], 20)} on {shown(method['device'], 20)}.",
     ]
     if weights:
-        sections.append(_weights_table(weights))
+        sections.append(weights_table(weights))
     if activations := [SuperActivation(**activation) for activation in entry["super_activations"]]:
-        sections.append(_activations_table(activations))
+        sections.append(activations_table(activations))
     return "\n\n".join(sections)
 
 
@@ -56,12 +57,12 @@ def render_reported(reported: Sequence[tuple[str, Reported]]) -> str:
         sections.append(f"{shown(model, 60)}, family {shown(family)}\n{REPORTED_TITLE}")
         if any(item["layer"] is not None for item in items):
             sections.append(_reported_table([item for item in items if item["layer"] is not None]))
-        sections += [_fill(f"No coordinate: {shown(item['reason'], 300)}.") for item in items if item["layer"] is None]
+        sections += [fill(f"No coordinate: {shown(item['reason'], 300)}.") for item in items if item["layer"] is None]
         disputed: dict[str, list[Reported]] = {}
         for item in items:
             if item["standing"] == "disputed":
                 disputed.setdefault(item["reason"], []).append(item)
-        sections += [_fill(f"Disputed: {_places(them)}: {shown(why, 500)}") for why, them in disputed.items()]
+        sections += [fill(f"Disputed: {_places(them)}: {shown(why, 500)}") for why, them in disputed.items()]
         sections.append(_sources(items))
     return "\n\n".join(sections)
 
@@ -75,7 +76,7 @@ def render_agreement(agreed: Sequence[Mapping[str, Any]]) -> str:
     sentences = []
     for (who, outcome), them in groups.items():
         where = f": {_places(them)}" if them[0]["layer"] is not None else ""
-        sentences.append(_fill(f"Reported by {who}{where}: {outcome}."))
+        sentences.append(fill(f"Reported by {who}{where}: {outcome}."))
     return "\n".join(sentences)
 
 
@@ -91,7 +92,11 @@ def _outcome(each: Mapping[str, Any]) -> str:
         outcome = "confirmed here" if each["here"] else "not seen here"
     if each["revision"] is None:
         return f"{outcome} (they name no revision)"
-    return outcome if each["same_commit"] else f"{outcome} (theirs is revision {_commit(shown(each['revision'], 40))})"
+    return (
+        outcome
+        if each["same_commit"]
+        else f"{outcome} (theirs is revision {short_commit(shown(each['revision'], 40))})"
+    )
 
 
 def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
@@ -101,7 +106,9 @@ def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
         critical = [w for w in weights if w["effect"] == "critical"]
         worst = max(critical or weights, key=lambda w: w["loss_zeroed"] or 0.0, default=None)
         where = place_of(worst) if worst else "-"
-        rows.append([family, shown(entry["model"], 40), _commit(entry["commit"]), len(weights), len(critical), where])
+        rows.append(
+            [family, shown(entry["model"], 40), short_commit(entry["commit"]), len(weights), len(critical), where]
+        )
     header = ["family", "model", "commit", "weights", "critical", "most critical"]
     return tabulate.tabulate(
         rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left")
@@ -135,9 +142,9 @@ def _reported_table(items: Sequence[Reported]) -> str:
             "any" if item["col"] is None else item["col"],
             "-" if item["value"] is None else f"{item['value']:+.5g}",
             item["standing"],
-            "-" if item["revision"] is None else _commit(shown(item["revision"], 40)),
+            "-" if item["revision"] is None else short_commit(shown(item["revision"], 40)),
             shown(item["sources"][0]["name"], 30)
-            + (f" and {_count(len(item['sources']) - 1, 'other')}" if item["sources"][1:] else ""),
+            + (f" and {count_of(len(item['sources']) - 1, 'other')}" if item["sources"][1:] else ""),
         ]
         for item in items
     ]

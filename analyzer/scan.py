@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.architectures import DownProjection, find_down_projections
 from analyzer.cache import ResultCache, describe
-from analyzer.checkpoint import Checkpoint
+from analyzer.checkpoint import Checkpoint, UseTile
 from analyzer.encodings import Tile
 from analyzer.errors import ArchitectureError
 from analyzer.gain import GainScan
+from analyzer.matrices import Part
 from analyzer.outliers import Int64, Magnitudes, TensorSummary, TopK, Unsigned, count_before
 from analyzer.records import Coordinate, Outlier, ScanResult, TensorStatistics
 from analyzer.streaming import Want, stream
@@ -74,30 +76,89 @@ def scan(
     """
     began = time.perf_counter()
     summaries: dict[int, TensorSummary] = {}
-    gain = GainScan(checkpoint, projections) if score == "gain" else None
+    scanner = TensorScanner(checkpoint, projections, score=score, top=top, cache=cache, progress=progress)
 
     def wants() -> Iterator[Want]:
         for index, projection in enumerate(projections):
-            parts = gain.parts(projection) if gain else projection.matrix.parts
-            key = describe(checkpoint, score, projection.matrix, parts) if cache else None
-            known = cache.load(key, top) if cache and key else None
-            if known is not None:
-                summaries[index] = known
-                progress(projection.matrix.stored_bytes)
-                continue
-
-            def finish(summary: TensorSummary, index: int = index, key: str | None = key) -> None:
-                summaries[index] = summary
-                if cache and key:
-                    cache.save(key, top, summary)
-
-            if gain:
-                yield from gain.wants(projection, top, finish, progress)
-            else:
-                yield from _magnitude_wants(checkpoint, projection, top, finish, progress)
+            yield from scanner.wants(projection, partial(summaries.__setitem__, index))
 
     stream(checkpoint.source, wants())
     in_order = [summaries[index] for index in range(len(projections))]
+    result = gather(checkpoint, projections, in_order, score=score, top=top, num_layers=num_layers)
+    return replace(result, seconds=time.perf_counter() - began)
+
+
+class TensorScanner:
+    """Reads single down projections of one checkpoint, or takes what an earlier scan of the same bytes kept."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        projections: Sequence[DownProjection],
+        *,
+        score: str,
+        top: int,
+        cache: ResultCache | None,
+        progress: Progress,
+    ) -> None:
+        """Raises ArchitectureError where the gain of one of the projections cannot be told."""
+        self._checkpoint, self._score, self._top, self._progress = checkpoint, score, top, progress
+        self._cache = cache
+        self._gain = GainScan(checkpoint, projections) if score == "gain" else None
+
+    def parts(self, projection: DownProjection) -> tuple[Part, ...]:
+        """Return all of the checkpoint that a projection's summary depends on."""
+        return self._gain.parts(projection) if self._gain else projection.matrix.parts
+
+    def key(self, projection: DownProjection, content: Callable[[str], str | None] | None = None) -> str | None:
+        """Return what names a projection's summary by its content; null where that is not known. See describe."""
+        return describe(self._checkpoint, self._score, projection.matrix, self.parts(projection), content)
+
+    def wants(
+        self, projection: DownProjection, finish: Callable[[TensorSummary], None], watch: UseTile | None = None
+    ) -> Iterator[Want]:
+        """Yield the wishes to read a projection; `finish` gets its summary, at once where it is cached.
+
+        With `watch`, which is handed every tile too, it is always read.
+        """
+        matrix = projection.matrix
+        key = self.key(projection) if self._cache else None
+        known = self._cache.load(key, self._top) if self._cache and key and watch is None else None
+        if known is not None:
+            finish(known)
+            self._progress(matrix.stored_bytes)
+            return
+
+        def keep(summary: TensorSummary) -> None:
+            finish(summary)
+            if self._cache and key:
+                self._cache.save(key, self._top, summary)
+
+        if self._gain:
+            yield from self._gain.wants(projection, self._top, keep, self._progress, watch)
+            return
+        magnitudes = Magnitudes(matrix.encoding.decoded, self._top)
+
+        def use(number: int, tile: Tile, bits: Unsigned) -> None:
+            magnitudes.add(bits.ravel(), lambda indices: matrix.row_major(tile, indices))
+            if watch:
+                watch(number, tile, bits)
+
+        yield from self._checkpoint.read_matrix(
+            matrix, use, done=lambda: keep(magnitudes.summary()), progress=self._progress
+        )
+
+
+def gather(
+    checkpoint: Checkpoint,
+    projections: Sequence[DownProjection],
+    summaries: Sequence[TensorSummary],
+    *,
+    score: str,
+    top: int,
+    num_layers: int | None = None,
+) -> ScanResult:
+    """Return the summaries of these projections as a scan, whose time is not known, with the `top` best of them all."""
     statistics = tuple(
         TensorStatistics(
             name=projection.name,
@@ -111,7 +172,7 @@ def scan(
             max_abs=summary.max_abs,
             nonfinite=summary.nonfinite,
         )
-        for projection, summary in zip(projections, in_order, strict=True)
+        for projection, summary in zip(projections, summaries, strict=True)
     )
     rows = {projection.shape[0] for projection in projections}
     cols = {projection.shape[1] for projection in projections}
@@ -120,35 +181,16 @@ def scan(
         revision=checkpoint.source.revision,
         commit=checkpoint.source.commit,
         model_type=checkpoint.model_type,
-        num_layers=num_layers or 1 + max(projection.layer for projection in projections),
+        num_layers=num_layers or 1 + max((projection.layer for projection in projections), default=-1),
         hidden_size=rows.pop() if len(rows) == 1 else None,
         intermediate_size=cols.pop() if len(cols) == 1 else None,
         score=score,
         bytes_read=checkpoint.bytes_read,
         checkpoint_bytes=checkpoint.total_bytes,
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
         tensors=statistics,
-        outliers=_merge(projections, in_order, top),
+        outliers=_merge(projections, summaries, top),
     )
-
-
-def _magnitude_wants(
-    checkpoint: Checkpoint,
-    projection: DownProjection,
-    top: int,
-    finish: Callable[[TensorSummary], None],
-    progress: Progress,
-) -> Iterator[Want]:
-    matrix = projection.matrix
-    magnitudes = Magnitudes(matrix.encoding.decoded, top)
-
-    def use(_: int, tile: Tile, bits: Unsigned) -> None:
-        magnitudes.add(bits.ravel(), lambda indices: matrix.row_major(tile, indices))
-
-    def done() -> None:
-        finish(magnitudes.summary())
-
-    return checkpoint.read_matrix(matrix, use, done=done, progress=progress)
 
 
 def static_ranks(
@@ -281,7 +323,7 @@ def nearest_weights(
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:
     """Return the `top` outliers of the model from each tensor's own."""
-    scores = np.concatenate([summary.scores for summary in summaries])
+    scores = np.concatenate([np.empty(0), *(summary.scores for summary in summaries)])
     cut = np.partition(scores, -top)[-top] if scores.size > top else 0.0
     found = []
     for projection, summary in zip(projections, summaries, strict=True):

@@ -12,15 +12,31 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
-
-from analyzer.source import Source
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Working on more blocks at once than this only takes turns in the interpreter and grows the buffers.
 MAX_WORKERS = 8
+
+
+class Readable(Protocol):
+    """What `stream` reads from: a Source, or two of them."""
+
+    @property
+    def readers(self) -> int:
+        """How many reads at once are worth it."""
+        ...
+
+    @property
+    def block_bytes(self) -> int:
+        """How many bytes one read should ask for."""
+        ...
+
+    def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
+        """Return the bytes from `start` up to, but not including, `stop`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class Want:
     after: tuple[threading.Event, ...] = ()
 
 
-def stream(source: Source, wants: Iterable[Want]) -> None:
+def stream(source: Readable, wants: Iterable[Want]) -> None:
     """Read everything that is wanted, in order and in parallel, and return when all of it has been used.
 
     What sets an event must be wanted before what comes after it. The first failure, of a read or of a use, stops the

@@ -1,21 +1,24 @@
 """What changed between two results, on results whose differences are known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from analyzer.diff import compare, parse_side, side_of_scan
+from analyzer.catalog import KnownCoordinate
+from analyzer.diff import compare, known_weights, parse_side, side_of_scan
+from analyzer.diff_records import LargestChange, LayerChange
 from analyzer.errors import ResultError
-from analyzer.records import Coordinate, LayerChanges, Outlier, ScanResult, plain
+from analyzer.records import Coordinate, Outlier, ScanResult, plain
 
 
-def scan_result(weights, *, model="m", hidden=16, revision=None):
+def scan_result(weights, *, model="m", hidden=16, revision=None, layers=4):
     """Return a scan with these (layer, row, col, value), ranked in their order."""
     outliers = tuple(
         Outlier(rank, None, layer, None, row, col, value, abs(value), 3.0, "t")
         for rank, (layer, row, col, value) in enumerate(weights, start=1)
     )
-    return ScanResult(model, revision, None, "llama", 4, hidden, 32, "magnitude", 1, 1, 0.1, (), outliers)
+    return ScanResult(model, revision, None, "llama", layers, hidden, 32, "magnitude", 1, 1, 0.1, (), outliers)
 
 
 BEFORE = [(0, 1, 2, 5.0), (1, 3, 4, -4.0), (1, 5, 6, 3.0), (2, 7, 8, 2.0)]
@@ -47,13 +50,15 @@ def test_the_value_of_what_has_no_rank_is_looked_up_where_the_model_is_there():
     assert compare(*sides).layers == compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER))).layers
 
 
-def test_counts_by_layer():
+def test_by_layer_as_far_as_the_ranked_tell():
     result = compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER)))
+    nothing = LayerChange(None, 0, "changed", None, 1, 1, None, None, None)
+    assert result.outliers_among == "all"
     assert result.layers == (
-        LayerChanges(0, 0, 0, 0, 1, 0),
-        LayerChanges(1, 0, 1, 1, 0, 0),
-        LayerChanges(2, 0, 0, 0, 1, 0),
-        LayerChanges(3, 1, 0, 0, 0, 0),
+        nothing,
+        replace(nothing, layer=1, ranked=2, shared=1, largest_change=LargestChange(None, 3, 4, -4.0, -4.5)),
+        replace(nothing, layer=2),
+        replace(nothing, layer=3, shared=0),
     )
 
 
@@ -61,8 +66,8 @@ def test_a_result_equals_itself():
     side = side_of_scan(scan_result(BEFORE))
     result = compare(side, side)
     assert result.identical
-    assert result.outliers == ()
-    assert [layer.unchanged for layer in result.layers] == [1, 2, 1]
+    assert (result.outliers, result.outliers_unchanged) == ((), 4)
+    assert [layer.state for layer in result.layers] == ["same"] * 3
 
 
 def test_a_saved_scan_is_read_as_it_was():
@@ -91,8 +96,78 @@ def test_super_weights_by_value_status_and_effect_but_not_by_loss():
         (1, 5, 5, 2.0, "rejected", None, None),
     ]
     result = compare(saved_verification(before), saved_verification(after))
-    assert [(c.kind, c.row) for c in result.super_weights] == [("vanished", 3), ("changed", 2)]
-    assert result.outliers == ()
+    assert result.super_weights_from == "verified"
+    assert [(c.kind, c.row) for c in result.super_weights] == [("vanished", 3), ("changed", 2), ("unchanged", 1)]
+    assert (result.outliers, result.outliers_among, result.layers) == ((), None, ())
+    assert not result.identical
+    assert compare(saved_verification(before), saved_verification(before)).identical
+
+
+def known_side(weights, known, look_up=None, **options):
+    return replace(side_of_scan(scan_result(weights, **options), look_up), known=known)
+
+
+def test_what_the_catalog_knows_is_looked_up_on_both_sides():
+    here, there, gone = Coordinate(0, None, 1, 2), Coordinate(2, None, 7, 8), Coordinate(3, None, 0, 0)
+    values = [{here: 5.0, there: 2.0}, {here: 5.5, there: 2.0, gone: 1.0}]
+    sides = [
+        known_side(BEFORE, known, lambda cs, at=at: {c: at[c] for c in cs if c in at})
+        for at, known in zip(values, ({here: "verified, critical"}, {there: "reported", gone: "reported"}), strict=True)
+    ]
+    result = compare(*sides)
+    assert result.super_weights_from == "known"
+    assert [(c.coordinate, c.known, c.kind, c.old, c.new) for c in result.super_weights] == [
+        (there, "reported", "unchanged", {"value": 2.0}, {"value": 2.0}),
+        (gone, "reported", "appeared", None, {"value": 1.0}),
+        (here, "verified, critical", "changed", {"value": 5.0}, {"value": 5.5}),
+    ]
+
+
+def test_a_saved_scan_cannot_tell_of_a_known_weight_that_it_did_not_rank():
+    ranked, unranked, nowhere = Coordinate(0, None, 1, 2), Coordinate(1, None, 0, 0), Coordinate(2, None, 0, 0)
+    known = {ranked: "reported", unranked: "reported", nowhere: "reported"}
+    model = known_side(BEFORE, {}, lambda cs: {c: 5.0 for c in cs if c != nowhere})
+    result = compare(model, known_side(BEFORE, known))
+    assert [(c.coordinate, c.kind, c.new) for c in result.super_weights] == [
+        (ranked, "unchanged", {"value": 5.0}),
+        (unranked, "unknown", None),
+    ]
+    assert result.identical  # of what could be compared
+
+
+def test_the_super_weights_of_one_verified_side_are_looked_up_on_the_other():
+    weights = [(0, 1, 1, 2.0, "confirmed", "critical", 3.0), (0, 2, 2, 7.0, "coincident", "inert", 1.0)]
+    saved = replace(saved_verification(weights), outliers=side_of_scan(scan_result(BEFORE)).outliers)
+    result = compare(saved, known_side(BEFORE, {}, lambda cs: dict.fromkeys(cs, -1.0)))
+    assert result.super_weights_from == "known"
+    assert [(c.row, c.known, c.old, c.new) for c in result.super_weights] == [
+        (1, "verified, critical", {"value": 2.0}, {"value": -1.0})
+    ]
+
+
+def test_the_catalogs_rows_without_a_column_are_no_weights():
+    def known(row, col, standing, effect=None):
+        return KnownCoordinate("m", None, 1, None, row, col, None, standing, effect, ("s",), None)
+
+    told = [known(1, 2, "verified", "critical"), known(1, 2, "reported"), known(5, None, "reported"),
+            known(3, 4, "disputed")]  # fmt: skip
+    assert known_weights(told) == {
+        Coordinate(1, None, 1, 2): "verified, critical",
+        Coordinate(1, None, 3, 4): "disputed",
+    }
+
+
+def test_what_a_reader_should_know_first():
+    one, other = (saved_verification([(0, 1, 1, 2.0, "confirmed", "critical", 3.0)]) for _ in "ab")
+    result = compare(replace(one, prompt="A", model_type="llama"), replace(other, prompt="B", model_type="qwen2"))
+    assert ["llama and qwen2" in result.notes[0], "different prompts" in result.notes[1]] == [True, True]
+    assert compare(replace(one, prompt="A"), replace(other, prompt="A")).notes == ()
+
+
+def test_ranks_by_different_scores_are_not_compared():
+    magnitude = side_of_scan(scan_result(BEFORE))
+    with pytest.raises(ResultError, match="m is ranked by magnitude, m by gain: scan both with the same --score"):
+        compare(magnitude, replace(magnitude, score="gain"))
 
 
 def test_experts_are_told_apart():
@@ -104,6 +179,11 @@ def test_experts_are_told_apart():
 def test_models_of_other_sizes_are_not_compared():
     with pytest.raises(ResultError, match="cannot be compared: layers 4 and 4, rows 16 and 8"):
         compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(BEFORE, hidden=8)))
+
+
+def test_another_number_of_layers_can_be_compared():
+    result = compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER, layers=5)))
+    assert [change.kind for change in result.outliers[:2]] == ["appeared", "vanished"]
 
 
 def test_a_scan_and_a_verification_have_nothing_in_common():
@@ -126,6 +206,10 @@ def test_a_scan_and_a_verification_have_nothing_in_common():
         '{"outliers": [{"layer": 0, "expert": null, "row": -1, "col": 1, "rank": 1, "value": 1}]}',
         '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": "x"}]}',
         '{"super_weights": [{"layer": 0}]}',
+        '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": "1", "value": 1}]}',
+        '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": 1' + "0" * 400 + "}]}",
+        '{"super_weights": [{"layer": 0, "expert": null, "row": 1, "col": 1, "value": 1, "status": [], "effect": null, '
+        '"loss": null, "loss_zeroed": null}]}',
         "[" * 100_000,
     ],
 )

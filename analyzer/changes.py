@@ -1,0 +1,122 @@
+"""Pure NumPy: two versions of one matrix, compared weight by weight from their tiles, however each is stored."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyzer.encodings import Tile
+from analyzer.matrices import Matrix
+from analyzer.outliers import Int64, TopK, Unsigned, exact_sum
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixChange:
+    """How two versions of a matrix differ, over the weights that are finite in both.
+
+    `same` tells that no weight's value differs. `place` is the row-major place of the weight that changed most (of
+    equals the first), null where none did; `old` and `new` are its values. `squares` is the sum of all squared changes.
+    """
+
+    same: bool
+    place: int | None
+    old: float
+    new: float
+    squares: float
+
+
+def comparable(old: Matrix, new: Matrix) -> bool:
+    """Tell whether two matrices can be compared from their tiles: of one shape, the same way round, in whole lines."""
+    return old.shape == new.shape and old.transposed == new.transposed and _in_one_piece(old) and _in_one_piece(new)
+
+
+def _in_one_piece(matrix: Matrix) -> bool:
+    """Tell whether each tile is a run of the matrix's numbers as the file has them, line after line."""
+    return matrix.encoding.expand[0] == 1 or matrix.data.shape[1] <= matrix.most_units
+
+
+class Comparison:
+    """Compares two versions of one matrix from their tiles, which may come in any order and from several threads.
+
+    A tile waits for those of the other version that cover the same weights. So memory is bounded by how far one version
+    is ahead of the other. Each stretch that a tile of either shares is summed in float64, and these sums exactly: the
+    result depends on the matrices alone.
+    """
+
+    def __init__(self, old: Matrix, new: Matrix) -> None:
+        """Compare two matrices that are `comparable`."""
+        self._matrices = (old, new)
+        self._waiting: tuple[dict[int, _Piece], dict[int, _Piece]] = ({}, {})
+        self._meeting = threading.Lock()
+        self._largest = TopK(1)
+        self._squares: list[float] = []
+        self._same = True
+
+    def take(self, side: int, tile: Tile, bits: Unsigned) -> None:
+        """Take a tile of the old version (`side` 0) or the new one (1); its decoded bits, [lines, numbers along]."""
+        matrix = self._matrices[side]
+        lines, places = matrix.axes(tile)
+        width = matrix.data.shape[1] * matrix.encoding.expand[1]
+        piece = _Piece(lines.start * width + places.start, bits.ravel())
+        shared: list[tuple[int, Unsigned, Unsigned]] = []
+        with self._meeting:
+            others = self._waiting[1 - side]
+            for other in [o for o in others.values() if o.start < piece.stop and piece.start < o.stop]:
+                start, stop = max(piece.start, other.start), min(piece.stop, other.stop)
+                both = (piece.cut(start, stop), other.cut(start, stop))
+                shared.append((start, *both) if side == 0 else (start, *both[::-1]))
+                piece.left -= stop - start
+                other.left -= stop - start
+                if not other.left:
+                    del others[other.start]
+            if piece.left:
+                self._waiting[side][piece.start] = piece
+                piece.bits = piece.bits.copy()  # it must not hold on to a block
+        for start, old, new in shared:
+            self._compare(start, old, new)
+
+    def result(self) -> MatrixChange:
+        """Return how the versions differ, once all tiles of both were taken."""
+        if not self._largest.places.size:
+            return MatrixChange(self._same, None, 0.0, 0.0, exact_sum(self._squares))
+        old, new = self._largest.bits[0]
+        return MatrixChange(self._same, int(self._largest.places[0]), float(old), float(new), exact_sum(self._squares))
+
+    def _compare(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
+        formats = [matrix.encoding.decoded for matrix in self._matrices]
+        if formats[0] == formats[1] and np.array_equal(old_bits, new_bits):
+            return
+        old, new = formats[0].decode(old_bits), formats[1].decode(new_bits)
+        differ = old_bits != new_bits if formats[0] == formats[1] else (old != new) & ~(np.isnan(old) & np.isnan(new))
+        if not differ.any():
+            return
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = np.abs(new - old)
+            change[~np.isfinite(change)] = 0.0
+            squares = float(np.einsum("i,i->", change, change))
+        with self._meeting:
+            self._same = False
+            self._squares.append(squares)
+        largest, cut = change.max(), self._largest.lowest
+        if largest > 0 and (cut is None or largest >= cut):
+            self._largest.offer(
+                change, np.column_stack((old, new)), lambda indices: self._row_major(start + indices), change == 0
+            )
+
+    def _row_major(self, numbers: Int64) -> Int64:
+        """Return the row-major places of numbers counted line after line as the files have them."""
+        matrix = self._matrices[0]
+        rows, cols = matrix.shape
+        return numbers % rows * cols + numbers // rows if matrix.transposed else numbers
+
+
+class _Piece:
+    """A run of a matrix's numbers; `left` counts those that the other version has not met yet."""
+
+    def __init__(self, start: int, bits: Unsigned) -> None:
+        self.start, self.stop, self.bits, self.left = start, start + bits.size, bits, bits.size
+
+    def cut(self, start: int, stop: int) -> Unsigned:
+        return self.bits[start - self.start : stop - self.start]

@@ -1,0 +1,163 @@
+"""The jobs behind `diff`: two versions side by side, or a model through its revisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analyzer.analyze import counted, scan_checkpoint
+from analyzer.architectures import DownProjection
+from analyzer.cache import ResultCache, cache_folder
+from analyzer.catalog import known_of
+from analyzer.checkpoint import Checkpoint
+from analyzer.diff import Side, compare, known_weights, parse_side, side_of_scan
+from analyzer.diff_records import DiffResult, History
+from analyzer.effects import Progress
+from analyzer.errors import ResultError, shown
+from analyzer.history import follow, followed
+from analyzer.layers import layers_of_pairs
+from analyzer.pairs import NEW, OLD, scan_pair
+from analyzer.records import Coordinate, ScanResult
+from analyzer.scan import down_projection_bytes, down_projections, read_weights
+from analyzer.source import open_source
+
+MAX_RESULT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is there to be read."""
+
+    checkpoint: Checkpoint
+    projections: Sequence[DownProjection]
+
+    def weights(self, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
+        """Return these weights, as far as the model has them. Raises SourceError where bytes cannot be read."""
+        shapes = {projection.sort_key: projection.shape for projection in self.projections}
+        here = [
+            coordinate
+            for coordinate in coordinates
+            if (shape := shapes.get(coordinate.sort_key[:3]))
+            and coordinate.row < shape[0]
+            and coordinate.col < shape[1]
+        ]
+        return read_weights(self.checkpoint, self.projections, here)
+
+
+def run_diff(
+    old: str,
+    new: str,
+    *,
+    token: str | None = None,
+    score: str = "magnitude",
+    top: int = 20,
+    use_cache: bool = True,
+    catalog: Path,
+    progress: Progress = lambda *_: None,
+) -> DiffResult:
+    """Compare two models, revisions or saved results; what `catalog` knows of them are the super weights looked up.
+
+    Raises AnalyzerError where one is none of these, or the two have nothing in common.
+    """
+    opened = [_open(name, token) for name in (old, new)]
+    first, second = opened
+    if isinstance(first, Model) and isinstance(second, Model):
+        return _diff_models((first, second), score, top, use_cache, catalog, progress)
+    sides = []
+    bytes_read = 0
+    for each in opened:
+        side = each if isinstance(each, Side) else _scanned(each, score, top, use_cache, progress)
+        bytes_read += 0 if isinstance(each, Side) else each.checkpoint.bytes_read
+        sides.append(_with_known(side, catalog))
+    return compare(*sides, bytes_read=bytes_read)
+
+
+def run_history(
+    model: str,
+    revisions: Sequence[str],
+    *,
+    token: str | None = None,
+    score: str = "magnitude",
+    top: int = 20,
+    use_cache: bool = True,
+    catalog: Path,
+    progress: Progress = lambda *_: None,
+) -> History:
+    """Scan several revisions of a Hub model, and follow their outliers and what `catalog` knows of the model.
+
+    Raises AnalyzerError where the model or one of its revisions cannot be read.
+    """
+    models: list[Model] = []
+    scans: list[ScanResult] = []
+    sources = [open_source(model, revision=revision, token=token) for revision in revisions]  # a wrong name fails now
+    for source in sources:
+        checkpoint = Checkpoint(source)
+        projections = down_projections(checkpoint)
+        scans.append(scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache))
+        models.append(Model(checkpoint, projections))
+    known = known_weights(known_of(catalog, scans[0].model))
+    coordinates = followed(scans, list(known), top)
+    return follow(scans, revisions, known, [each.weights(coordinates) for each in models], top)
+
+
+def _diff_models(
+    models: tuple[Model, Model], score: str, top: int, use_cache: bool, catalog: Path, progress: Progress
+) -> DiffResult:
+    total = sum(down_projection_bytes(model.projections) for model in models)
+    scan = scan_pair(
+        (models[OLD].checkpoint, models[NEW].checkpoint),
+        (models[OLD].projections, models[NEW].projections),
+        score=score,
+        top=top,
+        cache=ResultCache(cache_folder()) if use_cache else None,
+        progress=counted(progress, total),
+    )
+    names = [side_of_scan(scanned).name for scanned in scan.scans]
+    if not scan.pairs:
+        there = scan.unpaired[0]
+        shapes = [" x ".join(map(str, each.shape)) if each else "missing" for each in there]
+        layer = next(each.layer for each in there if each)
+        raise ResultError(
+            f"{names[OLD]} and {names[NEW]} cannot be compared: no down projection has the same place and shape in "
+            f"both (the first, in layer {layer}, is {shapes[OLD]} and {shapes[NEW]})"
+        )
+    sides = [
+        _with_known(side_of_scan(scanned, model.weights), catalog)
+        for scanned, model in zip(scan.scans, models, strict=True)
+    ]
+    result = compare(*sides, layers=layers_of_pairs(scan, top), bytes_shared=scan.shared_bytes)
+    return replace(result, bytes_read=sum(model.checkpoint.bytes_read for model in models))
+
+
+def _with_known(side: Side, catalog: Path) -> Side:
+    return replace(side, known=known_weights(known_of(catalog, side.model))) if side.model else side
+
+
+def _open(name: str, token: str | None) -> Model | Side:
+    """Return a result saved with --json, or the model of that name. Raises AnalyzerError where it is neither."""
+    path = _existing_file(name)
+    if path is None:
+        if name.endswith(".json"):
+            raise ResultError(f"there is no saved result {shown(name)}")
+        checkpoint = Checkpoint(open_source(name, token=token))
+        return Model(checkpoint, down_projections(checkpoint))
+    try:
+        if path.stat().st_size > MAX_RESULT_BYTES:
+            raise ResultError(f"{shown(name)} has more than {MAX_RESULT_BYTES} bytes, too many to be a saved result")
+        return parse_side(path.read_text("utf-8"), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"cannot read {shown(name)}: {shown(error)}") from error
+
+
+def _existing_file(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # no name that a file can have: open_source says what is wrong with it
+        return None
+
+
+def _scanned(model: Model, score: str, top: int, use_cache: bool, progress: Progress) -> Side:
+    scanned = scan_checkpoint(model.checkpoint, model.projections, score, top, progress, use_cache=use_cache)
+    return side_of_scan(scanned, model.weights)
