@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ import numpy as np
 
 from analyzer.encodings import Tile
 from analyzer.matrices import Matrix
-from analyzer.outliers import Int64, TopK, Unsigned, exact_sum
+from analyzer.outliers import Int64, Unsigned, exact_sum
+
+# Numbers compared at once, whose float64 values stay in a core's cache.
+CHUNK_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Comparison:
         self._matrices = (old, new)
         self._waiting: tuple[dict[int, _Piece], dict[int, _Piece]] = ({}, {})
         self._meeting = threading.Lock()
-        self._largest = TopK(1)
+        self._largest: tuple[float, int | None, float, float] = (0.0, None, 0.0, 0.0)  # change, -place, old, new
         self._squares: list[float] = []
         self._same = True
 
@@ -79,31 +83,43 @@ class Comparison:
 
     def result(self) -> MatrixChange:
         """Return how the versions differ, once all tiles of both were taken."""
-        if not self._largest.places.size:
-            return MatrixChange(self._same, None, 0.0, 0.0, exact_sum(self._squares))
-        old, new = self._largest.bits[0]
-        return MatrixChange(self._same, int(self._largest.places[0]), float(old), float(new), exact_sum(self._squares))
+        _, negative_place, old, new = self._largest
+        place = None if negative_place is None else -negative_place
+        return MatrixChange(self._same, place, old, new, exact_sum(self._squares))
 
     def _compare(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
-        formats = [matrix.encoding.decoded for matrix in self._matrices]
-        if formats[0] == formats[1] and np.array_equal(old_bits, new_bits):
+        for first in range(0, old_bits.size, CHUNK_NUMBERS):
+            chunk = slice(first, first + CHUNK_NUMBERS)
+            self._compare_chunk(start + first, old_bits[chunk], new_bits[chunk])
+
+    def _compare_chunk(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
+        old_format, new_format = (matrix.encoding.decoded for matrix in self._matrices)
+        if old_format == new_format and np.array_equal(old_bits, new_bits):
             return
-        old, new = formats[0].decode(old_bits), formats[1].decode(new_bits)
-        differ = old_bits != new_bits if formats[0] == formats[1] else (old != new) & ~(np.isnan(old) & np.isnan(new))
-        if not differ.any():
-            return
+        old, new = old_format.decode(old_bits), new_format.decode(new_bits)
         with np.errstate(invalid="ignore", over="ignore"):
-            change = np.abs(new - old)
+            change = np.subtract(new, old)
+            np.abs(change, out=change)
+            squares = float(np.einsum("i,i->", change, change))
+        if not math.isfinite(squares):
+            if old_format != new_format and np.array_equal(old, new, equal_nan=True):
+                return
             change[~np.isfinite(change)] = 0.0
             squares = float(np.einsum("i,i->", change, change))
+        elif not squares and old_format != new_format and np.array_equal(old, new):
+            return
+        largest = float(change.max())
         with self._meeting:
             self._same = False
             self._squares.append(squares)
-        largest, cut = change.max(), self._largest.lowest
-        if largest > 0 and (cut is None or largest >= cut):
-            self._largest.offer(
-                change, np.column_stack((old, new)), lambda indices: self._row_major(start + indices), change == 0
-            )
+            if not largest or largest < self._largest[0]:
+                return
+            numbers = np.flatnonzero(change == largest)
+            places = self._row_major(start + numbers)
+            best = int(places.argmin())
+            found = (largest, -int(places[best]), float(old[numbers[best]]), float(new[numbers[best]]))
+            if self._largest[1] is None or found[:2] > self._largest[:2]:
+                self._largest = found
 
     def _row_major(self, numbers: Int64) -> Int64:
         """Return the row-major places of numbers counted line after line as the files have them."""

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import psutil
 from safetensors.numpy import save_file
-from sample_model import build, sample_model_folder
+from sample_model import built_sample_model
 from tabulate import tabulate
 
 from analyzer.checkpoint import Checkpoint
@@ -50,6 +50,9 @@ def main() -> None:
         rows += bench_scan(folder)
         for layers, rate in LINKS:
             rows.append(bench_link(folder, layers=layers, rate=rate))
+        print("making another version of it", file=sys.stderr)
+        make_checkpoint(Path(scratch) / "next-2GB", seed=1)
+        rows.append(bench_diff(folder, Path(scratch) / "next-2GB"))
     rows += bench_start_up()
     rows += bench_interventions()
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,7 +63,7 @@ def main() -> None:
     print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, *, seed: int = 0) -> None:
     """Write random bfloat16 down projections, and beside each as many bytes of something that must not be read."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": ROWS}))
@@ -75,7 +78,7 @@ def make_checkpoint(folder: Path) -> None:
         "data_offsets": [rest, rest + 2 * ROWS**2],
     }
     encoded = json.dumps(header).encode()
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for elements in [ROWS * COLS] * LAYERS + [ROWS**2]:
@@ -148,6 +151,21 @@ def bench_link(folder: Path, *, layers: int, rate: float) -> Row:
         f"{reached / 1e6:.1f} of {rate / 1e6:.1f} MB/s, {result['seconds']:.1f} s, peak memory {peak / 1e6:.0f} MB"
     )
     return what, measured, f"{reached / rate:.2f}", ">= 0.90"
+
+
+def bench_diff(old: Path, new: Path) -> Row:
+    """Return the row about comparing two versions of which every weight differs."""
+    command = [sys.executable, "-m", "analyzer", "diff", str(old), str(new), "--quiet", "--json"]
+    began = time.perf_counter()
+    peak = peak_memory(command)
+    compared = time.perf_counter() - began
+    scanned = 0.0
+    for folder in (old, new):
+        began = time.perf_counter()
+        peak_memory([sys.executable, "-m", "analyzer", "scan", str(folder), "--quiet", "--json"])
+        scanned += time.perf_counter() - began
+    measured = f"{compared:.2f} / {scanned:.2f} s, peak memory {peak / 1e6:.0f} MB"
+    return "diff of two versions, all weights changed / scan of both", measured, f"{compared / scanned:.2f}", "< 400 MB"
 
 
 def bench_start_up() -> list[Row]:
@@ -265,14 +283,6 @@ def make_large_model(folder: Path) -> None:
         save_file(tensors, folder / f"{layer:02}.safetensors")
         weight_map |= dict.fromkeys(tensors, f"{layer:02}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def built_sample_model() -> Path:
-    """Return the sample model's folder, built if need be."""
-    folder = sample_model_folder()
-    if not folder.exists():
-        build(folder)
-    return folder
 
 
 def bench_interventions() -> list[Row]:

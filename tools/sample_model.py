@@ -24,9 +24,14 @@ SHARD_SIZE = "100MB"
 
 def main() -> None:
     """Print the folder of the sample model, building it first where it is not there."""
+    print(built_sample_model())
+
+
+def built_sample_model() -> Path:
+    """Return the sample model's folder, built if need be."""
     folder = sample_model_folder()
     build_once(folder, _build)
-    print(folder)
+    return folder
 
 
 def sample_model_folder() -> Path:
