@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from analyzer.options import catalog_option, json_option, print_json
+from analyzer.errors import shown
+from analyzer.options import catalog_option, json_option, print_json, quiet_option, token_option
 
 
 @click.group()
 def catalog() -> None:
-    """List, show, export and validate catalog entries.
+    """List, show, export, validate and publish catalog entries.
 
     \b
     Example:
@@ -107,6 +108,35 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
         click.echo(export_csv(coordinates) if form == "csv" else export_recipe(model, coordinates), nl=False)
 
 
+@catalog.command("site")
+@click.argument("destination", metavar="DIR", type=click.Path(path_type=Path))
+@catalog_option
+@json_option
+def catalog_site(destination: Path, folder: Path, as_json: bool) -> None:
+    """Write the catalog as a static web page into DIR, which opens from the disk and from a Space.
+
+    An index.html that it did not write is left alone, and so is everything else that is there.
+
+    \b
+    Example:
+      superweight catalog site ./site
+    """
+    from analyzer.catalog import entries_in, read_documents, reported_in
+    from analyzer.site import PAGE, render_site, write_site
+
+    documents = read_documents(folder)
+    written = write_site(render_site(documents), destination)
+    entries, reported = len(entries_in(documents)), len(reported_in(documents))
+    page = destination / PAGE
+    if as_json:
+        print_json(
+            {"page": str(page), "files": [str(path) for path in written], "entries": entries, "reported": reported}
+        )
+    else:
+        click.echo(f"Written: {shown(page)}. Entries: {entries}, reported by others: {reported}.")
+        click.echo(f"Open it in a browser: {page.resolve().as_uri()}")
+
+
 @catalog.command("validate")
 @catalog_option
 @json_option
@@ -132,6 +162,64 @@ def catalog_validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     ctx.exit(1 if problems else 0)
+
+
+def _dataset_id(_ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(value)
+    except HFValidationError as error:
+        raise click.BadParameter(f"{shown(value, 80)!r} is no name of a dataset, owner/name", param=param) from error
+    if "/" not in value:
+        raise click.BadParameter(f"{value!r} has no owner: give owner/name", param=param)
+    return value
+
+
+@catalog.command("publish")
+@click.option(
+    "--repo-id", required=True, metavar="OWNER/NAME", callback=_dataset_id, help="Dataset on the Hub, made if missing."
+)
+@catalog_option
+@click.option("--dry-run", is_flag=True, help="Show what would change, and upload nothing; needs no token.")
+@click.option("--private", is_flag=True, help="If the dataset is made now, make it a private one.")
+@click.option("--replace", is_flag=True, help="Overwrite also what the dataset holds and this catalog lacks.")
+@token_option
+@json_option
+@quiet_option
+def catalog_publish(
+    repo_id: str,
+    folder: Path,
+    dry_run: bool,
+    private: bool,
+    replace: bool,
+    token: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish the catalog as a dataset on the Hub, in one commit: the files, one flat table, and a card.
+
+    Nothing is uploaded where nothing changed. What the dataset holds and this catalog lacks is not overwritten.
+
+    \b
+    Examples:
+      superweight catalog publish --repo-id me/super-weights --dry-run
+      superweight catalog publish --repo-id me/super-weights
+    """
+    from dataclasses import asdict
+
+    from analyzer.progress import progress_bars
+
+    with progress_bars(quiet):
+        from analyzer.publish import publish
+        from analyzer.render_publish import render_publication
+
+        done = publish(folder, repo_id, token=token, dry_run=dry_run, private=private, replace=replace)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        click.echo(render_publication(done, private=private))
 
 
 def _as_json(entries: list[tuple[str, dict[str, Any]]], reported: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+from analyzer.atomic import write_whole
 from analyzer.errors import CatalogError, shown
 from analyzer.records import Coordinate
 
@@ -182,10 +181,11 @@ def _validator() -> Any:
     # By JSON Schema 1.0 is an integer; as an index it would be written back as one more spelling of 1.
     integers = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     extend: Any = jsonschema.validators.extend
-    return extend(jsonschema.Draft202012Validator, type_checker=integers)(json.loads(_schema_text()))
+    return extend(jsonschema.Draft202012Validator, type_checker=integers)(json.loads(schema_text()))
 
 
-def _schema_text() -> str:
+def schema_text() -> str:
+    """Return the JSON Schema of the files, as the package carries it."""
     return resources.files("analyzer").joinpath("data", "catalog.schema.json").read_text("utf-8")
 
 
@@ -202,9 +202,9 @@ def write_document(path: Path, family: str, *, entries: Iterable[Entry], reporte
     }
     if fault := next(problems(document, family), None):
         raise CatalogError(f"refusing to write {shown(path)}: {fault}")
-    _write(path, (_formatted(document) + "\n").encode("ascii"))
+    write_whole(path, (_formatted(document) + "\n").encode("ascii"))
     if _is_older_schema(path.parent / SCHEMA_FILE):
-        _write(path.parent / SCHEMA_FILE, _schema_text().encode("utf-8"))
+        write_whole(path.parent / SCHEMA_FILE, schema_text().encode("utf-8"))
 
 
 def _is_older_schema(path: Path) -> bool:
@@ -227,19 +227,3 @@ def _formatted(value: Any, indent: str = "") -> str:
     if isinstance(value, list) and any(isinstance(member, dict) for member in value):
         return "[\n" + ",\n".join(inner + _formatted(member, inner) for member in value) + f"\n{indent}]"
     return json.dumps(value, allow_nan=False)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically; one that already has this content is left alone."""
-    if path.exists() and path.read_bytes() == data:
-        return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; a catalog is for others to read
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -76,7 +76,7 @@ class HubSource:
                 raise
 
         with hub_errors(model, revision):
-            info = _patiently(list_files, PAUSES[:3], model)
+            info = patiently(list_files, PAUSES[:3], model)
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise SourceError(f"the Hub named no commit for {model}: try again, or give --revision")
         self.commit: str | None = info.sha
@@ -118,7 +118,7 @@ class HubSource:
                 fetch(None)
 
         with hub_errors(self.model, self.revision, path=file.path, commit=self.commit):
-            _patiently(go_on, PAUSES, f"{self.model}/{shown(file.path)}")
+            patiently(go_on, PAUSES, f"{self.model}/{shown(file.path)}")
         return data
 
     def content(self, filename: str) -> str | None:
@@ -175,13 +175,13 @@ class HubSource:
                     f"{self.model}/{shown(file.path)} has no bytes {start} to {stop - 1}: it changed since it was "
                     "listed, scan again"
                 )
-            hf_raise_for_status(_without_body(response))
+            hf_raise_for_status(without_body(response))
             self._check_reply(response, file, start, stop)
             if signed_url:
                 file.reused = True
             elif elsewhere and not file.one_range_only:
                 file.signed_url = str(response.url)
-            yield from _in_time(response.iter_raw(), stop - start)
+            yield from in_time(response.iter_raw(), stop - start)
 
     def _check_reply(self, response: httpx2.Response, file: _RemoteFile, start: int, stop: int) -> None:
         """Accept only the range that was asked for, of the file and commit that were pinned."""
@@ -252,7 +252,7 @@ class Passing(Exception):  # noqa: N818 - never leaves this file
         return cls(f"{what} {_origin(error.request.url)} ({reason})", advice="check the network, then try again")
 
 
-def _patiently(attempt: Callable[[], T], pauses: tuple[float, ...], name: str) -> T:
+def patiently(attempt: Callable[[], T], pauses: tuple[float, ...], name: str) -> T:
     """Return what `attempt` returns, tried again after each passing fault until pauses or patience run out."""
     import httpx2
 
@@ -298,7 +298,7 @@ class _RemoteFile:
             self.one_range_only = True
 
 
-def _in_time(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:
+def in_time(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:
     """Pass a body on, as long as it does not trickle or grow beyond what was asked for."""
     got, since, mark = 0, 0, time.monotonic()
     for piece in pieces:
@@ -335,7 +335,7 @@ def _opaque(tag: str) -> str:
     return tag.removeprefix("W/").strip('"')
 
 
-def _without_body(response: httpx2.Response) -> httpx2.Response:
+def without_body(response: httpx2.Response) -> httpx2.Response:
     """Return a reply without its body, which may be anything and endless: what it says is in the headers."""
     import httpx2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from analyzer.atomic import write_whole
 from analyzer.diff_records import History
 from analyzer.errors import PlotError, shown
 from analyzer.records import Coordinate, LayerMaxima, Profile, VerifyResult
@@ -69,14 +69,7 @@ def _write(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)  # no pyplot, whose state is global
     figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})  # which would name a version
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".plot.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data.getbuffer())
-            Path(temporary).chmod(0o644)  # mkstemp makes it private; a picture is for others to see
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(path, data.getvalue())
     except OSError as error:
         raise _unwritable(path, error) from error
 

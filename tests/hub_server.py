@@ -21,7 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin")  # what the Hub keeps outside of git, behind a redirect to the CDN
+from hub_uploads import Uploads, git_sha1, tree
+
+LARGE = (".safetensors", ".bin", ".parquet")  # what the Hub keeps outside of git, behind a redirect to the CDN
 NOTHING = -1  # of a reply: not even its headers
 
 
@@ -33,6 +35,7 @@ class Request:
     range: str | None
     authorization: str | None
     accept_encoding: str | None = None
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class HubServer:
         self._stopping = threading.Event()
         self._key = secrets.token_bytes(16)
         self._blobs = {}  # sha256 -> bytes
+        self.uploads = Uploads(self, self._blobs)
         self._servers = [self._start("hub", self._answer_hub), self._start("cdn", self._answer_cdn)]
         self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
@@ -144,7 +148,8 @@ class HubServer:
 
             def do_GET(self):
                 names = ("Range", "Authorization", "Accept-Encoding")
-                request = Request(origin, self.command, self.path, *(self.headers.get(name) for name in names))
+                named = (self.headers.get(name) for name in names)
+                request = Request(origin, self.command, self.path, *named, self.rfile.read(self.length()))
                 with hub._recording:
                     hub.requests.append(request)
                     hub._at_once += 1
@@ -163,6 +168,9 @@ class HubServer:
                     os.close(self.connection.detach())
                 self.close_connection = reply.cut is not None or reply.stall
 
+            def length(self):
+                return int(self.headers.get("Content-Length", 0))
+
             def send(self, reply):
                 if reply.cut == NOTHING:
                     return
@@ -170,7 +178,7 @@ class HubServer:
                 for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                body = reply.body[: reply.cut] if self.command == "GET" else b""
+                body = b"" if self.command == "HEAD" else reply.body[: reply.cut]
                 if reply.status == 206:
                     with hub._recording:
                         hub.body_bytes[origin] += len(body)
@@ -181,7 +189,7 @@ class HubServer:
                 elif body:
                     self.wfile.write(body)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
             def log_message(self, *_):
                 pass
@@ -192,24 +200,36 @@ class HubServer:
 
     def _answer_hub(self, request):
         parts = urlsplit(request.path)
+        if (reply := self.uploads.answer_hub(request)) is not None:
+            return reply
         for old, new in self.renamed.items():
             if f"/{old}/" in request.path or request.path.startswith(f"/api/models/{old}"):
                 return Reply(307, {"Location": request.path.replace(old, new, 1)}, b"Redirecting")
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", parts.path):
-            model, kind, revision = match.groups()
+        if match := re.fullmatch(
+            r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?",
+            parts.path,
+        ):
+            model, kind, revision, folder = match.groups()
             repository, commit, refusal = self._find(model, unquote(revision or "main"), request)
             if refusal:
                 return refusal
             files = repository.history[commit]
             if kind == "tree":
-                return _json([_tree_entry(path, data) for path, data in files.items()])
+                return _json(tree(files, unquote(folder or ""), "recursive=true" in parts.query.lower()))
             blobs = parse_qs(parts.query).get("blobs", ["false"])[0].lower() == "true"
             siblings = [_sibling(path, data, blobs) for path, data in files.items()]
             return _json(
-                {"id": model, "modelId": model, "sha": commit, "siblings": siblings, "gated": repository.gated}
+                {
+                    "id": model.removeprefix("datasets/"),
+                    "modelId": model,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "gated": repository.gated,
+                    "private": repository.token is not None,
+                }
             )
         if match := re.fullmatch(
-            r"(?:/api/resolve-cache/models/([^/]+/[^/]+)|/([^/]+/[^/]+)/resolve)/([^/]+)/(.+)", parts.path
+            r"(?:/api/resolve-cache/models/([^/]+/[^/]+)|/((?:datasets/)?[^/]+/[^/]+)/resolve)/([^/]+)/(.+)", parts.path
         ):
             cached, model = match[1], match[1] or match[2]
             revision, path = unquote(match[3]), unquote(match[4])
@@ -257,6 +277,8 @@ class HubServer:
     def _answer_cdn(self, request):
         parts = urlsplit(request.path)
         sha256 = parts.path.rpartition("/")[2]
+        if (reply := self.uploads.answer_cdn(request)) is not None:
+            return reply
         if request.authorization is not None:  # as S3 does: a signed URL and a header are one too many
             return Reply(400, {}, b"Only one auth mechanism allowed")
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -341,17 +363,10 @@ def once_a_read(origin, change):
     return tamper
 
 
-def _tree_entry(path, data):
-    entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-    if path.endswith(LARGE):
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-    return entry
-
-
 def _sibling(path, data, blobs):
     sibling = {"rfilename": path}
     if blobs:
-        sibling |= {"size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+        sibling |= {"size": len(data), "blobId": git_sha1(data)}
         if path.endswith(LARGE):
             sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return sibling

@@ -173,5 +173,6 @@ def test_what_can_be_compared(monkeypatch):
     # GPTQ's units are eight lines high: a tile of half such a line would not be one run of numbers.
     gptq = Matrix(Part("w", "I32", (5, 16), 0, 320), (), GPTQ(8, True, False), (16, 40), True)
     assert not comparable(turned, gptq)
+    assert not comparable(gptq, turned)
     monkeypatch.setattr(matrices, "TILE_NUMBERS", 4 * 16 * 8)
     assert comparable(turned, gptq)

@@ -347,7 +347,7 @@ def test_a_body_that_begins_well_and_then_trickles(monkeypatch):
     monkeypatch.setattr(hub_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     got = []
     with pytest.raises(hub_module.Passing, match="the server sent only 7 bytes in 40 s"):
-        for piece in hub_module._in_time(iter([bytes(9000), bytes(9000), bytes(3), bytes(4), bytes(5)]), 10**6):
+        for piece in hub_module.in_time(iter([bytes(9000), bytes(9000), bytes(3), bytes(4), bytes(5)]), 10**6):
             got.append(len(piece))
     assert got == [9000, 9000, 3, 4]
 

@@ -1,5 +1,6 @@
 """Two checkpoints side by side: what is read and what is not, against both read whole."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import DTYPES, LLAMA_DOWN, random_downs, write_config, write_gpt2, write_llama, write_tensors
@@ -88,6 +89,31 @@ def test_the_other_way_round_is_ranked_but_not_compared_weight_by_weight(tmp_pat
     layer = layers_of_pairs(scanned, top=5)[0]
     assert (layer.state, layer.shared, layer.relative_change, layer.largest_change) == ("changed", 4, None, None)
     assert layer.note == "stored the other way round: not compared weight by weight"
+
+
+def test_what_quantizing_did_to_a_layer(tmp_path):
+    (down,) = random_downs(layers=1, dtype="F32")
+    scale = np.float32(np.abs(down).max() / 448)
+    quantized = (down / scale).astype(ml_dtypes.float8_e4m3fn)
+    name = LLAMA_DOWN.format(0)
+    write_llama(tmp_path / "old", [down])
+    write_tensors(tmp_path / "new", {name: quantized, f"{name}_scale": np.array([scale])})
+    write_config(tmp_path / "new", model_type="llama")
+    scanned, _ = paired(FolderSource(tmp_path / "old"), FolderSource(tmp_path / "new"))
+    (layer,) = layers_of_pairs(scanned, top=5)
+    error = quantized.astype(np.float32) * scale - down
+    assert layer.relative_change == pytest.approx(np.linalg.norm(error) / np.linalg.norm(down), rel=1e-5)
+    assert divmod(int(np.abs(error).argmax()), 20) == (layer.largest_change.row, layer.largest_change.col)
+
+
+def test_the_norm_is_over_the_finite_weights(tmp_path):
+    (down,) = random_downs(layers=1, dtype="F32")
+    old, new = down.copy(), down.copy()
+    old[:4] = np.nan
+    new[5, 5] += 1.0
+    scanned, _ = paired(*write_pair(tmp_path, [old], [new]))
+    (layer,) = layers_of_pairs(scanned, top=5)
+    assert layer.relative_change == pytest.approx(1.0 / np.linalg.norm(down[4:]), rel=1e-6)
 
 
 def test_other_shapes_and_depths_are_said_layer_by_layer(tmp_path):

@@ -1,0 +1,180 @@
+"""The files of the dataset: its table against the JSON files read independently, its card with hostile names."""
+
+import io
+import json
+from pathlib import Path
+
+import markdown_it
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from test_catalog import REPORTED, entry
+
+from analyzer.card import card_of, is_own_card, summary_of
+from analyzer.catalog import read_documents
+from analyzer.dataset import CARD, COLUMNS, TABLE, dataset_files, is_same_table, keys_of, rows_of, table_of
+from analyzer.errors import CatalogError
+
+CATALOG = Path(__file__).parent.parent / "catalog"
+DOCUMENTS = read_documents(CATALOG)
+ORIGINALS = {path.name: path.read_bytes() for path in CATALOG.glob("*.json")}
+HOSTILE = (
+    "a|b](https://evil.org) <script>alert(1)</script> `x` **y** ![z](//evil.org/p.png) www.evil.org me@evil.org &lt;"
+)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return dataset_files(DOCUMENTS, ORIGINALS, "me/super-weights")
+
+
+def rows_in(files):
+    return pq.read_table(io.BytesIO(files[TABLE])).to_pylist()
+
+
+def document(*, entries=(), reported=()):
+    return {"x": {"schema_version": 2, "family": "x", "entries": list(entries), "reported": list(reported)}}
+
+
+def test_the_json_files_are_the_catalogs_to_the_byte(files):
+    assert {path: data for path, data in files.items() if path.startswith("catalog/")} == {
+        f"catalog/{name}": data for name, data in ORIGINALS.items()
+    }
+
+
+def test_the_table_says_what_the_json_says(files):
+    rows = rows_in(files)
+    seen = []
+    for path in sorted(CATALOG.glob("*.json")):
+        content = json.loads(path.read_text()) if path.name != "schema.json" else {"entries": [], "reported": []}
+        for one in content["entries"]:
+            for weight in one["super_weights"]:
+                row = rows.pop(0)
+                assert (row["model"], row["revision"], row["family"]) == (one["model"], one["commit"], path.stem)
+                assert (row["standing"], row["verdict"], row["note"]) == ("verified", one["verdict"], one["note"])
+                for name in (
+                    "layer", "expert", "row", "col", "value", "status", "effect", "share", "activation_collapse",
+                    "loss", "loss_zeroed", "control_loss_max", "loss_tokens", "static_rank", "round",
+                ):  # fmt: skip
+                    assert row[name] == weight[name], name
+                assert row["loss_increase"] == pytest.approx(weight["loss_zeroed"] - weight["loss"], abs=1e-9)
+                assert row["sources"] == []
+                seen.append("verified")
+        for item in content["reported"]:
+            row = rows.pop(0)
+            for name in ("model", "revision", "standing", "layer", "expert", "row", "col", "value", "reason"):
+                assert row[name] == item[name], name
+            assert row["sources"] == [source["name"] for source in item["sources"]]
+            assert row["source_kinds"] == [source["kind"] for source in item["sources"]]
+            assert row["source_urls"] == [source["url"] for source in item["sources"]]
+            assert row["source_notes"] == [source["note"] for source in item["sources"]]
+            assert (row["status"], row["effect"], row["loss"], row["tool"]) == (None, None, None, None)
+            seen.append(item["standing"])
+    assert rows == []
+    assert set(seen) == {"verified", "reported", "disputed", "none_reported"}
+
+
+def test_the_columns_have_one_type_whatever_is_in_them():
+    full, empty = table_of(DOCUMENTS), table_of({})
+    assert full.schema == empty.schema
+    assert full.column_names == list(COLUMNS)
+    assert [str(full.schema.field(name).type) for name in ("layer", "col", "value", "sources")] == [
+        "int32", "int32", "double", "list<item: string>",
+    ]  # fmt: skip
+    assert {row["layer"] for row in rows_of(DOCUMENTS) if row["standing"] == "none_reported"} == {None}
+
+
+def test_an_analysis_that_found_nothing_is_a_row():
+    (row,) = rows_of(document(entries=[entry(verdict="none", super_weights=[])]))
+    assert (row["standing"], row["verdict"], row["layer"], row["value"]) == ("verified", "none", None, None)
+
+
+def test_the_module_is_named_where_it_is_known():
+    modules = {row["model"]: row["module"] for row in rows_of(DOCUMENTS) if row["layer"] is not None}
+    assert modules["mistralai/Mistral-7B-v0.1"] == "model.layers.1.mlp.down_proj"
+    assert modules["allenai/OLMo-1B"] is None
+
+
+def test_a_number_that_no_table_can_hold():
+    weight = {**entry()["super_weights"][0], "static_rank": 10**30}
+    with pytest.raises(CatalogError, match="static_rank that no table can hold"):
+        table_of(document(entries=[entry(super_weights=[weight])]))
+
+
+def test_the_same_catalog_gives_the_same_bytes(files):
+    assert dataset_files(read_documents(CATALOG), ORIGINALS, "me/super-weights") == files
+
+
+def test_tables_are_the_same_by_what_they_say(files):
+    table = pq.read_table(io.BytesIO(files[TABLE]))
+    other = io.BytesIO()
+    pq.write_table(table, other, compression="zstd", row_group_size=10)
+    assert other.getvalue() != files[TABLE]
+    assert is_same_table(other.getvalue(), files[TABLE])
+    for changed in (table.slice(1), table.drop_columns(["note"]), table.take([1, 0, *range(2, len(table))])):
+        other = io.BytesIO()
+        pq.write_table(changed, other)
+        assert not is_same_table(other.getvalue(), files[TABLE])
+    assert not is_same_table(files[TABLE][:-20], files[TABLE])
+    assert not is_same_table(b"", files[TABLE])
+
+
+def test_the_card_tells_the_hub_what_it_is(files):
+    card = files[CARD].decode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["license"], metadata["size_categories"]) == ("apache-2.0", ["n<1K"])
+    assert metadata["configs"][0]["data_files"] == [{"split": "train", "path": TABLE}]
+    assert 'load_dataset("me/super-weights", split="train")' in card
+    assert all(f"`{column}`" in card for column in COLUMNS)
+    assert all(f"[`{family}`](catalog/{family}.json)" in card for family in DOCUMENTS)
+    assert max(len(line) for line in card.splitlines() if not line.startswith(("|", "<!--"))) <= 120
+
+
+def test_the_card_counts(files):
+    rows = rows_in(files)
+    lines = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in files[CARD].decode().splitlines()[25:38]
+             if line.startswith("| `")}  # fmt: skip
+    for standing in ("reported", "disputed", "none_reported"):
+        assert lines[f"`{standing}`"] == str(sum(row["standing"] == standing for row in rows))
+    assert lines["`verified`"] == str(sum(row["status"] == "confirmed" for row in rows))
+    assert summary_of(DOCUMENTS) == f"{len(DOCUMENTS)} families, 1 verified entry, 108 reported"
+
+
+def test_hostile_names_are_only_text():
+    source = {"name": HOSTILE, "kind": "code", "url": 'https://example.org/a)b"c|d<e>[f](g`h', "note": None}
+    item = {**REPORTED, "model": HOSTILE, "sources": [source]}
+    card = card_of(document(entries=[entry(HOSTILE, note=HOSTILE)], reported=[item]), "me/x").decode()
+    body = card.split("---\n", 2)[2].partition("-->\n")[2]
+    parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False, "html": True})
+    tokens = [child for token in parser.parse(body) for child in (token, *(token.children or ()))]
+    links = {token.attrGet("href") for token in tokens if token.type == "link_open"}
+    assert {link for link in links if "evil" in link or not link.startswith(("https://arxiv.org", "catalog"))} == {
+        "https://example.org/a%29b%22c%7Cd%3Ce%3E%5Bf%5D%28g%60h"
+    }
+    assert not [token for token in tokens if token.type in ("image", "html_inline", "html_block", "strong_open")]
+    shown = [token.content for token in tokens if token.type == "inline" and "evil" in token.content]
+    assert len(shown) == 3
+    rendered = ["".join(child.content for child in token.children) for token in tokens
+                if token.type == "inline" and "evil" in token.content]  # fmt: skip
+    assert set(rendered) == {HOSTILE}
+    assert "www.evil" not in card  # which GitHub's dialect would make a link of
+    assert "me@evil" not in card
+
+
+def test_a_card_knows_whether_somebody_changed_it(files):
+    assert is_own_card(files[CARD])
+    assert is_own_card(card_of(document(), "you/other"))
+    assert not is_own_card(files[CARD] + b"\nMy own words.\n")
+    assert not is_own_card(files[CARD].replace(b"license: apache-2.0", b"license: mit"))
+    assert not is_own_card(b"---\nlicense: mit\n---\n")
+
+
+def test_what_must_not_be_lost():
+    other = {**REPORTED, "sources": [*REPORTED["sources"], {**REPORTED["sources"][0], "name": "B"}]}
+    old, new = (keys_of(document(entries=[entry()], reported=[item])) for item in (other, REPORTED))
+    assert [name for key, name in old.items() if key not in new] == ["the source B of me/model-1b (1, 2, 3)"]
+    assert list(new.values()) == [
+        "the entry of me/model-1b@" + "a" * 12,
+        "what is reported of me/model-1b (1, 2, 3)",
+        "the source A paper of me/model-1b (1, 2, 3)",
+    ]

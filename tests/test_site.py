@@ -1,0 +1,319 @@
+"""The catalog's page: all of the catalog is in it, in its place, nothing of it runs, and writing it harms nothing."""
+
+import base64
+import hashlib
+import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+
+import pytest
+from site_pages import (
+    ACTIVATION,
+    ENTRIES,
+    HOSTILE,
+    ITEM,
+    NAMES,
+    REPORTED,
+    ROOT,
+    WEIGHT,
+    documents,
+    entry,
+    hostile,
+    read,
+    rows,
+)
+
+from analyzer.catalog import read_documents
+from analyzer.errors import CatalogError
+from analyzer.site import render_site, write_site
+from analyzer.site_drawing import Sizes, draw
+
+
+@pytest.fixture(scope="module")
+def site():
+    return render_site(read_documents(ROOT / "catalog"))
+
+
+@pytest.fixture(scope="module")
+def articles(site):
+    found = {next(article.all("h3")).text: article for article in read(site).all("article")}
+    assert set(found) == NAMES
+    return found
+
+
+def test_all_that_others_report_is_there_and_apart(articles):
+    for family, item in REPORTED:
+        article = articles[item["model"]]
+        assert article.attributes["data-family"] == family
+        (section,) = article.all("section", **{"class": "others"})
+        assert next(section.all("h4")).text == "Reported by others, not verified here"
+        assert (item["reason"] or "") in section.text
+        for source in item["sources"]:
+            assert any(a.attributes["href"] == source["url"] and a.text == source["name"] for a in section.all("a"))
+            assert " ".join((source["note"] or "").split()) in section.text
+            assert source["name"] in article.attributes["data-search"]
+        if item["layer"] is None:
+            assert item["standing"] == "none_reported"
+            continue
+        expected = {
+            "layer": str(item["layer"]),
+            "row": str(item["row"]),
+            "col": "whole row" if item["col"] is None else str(item["col"]),
+            "value": "-" if item["value"] is None else repr(item["value"]),
+            "standing": item["standing"],
+            "revision": item["revision"] or "-",
+            "sources": "; ".join(source["name"] for source in item["sources"]),
+        }
+        if any(other["expert"] is not None for _, other in REPORTED if other["model"] == item["model"]):
+            expected["expert"] = "-" if item["expert"] is None else str(item["expert"])
+        assert expected in rows(section, "Coordinates as published")
+
+
+def test_all_that_this_tool_found_is_there_and_apart(articles):
+    assert ENTRIES
+    for _, known in ENTRIES:
+        (section,) = articles[known["model"]].all("section", **{"class": "verified"})
+        table = rows(section, "Weights on the super activations’ channels")
+        assert len(table) == len(known["super_weights"])
+        for weight in known["super_weights"]:
+            place = {axis: str(weight[axis]) for axis in ("layer", "row", "col")}
+            (row,) = [row for row in table if place.items() <= row.items()]
+            assert (row["value"], row["status"], row["effect"]) == (
+                repr(weight["value"]), weight["status"], weight["effect"],
+            )  # fmt: skip
+            assert [float(n) for n in row["loss → zeroed"].split(" → ")] == [weight["loss"], weight["loss_zeroed"]]
+            assert row["rank"] == f"{weight['static_rank']:,}"
+            assert row["share"] == f"{weight['share']:.0%}"
+        assert (table[0]["layer"], table[0]["row"], table[0]["col"]) == ("11", "507", "1229")  # the worst comes first
+        for text in (known["commit"], known["note"], known["method"]["prompt"], known["method"]["text_sha256"]):
+            assert text in section.text
+        drawn = [node for node in section.all("path", **{"class": "extent"}) if list(node.all("title"))]
+        assert len(drawn) == len(known["super_activations"])
+
+
+def test_every_coordinate_is_drawn_and_described(articles):
+    for _, item in REPORTED:
+        if item["layer"] is None:
+            continue
+        (picture,) = articles[item["model"]].all("svg", role="img")
+        col = "any" if item["col"] is None else item["col"]
+        place = ", ".join(str(n) for n in (item["layer"], item["expert"], item["row"], col) if n is not None)
+        assert any(title.text.startswith(f"({place}), ") for title in picture.all("title"))
+        title, desc = (next(picture.all(tag)).attributes["id"] for tag in ("title", "desc"))
+        assert picture.attributes["aria-labelledby"] == f"{title} {desc}"
+
+
+def test_the_totals_are_the_catalogs(site):
+    (totals,) = read(site).all("dl", **{"class": "totals"})
+    confirmed = sum(w["status"] == "confirmed" for _, e in ENTRIES for w in e["super_weights"])
+    critical = sum(w["effect"] == "critical" for _, e in ENTRIES for w in e["super_weights"])
+    standing = [item["standing"] for _, item in REPORTED]
+    assert totals.text == (
+        f"models{len(NAMES)} verified super weights, {critical} critical{confirmed} "
+        f"reported by others{standing.count('reported')} disputed{standing.count('disputed')}"
+    )
+
+
+def test_ids_are_unique_and_names_of_form_fields_are_there(site):
+    page = read(site)
+    ids = [node.attributes["id"] for node in page.all() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    for node in page.all():
+        for key in ("aria-labelledby", "aria-describedby"):
+            assert set(node.attributes.get(key, "").split()) <= set(ids)
+    for field in (*page.all("input"), *page.all("select")):
+        assert any(field in list(label.all()) for label in page.all("label"))
+
+
+def test_the_same_catalog_is_the_same_page_whatever_its_order(site):
+    given = read_documents(ROOT / "catalog")
+    assert render_site(dict(reversed(given.items()))) == site
+    assert render_site(given) == site
+
+
+def test_the_policy_lets_this_script_and_style_through_and_nothing_else(site):
+    page = read(site)
+    (policy,) = [m.attributes["content"] for m in page.all("meta") if m.attributes.get("http-equiv")]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for tag in ("script", "style"):
+        (node,) = page.all(tag)
+        assert not node.attributes
+        digest = base64.b64encode(hashlib.sha256(node.raw.encode("utf-8")).digest()).decode()
+        assert rules.pop(f"{tag}-src") == f"'sha256-{digest}'"
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+
+
+def test_it_asks_for_nothing(site):
+    page = read(site)
+    assert not any("src" in node.attributes or "style" in node.attributes for node in page.all())
+    assert all(link.attributes["href"].startswith("data:") for link in page.all("link"))
+    assert all(use.attributes["href"].startswith("#s-") for use in page.all("use"))
+    assert "url(" not in next(page.all("style")).raw and "@import" not in next(page.all("style")).raw
+
+
+def test_names_are_text_and_nothing_more():
+    files = render_site(hostile())
+    page = read(files)
+    assert len(list(page.all("script"))) == 1 and not list(page.all("img"))
+    for node in page.all():
+        assert not any(name.startswith("on") for name in node.attributes)
+        assert re.match("https://|#|data:image/svg", node.attributes.get("href", "#"))
+        if node.tag == "a" and not node.attributes["href"].startswith("#"):
+            assert node.attributes["rel"] == "noopener noreferrer"
+    text = files["index.html"].decode("utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text)
+    seen = HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b").replace("\u200b", "\\u200b")
+    assert page.text.count(seen) > 10  # all of it, shown for what it is
+    commands = [shlex.split(code.text) for code in page.all("code") if code.text.startswith("superweight catalog ")]
+    assert ["superweight", "catalog", "show", "--json", "--", f"-{seen}"] in commands
+    assert {words[-1] for words in commands if len(words) > 3} == {seen, f"-{seen}"}  # one word to a shell
+
+
+def test_only_addresses_of_the_web_become_links():
+    urls = {
+        "https://example.org/a?b=c&d": True, "http://example.org": True, "javascript:alert(1)": False,
+        "data:text/html,x": False, "https:///nowhere": False, "//example.org": False, "https://[": False,
+        "https://google.com@example.org": False, "JaVaScRiPt:alert(1)": False, "file:///etc/passwd": False,
+    }  # fmt: skip
+    for url, linked in urls.items():
+        item = {**ITEM, "sources": [{**ITEM["sources"][0], "url": url}]}
+        (source,) = read(render_site(documents(reported=[item]))).all("ul", **{"class": "sources"})
+        assert [a.attributes["href"] for a in source.all("a")] == ([url] if linked else [])
+        assert "A paper" in source.text
+
+
+def test_none_is_an_answer_and_what_was_not_measured_is_said():
+    none = entry(model="me/none", verdict="none", super_weights=[], super_activations=[])
+    early = entry(model="me/early", super_weights=[{**WEIGHT, "effect": None, "loss": None, "loss_zeroed": None}])
+    coincident = entry(model="me/beside", super_weights=[{**WEIGHT, "status": "coincident", "effect": "inert"}])
+    page = read(render_site(documents(entries=[none, early, coincident])))
+    texts = {article.attributes["data-name"]: article for article in page.all("article")}
+    assert "Verdict: none." in texts["me/none"].text and not list(texts["me/none"].all("table"))
+    assert texts["me/none"].attributes["data-at"] == "none:"
+    assert texts["me/early"].attributes["data-at"] == "unmeasured:1"
+    assert "not measured" in texts["me/early"].text
+    assert texts["me/beside"].attributes["data-at"].split() == ["coincident:1", "none:"]
+
+
+def test_analyses_of_one_model_stand_side_by_side_with_its_reports_in_any_case():
+    other = entry(commit="b" * 40, super_weights=[{**WEIGHT, "expert": 7}])
+    (article,) = read(
+        render_site(documents(entries=[entry(), other], reported=[{**ITEM, "model": "ME/Model-1B"}]))
+    ).all("article")
+    first, second = article.all("section", **{"class": "verified"})
+    assert "a" * 40 in first.text and "b" * 40 in second.text and "analysis 2 of 2" in second.text
+    table = "Weights on the super activations’ channels"
+    assert "expert" not in rows(first, table)[0] and rows(second, table)[0]["expert"] == "7"
+    (others,) = article.all("section", **{"class": "others"})
+    assert "The network has 4 layers, 8 rows and 16 columns." in others.text
+
+
+def test_the_same_name_in_two_families_is_two_panels():
+    page = read(render_site({"a": documents(reported=[ITEM])["model"], "b": documents(reported=[ITEM])["model"]}))
+    assert [a.attributes["id"] for a in page.all("article")] == ["model=me/model-1b", "model=me/model-1b~2"]
+
+
+def test_an_empty_catalog_is_a_page_too():
+    assert "0 models" in read(render_site({})).text
+
+
+def test_a_drawing_has_layers_rows_and_columns_in_their_places():
+    places = [(0, 0, 0), (0, 0, 99), (5, 4, 50), (9, 9, 0)]
+    weights = [("critical", {"layer": layer, "expert": None, "row": row, "col": col}) for layer, row, col in places]
+    weights.append(("reported", {"layer": 5, "expert": None, "row": 4, "col": None}))
+    drawing = draw(weights, [{**ACTIVATION, "layer": 2, "channel": 4, "last_layer": 8}], Sizes(10, 10, 100))
+    left, right, middle, last, row = drawing.marks
+    ends = [60 + 64.6 * layer for layer in range(11)]  # of the layers
+    assert ends[0] < left.x < right.x < ends[1] and ends[5] < middle.x < ends[6] and ends[9] < last.x < ends[10]
+    assert left.y == right.y > middle.y == row.y > last.y
+    assert ends[5] < row.x < middle.x < row.x_end < ends[6]  # a whole row is as long as its columns
+    (extent,) = drawing.extents
+    assert ends[2] < extent.x < ends[3] and ends[8] < extent.x_end < ends[9] and extent.y == middle.y
+    assert drawing.layers_known and drawing.rows_known and "not known" not in drawing.caption
+
+
+def test_a_drawing_of_unknown_size_says_so_and_a_huge_one_is_still_small():
+    weight = {"layer": 2, "expert": None, "row": 30, "col": None}
+    drawing = draw([("reported", weight)], [], Sizes())
+    assert not drawing.layers_known and not drawing.rows_known
+    assert "not known here: the drawing ends at layer 2 and row 30" in drawing.caption
+    assert [tick.label for tick in drawing.layer_ticks] == [0, 1, 2]
+    huge = draw([("reported", {**weight, "layer": 2**31 - 1})], [], Sizes(10**400, 10**400, 10**400))
+    assert len(huge.layer_ticks) <= 16 and not huge.bands and huge.marks[0].x <= 706
+
+
+def test_it_writes_over_its_own_page_and_over_nothing_else(tmp_path, site):
+    folder = tmp_path / "new" / "site"
+    assert {path.name for path in write_site(site, folder)} == {"index.html", "README.md"}
+    assert (folder / "README.md").read_text("utf-8").startswith("---\ntitle: Super weight catalog\n")
+    (folder / "README.md").write_text("mine")
+    (folder / "CNAME").write_text("mine too")
+    (path,) = write_site(render_site(documents(reported=[ITEM])), folder)
+    assert path.name == "index.html" and b"model-1b" in path.read_bytes()
+    assert (folder / "README.md").read_text() == "mine" and (folder / "CNAME").read_text() == "mine too"
+    assert {p.name for p in folder.iterdir()} == {"index.html", "README.md", "CNAME"}  # no temporary file
+    path.write_text("<!doctype html><title>My own</title>")
+    with pytest.raises(CatalogError, match="not a page that this tool wrote"):
+        write_site(site, folder)
+    assert "My own" in path.read_text()
+
+
+@pytest.mark.parametrize("what", ["file", "below a file", "a folder for a page", "a link for a page"])
+def test_what_cannot_be_written_is_refused(tmp_path, site, what):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "site"
+    if what == "a folder for a page":
+        (folder / "index.html").mkdir(parents=True)
+    elif what == "a link for a page":
+        folder.mkdir()
+        (folder / "index.html").symlink_to(tmp_path / "file")
+    else:
+        folder = tmp_path / "file" / "site" if what == "below a file" else tmp_path / "file"
+    with pytest.raises(CatalogError):
+        write_site(site, folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def superweight(*arguments, **options):
+    command = [sys.executable, "-m", "analyzer", "catalog", "site", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
+
+
+def test_the_command_says_what_it_wrote_and_how_to_open_it(tmp_path):
+    page = tmp_path / "site" / "index.html"
+    done = superweight(tmp_path / "site", "--catalog", "catalog")
+    assert done.returncode == 0 and done.stderr == ""
+    assert str(page) in done.stdout and page.as_uri() in done.stdout
+    before = page.read_bytes()
+    again = json.loads(superweight(tmp_path / "site", "--json").stdout)
+    assert again["page"] == str(page) and str(page) in again["files"]
+    assert (again["entries"], again["reported"]) == (len(ENTRIES), len(REPORTED))
+    assert page.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_page(tmp_path):
+    old = render_site(documents(reported=[ITEM]))
+    write_site(old, tmp_path)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = superweight(tmp_path, preexec_fn=limit)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: cannot write ") and done.stderr.count("\n") == 1
+    assert (tmp_path / "index.html").read_bytes() == old["index.html"]
+    assert {p.name for p in tmp_path.iterdir()} == {"index.html", "README.md"}
+
+
+def test_errors_of_the_catalog_are_one_line(tmp_path):
+    missing = superweight(tmp_path / "site", "--catalog", tmp_path / "none")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.json").write_text("{}")
+    broken = superweight(tmp_path / "site", "--catalog", tmp_path / "broken")
+    for done in (missing, broken):
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "site").exists()
