@@ -31,6 +31,7 @@ from analyzer.errors import CatalogError, shown
 from analyzer.records import Outlier, ScanResult, VerifyResult, plain
 from analyzer.reported import merged
 
+DEFAULT_FOLDER = Path("catalog")
 LOCK_FILE = ".lock"
 LOCK_TIMEOUT_S = 30
 SIGNIFICANT_DIGITS = 5  # of measured numbers; a weight's value is kept exactly
@@ -125,21 +126,18 @@ class KnownCoordinate:
     model_type: str | None
 
 
-def coordinates_of(model: str, *, folder: Path | str = Path("catalog")) -> list[KnownCoordinate]:
+def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[KnownCoordinate]:
     """Return a model's known coordinates, verified ones first: its confirmed super weights, and what others report.
 
-    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. The list is empty where
-    nothing was found. Raises CatalogError where the catalog has no such model, naming the nearest, or is broken.
+    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`; `folder` is as in
+    known_documents. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model,
+    naming the nearest, or is broken.
     """
-    return _coordinates_in(read_documents(Path(folder)), model)
+    return _coordinates_in(known_documents(None if folder is None else Path(folder)), model)
 
 
-def known_of(folder: Path, model: str) -> list[KnownCoordinate]:
-    """Return what coordinates_of does, or nothing where the catalog has no such model or is not there.
-
-    Raises CatalogError where the catalog is broken.
-    """
-    documents = read_documents(folder) if folder.is_dir() else {}
+def known_of(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
+    """Return what coordinates_of does, or nothing where these documents have no such model."""
     names = {item["model"] for _, item in (*entries_in(documents), *reported_in(documents))}
     return _coordinates_in(documents, model) if any(model.lower() in _names(name) for name in names) else []
 
@@ -236,6 +234,45 @@ def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
         raise CatalogError(f"cannot write {shown(path)}: {error.strerror}; what was there is unchanged") from error
 
 
+def known_documents(folder: Path | None) -> dict[str, Document]:
+    """Return the content of a catalog by family, to look things up in.
+
+    Without a folder it is that of `catalog` in the current one, if there is such a folder, together with the record
+    that comes with the tool. Raises CatalogError like read_document.
+    """
+    return with_record(DEFAULT_FOLDER) if folder is None else read_documents(folder)
+
+
+def with_record(folder: Path) -> dict[str, Document]:
+    """Return the content of a catalog, where there is one, together with the record that comes with the tool.
+
+    Raises CatalogError like read_document.
+    """
+    record = read_documents(_record_folder())
+    if not folder.is_dir() or folder.samefile(_record_folder()):
+        return record
+    own = read_documents(folder)
+    nothing: Document = {"entries": [], "reported": []}
+    return {
+        family: _together(own.get(family, nothing), record.get(family, nothing)) for family in sorted({**own, **record})
+    }
+
+
+def _record_folder() -> Path:
+    """Return the catalog that was installed with the tool, or that of the checkout that it runs from."""
+    package = Path(__file__).parent
+    installed = package / "record"
+    return installed if installed.is_dir() else package.parent / "catalog"
+
+
+def _together(own: Document, record: Document) -> Document:
+    keys = {entry_key(entry) for entry in own["entries"]}
+    return {
+        "entries": [*own["entries"], *(entry for entry in record["entries"] if entry_key(entry) not in keys)],
+        "reported": merged(own["reported"], record["reported"]),
+    }
+
+
 def read_documents(folder: Path) -> dict[str, Document]:
     """Return the content of every file by its family, in order. Raises CatalogError like read_document."""
     return {path.stem: read_document(path) for path in files(folder)}
@@ -262,16 +299,12 @@ def reported_in(documents: Mapping[str, Document]) -> list[tuple[str, Reported]]
     return [(family, item) for family, document in documents.items() for item in document["reported"]]
 
 
-def reported_on(folder: Path, model: str) -> list[Reported]:
-    """Return what others report on a model, of any revision: an empty list where there is none, or no such file.
+def reported_on(documents: Mapping[str, Document], model: str) -> list[Reported]:
+    """Return what others report on a model, of any revision.
 
     A local folder's name, which has no owner, is taken for the part of a Hub id after the slash.
-    Raises CatalogError where the file of the model's family is broken.
     """
-    path = _family_path(folder, family_of(model))
-    if not path.exists():
-        return []
-    return [item for item in read_document(path)["reported"] if model.lower() in _names(item["model"])]
+    return [item for _, item in reported_in(documents) if model.lower() in _names(item["model"])]
 
 
 def validate(folder: Path) -> tuple[int, int, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from analyzer.errors import shown
-from analyzer.options import catalog_option, json_option, print_json, quiet_option, token_option
+from analyzer.options import catalog_option, json_option, known_option, print_json, quiet_option, token_option
 
 
 @click.group()
@@ -22,19 +22,19 @@ def catalog() -> None:
 
 
 @catalog.command("list")
-@catalog_option
+@known_option
 @json_option
-def catalog_list(folder: Path, as_json: bool) -> None:
+def catalog_list(folder: Path | None, as_json: bool) -> None:
     """List every entry, and apart from those what others report.
 
     \b
     Example:
       superweight catalog list --catalog ./catalog
     """
-    from analyzer.catalog import entries_in, read_documents, reported_in
+    from analyzer.catalog import entries_in, known_documents, reported_in
     from analyzer.render_catalog import render_catalog
 
-    documents = read_documents(folder)
+    documents = known_documents(folder)
     entries, reported = entries_in(documents), reported_in(documents)
     if as_json:
         print_json(_as_json(entries, reported))
@@ -44,9 +44,9 @@ def catalog_list(folder: Path, as_json: bool) -> None:
 
 @catalog.command("show")
 @click.argument("model")
-@catalog_option
+@known_option
 @json_option
-def catalog_show(model: str, folder: Path, as_json: bool) -> None:
+def catalog_show(model: str, folder: Path | None, as_json: bool) -> None:
     """Show what is known of one model, or of one model@commit: entries, and what others report.
 
     MODEL is the name or the part of it after the slash, in any case.
@@ -56,10 +56,10 @@ def catalog_show(model: str, folder: Path, as_json: bool) -> None:
       superweight catalog show mistralai/Mistral-7B-v0.1
       superweight catalog show SmolLM2-135M-Instruct-Q4_1 --json | jq '.entries[0].super_weights[0]'
     """
-    from analyzer.catalog import lookup, read_documents
+    from analyzer.catalog import known_documents, lookup
     from analyzer.render_catalog import render_entry, render_reported
 
-    entries, reported = lookup(read_documents(folder), model)
+    entries, reported = lookup(known_documents(folder), model)
     if as_json:
         print_json(_as_json(entries, reported))
     else:
@@ -84,8 +84,8 @@ def catalog_show(model: str, folder: Path, as_json: bool) -> None:
     help="Only coordinates of this standing; may be given again.  [default: all]",
 )
 @click.option("--critical", is_flag=True, help="Of the verified ones, only those whose zeroing costs the model.")
-@catalog_option
-def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: bool, folder: Path) -> None:
+@known_option
+def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: bool, folder: Path | None) -> None:
     """Write the coordinates of a model that a quantizer should protect to stdout.
 
     \b

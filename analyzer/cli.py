@@ -18,6 +18,7 @@ from analyzer.options import (
     check_text,
     common_options,
     json_option,
+    known_option,
     print_json,
     quiet_option,
     run_options,
@@ -210,7 +211,7 @@ def analyze(
       superweight analyze ./my-model --model-id me/my-model --catalog ./catalog
     """
     from analyzer.analyze import evaluation_text, read_prompts, read_text, run_analyze
-    from analyzer.catalog import check_destination, family_of, reported_on, save_entry
+    from analyzer.catalog import check_destination, family_of, reported_on, save_entry, with_record
     from analyzer.records import plain
     from analyzer.render import render_verify
     from analyzer.render_catalog import render_agreement
@@ -224,7 +225,7 @@ def analyze(
         source = open_source(**where, model_id=model_id)
         family = family or family_of(source.model)
         check_destination(folder, family)  # before minutes of work
-        reported = reported_on(folder, source.model)
+        reported = reported_on(with_record(folder), source.model)
         scanned, result, entry = run_analyze(
             source,
             prompt=prompt,
@@ -266,7 +267,7 @@ def analyze(
 @score_option
 @cache_option
 @token_option
-@catalog_option
+@known_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print one table as CSV on stdout, nothing else.")
 @json_option
 @click.option(
@@ -283,7 +284,7 @@ def diff(
     as_csv: bool,
     as_json: bool,
     plot: Path | None,
-    folder: Path,
+    folder: Path | None,
     quiet: bool,
     **how: Any,
 ) -> None:

@@ -71,6 +71,12 @@ catalog_option = click.option(
     show_default=True,
     help="Folder of the catalog.",
 )
+known_option = click.option(
+    "--catalog",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the catalog.  [default: catalog, and the record that comes with the tool]",
+)
 common_options = with_options(
     click.argument("model"),
     click.option("--revision", help="Branch, tag or commit on the Hub.  [default: the main branch]"),

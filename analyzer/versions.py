@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analyzer.analyze import counted, scan_checkpoint
 from analyzer.architectures import DownProjection
 from analyzer.cache import ResultCache, cache_folder
-from analyzer.catalog import known_of
+from analyzer.catalog import known_documents, known_of
+from analyzer.catalog_format import Document
 from analyzer.checkpoint import Checkpoint
 from analyzer.diff import Side, compare, known_weights, parse_side, side_of_scan
 from analyzer.diff_records import DiffResult, History
@@ -22,6 +23,7 @@ from analyzer.records import Coordinate, ScanResult
 from analyzer.scan import down_projection_bytes, down_projections, read_weights
 from analyzer.source import open_source
 
+Documents = Mapping[str, Document]
 MAX_RESULT_BYTES = 100_000_000
 
 
@@ -53,23 +55,24 @@ def run_diff(
     score: str = "magnitude",
     top: int = 20,
     use_cache: bool = True,
-    catalog: Path,
+    catalog: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> DiffResult:
-    """Compare two models, revisions or saved results; what `catalog` knows of them are the super weights looked up.
+    """Compare two models, revisions or saved results; what the catalog knows of them are the super weights looked up.
 
     Raises AnalyzerError where one is none of these, or the two have nothing in common.
     """
+    documents = known_documents(catalog)
     opened = [_open(name, token) for name in (old, new)]
     first, second = opened
     if isinstance(first, Model) and isinstance(second, Model):
-        return _diff_models((first, second), score, top, use_cache, catalog, progress)
+        return _diff_models((first, second), score, top, use_cache, documents, progress)
     sides = []
     bytes_read = 0
     for each in opened:
         side = each if isinstance(each, Side) else _scanned(each, score, top, use_cache, progress)
         bytes_read += 0 if isinstance(each, Side) else each.checkpoint.bytes_read
-        sides.append(_with_known(side, catalog))
+        sides.append(_with_known(side, documents))
     return compare(*sides, bytes_read=bytes_read)
 
 
@@ -81,13 +84,14 @@ def run_history(
     score: str = "magnitude",
     top: int = 20,
     use_cache: bool = True,
-    catalog: Path,
+    catalog: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> History:
-    """Scan several revisions of a Hub model, and follow their outliers and what `catalog` knows of the model.
+    """Scan several revisions of a Hub model, and follow their outliers and what the catalog knows of the model.
 
     Raises AnalyzerError where the model or one of its revisions cannot be read.
     """
+    documents = known_documents(catalog)
     models: list[Model] = []
     scans: list[ScanResult] = []
     sources = [open_source(model, revision=revision, token=token) for revision in revisions]  # a wrong name fails now
@@ -96,13 +100,13 @@ def run_history(
         projections = down_projections(checkpoint)
         scans.append(scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache))
         models.append(Model(checkpoint, projections))
-    known = known_weights(known_of(catalog, scans[0].model))
+    known = known_weights(known_of(documents, scans[0].model))
     coordinates = followed(scans, list(known), top)
     return follow(scans, revisions, known, [each.weights(coordinates) for each in models], top)
 
 
 def _diff_models(
-    models: tuple[Model, Model], score: str, top: int, use_cache: bool, catalog: Path, progress: Progress
+    models: tuple[Model, Model], score: str, top: int, use_cache: bool, documents: Documents, progress: Progress
 ) -> DiffResult:
     total = sum(down_projection_bytes(model.projections) for model in models)
     scan = scan_pair(
@@ -123,15 +127,15 @@ def _diff_models(
             f"both (the first, in layer {layer}, is {shapes[OLD]} and {shapes[NEW]})"
         )
     sides = [
-        _with_known(side_of_scan(scanned, model.weights), catalog)
+        _with_known(side_of_scan(scanned, model.weights), documents)
         for scanned, model in zip(scan.scans, models, strict=True)
     ]
     result = compare(*sides, layers=layers_of_pairs(scan, top), bytes_shared=scan.shared_bytes)
     return replace(result, bytes_read=sum(model.checkpoint.bytes_read for model in models))
 
 
-def _with_known(side: Side, catalog: Path) -> Side:
-    return replace(side, known=known_weights(known_of(catalog, side.model))) if side.model else side
+def _with_known(side: Side, documents: Documents) -> Side:
+    return replace(side, known=known_weights(known_of(documents, side.model))) if side.model else side
 
 
 def _open(name: str, token: str | None) -> Model | Side:

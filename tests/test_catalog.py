@@ -13,6 +13,7 @@ import pytest
 from analyzer.catalog import (
     coordinates_of,
     family_of,
+    known_documents,
     lookup,
     read_catalog,
     read_documents,
@@ -418,6 +419,30 @@ def test_coordinates_of_a_model_for_a_quantizer(tmp_path):
     assert (reported_row.commit, reported_row.col, reported_row.model_type) == ("main", None, "llama")
     with pytest.raises(CatalogError, match="did you mean me/model-1b"):
         coordinates_of("model-2b", folder=tmp_path)
+
+
+def test_without_a_folder_the_record_that_comes_with_the_tool_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = read_documents(Path(__file__).parent.parent / "catalog")
+    assert known_documents(None) == record
+    assert coordinates_of("mistralai/Mistral-7B-v0.1")[0].standing == "reported"
+    with pytest.raises(CatalogError, match="no catalog folder"):
+        known_documents(tmp_path / "catalog")
+    sizes = {"num_layers": 32, "hidden_size": 4096, "intermediate_size": 14336}
+    # What is in the current folder's catalog goes together with it, and nothing of either is lost.
+    save_entry(tmp_path / "catalog", "mistral", entry(model="mistralai/Mistral-7B-v0.1", **sizes))
+    theirs = record["mistral"]["reported"][0]
+    source = {**theirs["sources"][0], "name": "Mine"}
+    save_reported(tmp_path / "catalog", "mistral", [{**theirs, "sources": [source]}, {**theirs, "row": 7}])
+    save_entry(tmp_path / "catalog", "own", entry(model="me/own"))
+    known = known_documents(None)
+    assert known.keys() == {*record, "own"}
+    assert [each["model"] for each in known["mistral"]["entries"]] == ["mistralai/Mistral-7B-v0.1"]
+    reported = known["mistral"]["reported"]
+    assert len(reported) == len(record["mistral"]["reported"]) + 1
+    merged = next(item for item in reported if (item["row"], item["col"]) == (theirs["row"], theirs["col"]))
+    assert {each["name"] for each in merged["sources"]} == {"Mine", *(each["name"] for each in theirs["sources"])}
+    assert known_documents(tmp_path / "catalog") == read_documents(tmp_path / "catalog")
 
 
 def test_the_repositorys_own_catalog_is_valid_and_says_what_the_weights_are():

@@ -205,8 +205,8 @@ def test_analyze_of_a_model_with_a_published_record(tmp_path):
     assert f"Reported by A paper: ({LAYER}, {ROW}, {COL + 1}): not seen here (they name no revision)." in result.stdout
     found = json.loads(superweight(*command, "--catalog", tmp_path / "c", "--json").stdout)
     assert [each["agrees"] for each in found["agrees_with_reported"]] == [True, False]
-    assert [item["col"] for item in reported_on(tmp_path / "c", "planted-1b")] == [COL, COL + 1]
-    assert reported_on(tmp_path / "c", "you/planted-1b") == []
+    assert [item["col"] for item in reported_on(read_documents(tmp_path / "c"), "planted-1b")] == [COL, COL + 1]
+    assert reported_on(read_documents(tmp_path / "c"), "you/planted-1b") == []
     shown = superweight("catalog", "show", "ME/planted-1b", "--catalog", tmp_path / "c")
     assert "Reported by others, not verified here" in shown.stdout
     assert "confirmed" not in shown.stdout

@@ -41,6 +41,13 @@ def catalog(tmp_path):
     return tmp_path / "catalog"
 
 
+@pytest.fixture
+def empty(tmp_path):
+    """A catalog that knows nothing."""
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
 def command(*arguments, fails=None):
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     if fails is None:
@@ -60,9 +67,9 @@ CHANGED = [
 ]
 
 
-def test_every_mix_of_models_gives_the_same_answer(versions):
+def test_every_mix_of_models_gives_the_same_answer(versions, empty):
     sides = [("owner/tiny@v1", versions / "old/tiny"), ("owner/tiny@v2", versions / "new/tiny")]
-    results = [run_diff(str(old), str(new), top=2, catalog=versions / "none") for old in sides[0] for new in sides[1]]
+    results = [run_diff(str(old), str(new), top=2, catalog=empty) for old in sides[0] for new in sides[1]]
     for result in results:
         assert {change[:4] for change in what_changed(result)} >= {change[:4] for change in CHANGED}
         assert result.outliers_among == "changed"
@@ -73,11 +80,11 @@ def test_every_mix_of_models_gives_the_same_answer(versions):
         assert sorted(appeared) == sorted(CHANGED)
 
 
-def test_a_saved_result_against_the_model_it_is_of_and_the_next(versions):
+def test_a_saved_result_against_the_model_it_is_of_and_the_next(versions, empty):
     saved = versions / "saved.json"
     saved.write_text(json.dumps(plain(run_scan(FolderSource(versions / "old/tiny"), top=2))))
-    assert run_diff(str(saved), str(versions / "old/tiny"), top=2, catalog=versions / "none").identical
-    result = run_diff(str(saved), "owner/tiny@v2", top=2, catalog=versions / "none")
+    assert run_diff(str(saved), str(versions / "old/tiny"), top=2, catalog=empty).identical
+    result = run_diff(str(saved), "owner/tiny@v2", top=2, catalog=empty)
     assert (result.outliers_among, result.bytes_read > 0) == ("all", True)
     appeared = [change for change in what_changed(result) if change[0] == "appeared"]
     # What had no rank in the saved result is not known.
