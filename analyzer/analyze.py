@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import resources
@@ -14,8 +14,8 @@ from analyzer.architectures import DownProjection, check_can_be_run
 from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import Entry, make_entry
 from analyzer.checkpoint import Checkpoint
-from analyzer.effects import Progress
 from analyzer.errors import ArchitectureError, SourceError, shown
+from analyzer.progress import Progress, counted
 from analyzer.records import Coordinate, Outlier, ScanResult, VerifyResult
 from analyzer.scan import (
     down_projection_bytes,
@@ -218,18 +218,6 @@ def scan_checkpoint(
     num_layers: int | None = None,
 ) -> ScanResult:
     """Scan these down projections, with the user's cache. Raises AnalyzerError where they cannot be read."""
-    advance = counted(progress, down_projection_bytes(projections))
+    advance = counted(progress, "scan", down_projection_bytes(projections))
     cache = ResultCache(cache_folder()) if use_cache else None
     return scan(checkpoint, projections, score=score, top=top, num_layers=num_layers, cache=cache, progress=advance)
-
-
-def counted(progress: Progress, total: int) -> Callable[[int], None]:
-    """Return what adds up the bytes that a scan is told of, and shows how many of the total are done."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count  # from several threads; a lost update would only misdraw the bar
-        progress("scan", done, total)
-
-    return advance

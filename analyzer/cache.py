@@ -117,7 +117,7 @@ class ResultCache:
             body = self._load(key)
             if body is not None:
                 same, place = body["same"] is True, body["place"]
-                figures = (float(body[name]) for name in ("old", "new", "squares"))
+                figures = (float(body[name]) for name in ("old", "new", "squares", "excluded"))
                 return MatrixChange(same, None if place is None else int(place), *figures)
         return None
 

@@ -21,7 +21,8 @@ class MatrixChange:
     """How two versions of a matrix differ, over the weights that are finite in both.
 
     `same` tells that no weight's value differs. `place` is the row-major place of the weight that changed most (of
-    equals the first), null where none did; `old` and `new` are its values. `squares` is the sum of all squared changes.
+    equals the first), null where none did; `old` and `new` are its values. `squares` is the sum of all squared changes,
+    `excluded` that of the squares of old weights that are finite there alone.
     """
 
     same: bool
@@ -29,6 +30,7 @@ class MatrixChange:
     old: float
     new: float
     squares: float
+    excluded: float = 0.0
 
 
 def comparable(old: Matrix, new: Matrix) -> bool:
@@ -56,6 +58,7 @@ class Comparison:
         self._meeting = threading.Lock()
         self._largest: tuple[float, int | None, float, float] = (0.0, None, 0.0, 0.0)  # change, -place, old, new
         self._squares: list[float] = []
+        self._excluded: list[float] = []
         self._same = True
 
     def take(self, side: int, tile: Tile, bits: Unsigned) -> None:
@@ -85,7 +88,7 @@ class Comparison:
         """Return how the versions differ, once all tiles of both were taken."""
         _, negative_place, old, new = self._largest
         place = None if negative_place is None else -negative_place
-        return MatrixChange(self._same, place, old, new, exact_sum(self._squares))
+        return MatrixChange(self._same, place, old, new, exact_sum(self._squares), exact_sum(self._excluded))
 
     def _compare(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
         for first in range(0, old_bits.size, CHUNK_NUMBERS):
@@ -101,17 +104,21 @@ class Comparison:
             change = np.subtract(new, old)
             np.abs(change, out=change)
             squares = float(np.einsum("i,i->", change, change))
+        if (not squares or not math.isfinite(squares)) and np.array_equal(old, new, equal_nan=True):
+            return  # but for the sign of a zero, or the way in which it is stored
+        excluded = 0.0
         if not math.isfinite(squares):
-            if old_format != new_format and np.array_equal(old, new, equal_nan=True):
-                return
-            change[~np.isfinite(change)] = 0.0
-            squares = float(np.einsum("i,i->", change, change))
-        elif not squares and old_format != new_format and np.array_equal(old, new):
-            return
+            lost = ~np.isfinite(change)
+            change[lost] = 0.0
+            with np.errstate(over="ignore"):
+                squares = float(np.einsum("i,i->", change, change))
+                gone = old[lost & np.isfinite(old)]
+                excluded = float(np.einsum("i,i->", gone, gone))
         largest = float(change.max())
         with self._meeting:
             self._same = False
             self._squares.append(squares)
+            self._excluded.append(excluded)
             if not largest or largest < self._largest[0]:
                 return
             numbers = np.flatnonzero(change == largest)

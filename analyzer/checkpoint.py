@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,6 +75,16 @@ class Checkpoint:
         step = self.source.block_bytes // element_bytes * element_bytes
         for start in range(0, size, step):
             yield self.read(tensor, start, min(start + step, size))
+
+    def sha256(self, filename: str, progress: Callable[[int], object]) -> str:
+        """Return the hash of a whole file's content, as Source.content names it; `progress` is told of its bytes."""
+        digest = hashlib.sha256()
+        size, step = self.source.sizes[filename], self.source.block_bytes
+        for start in range(0, size, step):
+            block = self._read(filename, start, min(start + step, size))
+            digest.update(block)
+            progress(len(block))
+        return f"sha256:{digest.hexdigest()}"
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> bytes:
         """Return bytes of a tensor, counted from its own start, `stop` exclusive."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,13 @@ KINDS = ("appeared", "vanished", "changed", "moved", "unchanged")
 OUTLIER_FIELDS = ("rank", "value")
 SUPER_WEIGHT_FIELDS = ("value", "status", "effect", "loss", "loss_zeroed")
 COORDINATE_FIELDS = ("layer", "expert", "row", "col")
+STATUSES = ("confirmed", "coincident", "rejected")
+EFFECTS = ("critical", "inert", None)
+MAX_INDEX = 1 << 31
+WHAT_TO_GIVE = "give what scan, verify or analyze printed with --json"
 
+Place = tuple[str, int, int]
+"""Where a down projection is: tower, layer, expert, as the first three of a coordinate's sort_key."""
 
 Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
 """Reads weights that were not ranked, as far as the model has them."""
@@ -29,18 +36,20 @@ Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
 class Side:
     """One of the two things compared; `outliers` and `super_weights` are null where there was no scan or verification.
 
-    `known` is what the catalog has of the model, by standing. `look_up` is there where the model itself is: a saved
-    result knows only what was ranked.
+    `scanned` is where its down projections are, null where that is not known. `known` is what the catalog has of the
+    model, by standing. `look_up` is there where the model itself is: a saved result knows only what was ranked.
     """
 
     name: str
     model: str | None
+    commit: str | None
     model_type: str | None
     sizes: tuple[int | None, int | None, int | None]
     score: str | None
     prompt: str | None
     outliers: Outliers | None
     super_weights: Outliers | None
+    scanned: frozenset[Place] | None = None
     known: Mapping[Coordinate, str] = field(default_factory=dict)
     look_up: Lookup | None = None
 
@@ -50,12 +59,14 @@ def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
     return Side(
         name=f"{result.model}@{result.revision}" if result.revision else result.model,
         model=result.model,
+        commit=result.commit,
         model_type=result.model_type,
         sizes=(result.num_layers, result.hidden_size, result.intermediate_size),
         score=result.score,
         prompt=None,
         outliers={o.coordinate: {"rank": o.rank, "value": o.value} for o in result.outliers},
         super_weights=None,
+        scanned=frozenset((t.tower or "", t.layer, -1 if t.expert is None else t.expert) for t in result.tensors),
         look_up=look_up,
     )
 
@@ -67,27 +78,33 @@ def parse_side(text: str, name: str) -> Side:
     """
     try:
         loaded = json.loads(text)
+        if "old_commit" in loaded:
+            raise ResultError(f"{shown(name)} is itself a comparison: {WHAT_TO_GIVE}")
         sizes = tuple(loaded.get(key) for key in ("num_layers", "hidden_size", "intermediate_size"))
         outliers = _by_coordinate(loaded.get("outliers"), OUTLIER_FIELDS)
         super_weights = _by_coordinate(loaded.get("super_weights"), SUPER_WEIGHT_FIELDS)
-        texts = [loaded.get(key) for key in ("model", "model_type", "score", "prompt")]
+        scanned = _places(loaded.get("tensors"))
+        texts = [loaded.get(key) for key in ("model", "commit", "model_type", "score", "prompt")]
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ResultError(f"{shown(name)} is not a result saved with --json ({shown(error, 80)})") from error
     if outliers is None and super_weights is None:
-        raise ResultError(
-            f"{shown(name)} holds neither outliers nor super weights: save it with scan or analyze --json"
-        )
-    model, model_type, score, prompt = (text if isinstance(text, str) else None for text in texts)
-    return Side(shown(name), model, model_type, sizes, score, prompt, outliers, super_weights)
+        raise ResultError(f"{shown(name)} holds neither outliers nor super weights: {WHAT_TO_GIVE}")
+    model, commit, model_type, score, prompt = (text if isinstance(text, str) else None for text in texts)
+    return Side(shown(name), model, commit, model_type, sizes, score, prompt, outliers, super_weights, scanned)
 
 
-def known_weights(coordinates: Sequence[KnownCoordinate]) -> dict[Coordinate, str]:
-    """Return the standing of each weight that the catalog knows; rows without a column are no weights."""
+def known_weights(coordinates: Sequence[KnownCoordinate], scanned: Collection[Place]) -> dict[Coordinate, str]:
+    """Return the standing of each weight that the catalog knows; rows without a column are no weights.
+
+    The catalog names no towers: of a model that was `scanned` in several, its language is meant.
+    """
+    towers = {tower for tower, *_ in scanned} or {""}
+    tower = "" if "" in towers else "language" if "language" in towers else min(towers) if len(towers) == 1 else ""
     known: dict[Coordinate, str] = {}
     for each in coordinates:
         if each.col is not None:
             standing = f"{each.standing}, {each.effect}" if each.effect else each.standing
-            known.setdefault(Coordinate(each.layer, each.expert, each.row, each.col), standing)
+            known.setdefault(Coordinate(each.layer, each.expert, each.row, each.col, tower or None), standing)
     return known
 
 
@@ -96,6 +113,7 @@ def compare(
     new: Side,
     *,
     layers: Sequence[LayerChange] | None = None,
+    notes: Sequence[str] = (),
     bytes_read: int = 0,
     bytes_shared: int = 0,
 ) -> DiffResult:
@@ -112,16 +130,25 @@ def compare(
     super_weights = _verified_changes(old, new) if both_verified else _known_changes(old, new)
     outliers: list[Change] = []
     unchanged = 0
+    notes = [*_notes(old, new, both_verified), *notes]
     if old.outliers is not None and new.outliers is not None:
-        changes = _changes(old.outliers, new.outliers, _outlier_kind)
+        before, after = old.outliers, new.outliers
         if layers is None:
-            layers = layers_of_outliers(old.outliers, new.outliers, changes)
+            before, after, why = _in_common(old, before, new, after)
+            notes += why
+        changes = _changes(before, after, _outlier_kind)
+        if layers is None:
+            layers = layers_of_outliers(before, after, changes)
         unchanged = sum(change.kind == "unchanged" for change in changes)
         outliers = _looked_up([change for change in changes if change.kind != "unchanged"], old, new)
     scanned = old.outliers is not None and new.outliers is not None
     return DiffResult(
         old=old.name,
         new=new.name,
+        old_model=old.model,
+        new_model=new.model,
+        old_commit=old.commit,
+        new_commit=new.commit,
         score=(new.score or old.score) if scanned else None,
         super_weights_from="verified" if both_verified else "known" if super_weights else None,
         super_weights=tuple(super_weights),
@@ -129,7 +156,7 @@ def compare(
         outliers=tuple(outliers),
         outliers_unchanged=unchanged,
         layers=tuple(layers or ()),
-        notes=tuple(_notes(old, new, both_verified)),
+        notes=tuple(notes),
         bytes_read=bytes_read,
         bytes_shared=bytes_shared,
     )
@@ -138,7 +165,8 @@ def compare(
 def _check_comparable(old: Side, new: Side, *, with_layers: bool) -> None:
     both_scanned = old.outliers is not None and new.outliers is not None
     both_verified = old.super_weights is not None and new.super_weights is not None
-    if not both_scanned and not both_verified:
+    looked_up = (old.super_weights is not None and new.look_up) or (new.super_weights is not None and old.look_up)
+    if not both_scanned and not both_verified and not looked_up:
         raise ResultError(
             f"{old.name} and {new.name} have nothing in common to compare: one has outliers, the other super weights"
         )
@@ -168,6 +196,37 @@ def _notes(old: Side, new: Side, both_verified: bool) -> list[str]:
     return notes
 
 
+def _in_common(old: Side, before: Outliers, new: Side, after: Outliers) -> tuple[Outliers, Outliers, list[str]]:
+    """Return both rankings as far as both sides have them, with their ranks among that, and what was left out."""
+    notes = []
+    rankings = [sorted(side.items(), key=lambda item: item[1]["rank"]) for side in (before, after)]
+    if old.scanned and new.scanned and old.scanned != new.scanned:
+        both = old.scanned & new.scanned
+        notes.append(f"They are scans of other layers: what is compared, and ranked, are {len(both)} down projections.")
+        rankings = [[item for item in ranking if item[0].sort_key[:3] in both] for ranking in rankings]
+    length = min(map(len, rankings))
+    if any(len(ranking) > length for ranking in rankings):
+        notes.append(f"Only the top {length} are compared: one of them ranks no more.")
+    cut = [
+        {coordinate: {**fields, "rank": rank} for rank, (coordinate, fields) in enumerate(ranking[:length], start=1)}
+        for ranking in rankings
+    ]
+    return cut[0], cut[1], notes
+
+
+def _places(tensors: Any) -> frozenset[Place] | None:
+    """Return where a saved scan's down projections are."""
+    if tensors is None:
+        return None
+    places = set()
+    for tensor in tensors:
+        layer, expert, tower = tensor["layer"], tensor["expert"], tensor.get("tower")
+        if type(layer) is not int or not isinstance(expert, int | None) or not isinstance(tower, str | None):
+            raise ValueError(f"not a down projection: {tower}, {layer}, {expert}")
+        places.add((tower or "", layer, -1 if expert is None else expert))
+    return frozenset(places)
+
+
 def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields] | None:
     if records is None:
         return None
@@ -176,20 +235,29 @@ def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields
         layer, expert, row, col = (record[key] for key in COORDINATE_FIELDS)
         numbers = (layer, row, col, 0 if expert is None else expert)
         value = record["value"]
-        if any(type(n) is not int or n < 0 for n in numbers) or not isinstance(value, int | float):
+        if any(type(n) is not int or not 0 <= n < MAX_INDEX for n in numbers) or not _is_number(value):
             raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {value}")
         if type(record.get("rank", 1)) is not int:
             raise ValueError(f"not a rank: {record['rank']}")
-        if not all(isinstance(record.get(key), str | None) for key in ("status", "effect")):
+        if record.get("status", STATUSES[0]) not in STATUSES or record.get("effect") not in EFFECTS:
             raise ValueError(f"neither a status nor an effect: {record['status']}, {record['effect']}")
+        if not all(record.get(key) is None or _is_number(record[key]) for key in ("loss", "loss_zeroed")):
+            raise ValueError(f"not a loss: {record['loss']}, {record['loss_zeroed']}")
         tower = record.get("tower")
         if tower is not None and not isinstance(tower, str):
             raise ValueError(f"not a tower: {tower}")
-        found[Coordinate(layer, expert, row, col, tower)] = {
+        coordinate = Coordinate(layer, expert, row, col, tower)
+        if coordinate in found:
+            raise ValueError(f"twice: {coordinate}")
+        found[coordinate] = {
             **{key: record[key] for key in keys},
             "value": float(value),
         }
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _verified_changes(old: Side, new: Side) -> list[Change]:
@@ -208,16 +276,15 @@ def _known_changes(old: Side, new: Side) -> list[Change]:
         for coordinate, fields in (side.super_weights or {}).items():
             if fields["status"] == "confirmed":
                 effect = fields["effect"]
-                known[coordinate] = f"verified, {shown(effect, 20)}" if effect else "verified"
+                known[coordinate] = f"verified, {effect}" if effect else "verified"
         known = {**side.known, **known}
     values = [_values_of(side, sorted(known, key=lambda c: c.sort_key)) for side in (old, new)]
     changes = []
     for coordinate in known:
         before, after = values[0].get(coordinate), values[1].get(coordinate)
-        if before is None and after is None:
-            continue  # neither has such a weight
-        if any(value is None and not side.look_up for value, side in ((before, old), (after, new))):
-            kind = "unknown"  # a saved result has only what was ranked
+        sides_without = [side for side, value in ((old, before), (new, after)) if value is None]
+        if len(sides_without) == 2 or any(not side.look_up for side in sides_without):
+            kind = "unknown"  # neither has it, or it is a saved result's, which has only what was ranked
         else:
             kind = _known_kind(before, after)
         sides = [None if value is None else {"value": value} for value in (before, after)]

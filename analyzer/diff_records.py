@@ -47,9 +47,11 @@ class LargestChange:
 class LayerChange:
     """One layer in two versions.
 
-    `state` is "same file" (of the same content, not read), "same", "changed" or "incomparable"; `note` says why, or in
-    part. Of the `ranked` top outliers on each side `shared` are the same weights, and `rank_correlation` is Spearman's
-    over those (null below three). `relative_change` is ||new - old|| / ||old||, the Frobenius norms over the layer.
+    `state` is "same file" (of the same content, not read), "same", "changed", "not compared" weight by weight,
+    "incomparable", or "ranked" where no more is known than the outliers that were saved; `note` says more. All else is
+    over the layer's down projections that differ, which of many experts may be a few. Of the `ranked` top outliers on
+    each side `shared` are the same weights, and `rank_correlation` is Spearman's over those (null below three).
+    `relative_change` is ||new - old|| / ||old||, Frobenius norms over the weights that are finite in both.
     """
 
     tower: str | None
@@ -67,12 +69,17 @@ class LayerChange:
 class DiffResult:
     """What `diff` prints.
 
-    `super_weights_from` is "verified" where both sides are, "known" where their values were looked up, else null.
-    `outliers` are those that differ; they rank among `outliers_among`: "all" down projections, or those "changed".
+    A side's `model` and `commit` are those of the saved result, where it is one and says so. `super_weights_from` is
+    "verified" where both sides are, "known" where their values were looked up, else null. `outliers` are those that
+    differ; they rank among `outliers_among`: "all" down projections, or those "changed".
     """
 
     old: str
     new: str
+    old_model: str | None
+    new_model: str | None
+    old_commit: str | None
+    new_commit: str | None
     score: str | None
     super_weights_from: str | None
     super_weights: tuple[Change, ...]
@@ -90,7 +97,7 @@ class DiffResult:
         return (
             not self.outliers
             and all(change.kind in ("unchanged", "unknown") for change in self.super_weights)
-            and all(layer.state in ("same", "same file") for layer in self.layers)
+            and all(layer.state in ("same", "same file", "ranked") for layer in self.layers)
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyzer.errors import ForwardError
+from analyzer.progress import Progress
 from analyzer.records import Coordinate, JointZeroing, SuperWeight
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ EFFECT_PARAMETERS = {
     "random_controls": RANDOM_CONTROLS,
     "control_seed": CONTROL_SEED,
 }
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 def measure_effects(

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a source: ranged reads at a pinned commit. The only file that touches the network."""
+"""The Hub as a source: ranged reads at a pinned commit. With repository.py, all that touches the network."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,33 +49,38 @@ def _layer_of_pairs(
 ) -> LayerChange:
     there = pairs[0].projections[OLD] if pairs else unpaired[0][OLD] or unpaired[0][NEW]
     assert there is not None
-    notes = [_why_unpaired(*unpaired[0])] if unpaired else []
     differing = [pair for pair in pairs if not pair.same]
-    nothing = LayerChange(there.tower, there.layer, "incomparable", None, None, None, None, None, None)
+    layer = LayerChange(there.tower, there.layer, "changed", _note(pairs, unpaired), None, None, None, None, None)
+    if not pairs:
+        return replace(layer, state="incomparable")
     if not differing:
-        state = "incomparable" if unpaired else "same file" if all(pair.shared for pair in pairs) else "same"
-        return replace(nothing, state=state, note="; ".join(notes) or None)
-    if len(pairs) > 1:
-        notes.append(f"{len(differing)} of {len(pairs)} down projections")
+        same = "same file" if all(pair.shared for pair in pairs) else "same"
+        return layer if unpaired else replace(layer, state=same)
     ranked = [_best(differing, side, top) for side in (OLD, NEW)]
     shared, correlation = overlap(*ranked)
-    changes = [pair.change for pair in differing]
-    relative, largest = None, None
-    if None in changes:
-        notes.append("stored the other way round: not compared weight by weight")
-    else:
-        relative, largest = _size_of_change(differing)
-    return LayerChange(
-        tower=there.tower,
-        layer=there.layer,
-        state="changed",
-        note="; ".join(notes) or None,
-        ranked=max(map(len, ranked)),
-        shared=shared,
-        rank_correlation=correlation,
-        relative_change=relative,
-        largest_change=largest,
-    )
+    layer = replace(layer, ranked=max(map(len, ranked)), shared=shared, rank_correlation=correlation)
+    if any(pair.change is None for pair in differing):
+        return replace(layer, state="not compared")
+    relative, largest = _size_of_change(differing)
+    return replace(layer, relative_change=relative, largest_change=largest)
+
+
+def _note(pairs: Sequence[Pair], unpaired: Sequence[tuple[DownProjection | None, DownProjection | None]]) -> str | None:
+    """Return what else is to be said of a layer: of its experts, of weights that are not finite."""
+    differing = [pair for pair in pairs if not pair.same]
+    notes = []
+    if len(pairs) > 1 and differing:
+        notes.append(f"{len(differing)} of {len(pairs)} experts differ")
+    elif len(pairs) > 1 and unpaired:
+        notes.append(f"the {len(pairs)} experts of both are the same")
+    for why, count in Counter(_why_unpaired(*two) for two in unpaired).items():
+        notes.append(f"{count} {why}" if pairs or count > 1 else why)
+    if any(pair.change is None for pair in differing):
+        notes.append("stored in other ways, so ranked, but not compared weight by weight")
+    lost = [sum(pair.summaries[side].nonfinite for pair in differing if pair.summaries) for side in (OLD, NEW)]
+    if any(lost):
+        notes.append(f"{lost[OLD]:,} weights of the old and {lost[NEW]:,} of the new one are not finite")
+    return "; ".join(notes) or None
 
 
 def _best(pairs: Sequence[Pair], side: int, top: int) -> list[Coordinate]:
@@ -100,7 +106,7 @@ def _size_of_change(pairs: Sequence[Pair]) -> tuple[float | None, LargestChange 
         projection, before, change = pair.projections[OLD], pair.summaries[OLD], pair.change
         rows, cols = projection.shape
         if math.isfinite(before.std):
-            norm += (rows * cols - before.nonfinite) * (before.std**2 + before.mean_abs**2)
+            norm += (rows * cols - before.nonfinite) * (before.std**2 + before.mean_abs**2) - change.excluded
         squares += change.squares
         if change.place is None:
             continue
@@ -133,10 +139,9 @@ def layers_of_outliers(old: Outliers, new: Outliers, changes: Sequence[Change]) 
         if most and most.old and most.new:
             largest = LargestChange(most.expert, most.row, most.col, most.old["value"], most.new["value"])
         shared, correlation = overlap(*ranked)
-        state = "same" if all(change.kind == "unchanged" for change in here) else "changed"
         layers.append(
             LayerChange(
-                there.tower, there.layer, state, None, max(map(len, ranked)), shared, correlation, None, largest
+                there.tower, there.layer, "ranked", None, max(map(len, ranked)), shared, correlation, None, largest
             )
         )
     return layers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ from analyzer.changes import Comparison, MatrixChange, comparable
 from analyzer.checkpoint import Checkpoint
 from analyzer.encodings import Tile
 from analyzer.outliers import TensorSummary, Unsigned
+from analyzer.progress import Progress, counted
 from analyzer.records import ScanResult
-from analyzer.scan import Progress, TensorScanner, gather
-from analyzer.source import Source
-from analyzer.streaming import Want, stream
+from analyzer.scan import TensorScanner, gather
+from analyzer.streaming import Want, in_parallel, stream
 
 OLD, NEW = 0, 1
 
@@ -79,13 +79,15 @@ def scan_pair(
             unpaired.append((old, new))
         else:
             both.append((old, new))
+    total = sum(projection.matrix.stored_bytes for pair in both for projection in pair)
+    advance = counted(progress, "scan", total)
     readers = tuple(
         TensorScanner(
-            checkpoints[side], [pair[side] for pair in both], score=score, top=top, cache=cache, progress=progress
+            checkpoints[side], [pair[side] for pair in both], score=score, top=top, cache=cache, progress=advance
         )
         for side in (OLD, NEW)
     )
-    contents = _contents(checkpoints)
+    contents = _contents(checkpoints, both, progress)
     found: dict[int, Pair] = {}
 
     def wants() -> Iterator[Want]:
@@ -93,10 +95,10 @@ def scan_pair(
             keys = [readers[side].key(pair[side], contents[side].get) for side in (OLD, NEW)]
             if keys[OLD] is not None and keys[OLD] == keys[NEW]:
                 found[number] = Pair(pair, True, None, None)
-                progress(sum(projection.matrix.stored_bytes for projection in pair))
+                advance(sum(projection.matrix.stored_bytes for projection in pair))
             else:
                 reading = _Reading(pair, partial(found.__setitem__, number), cache)
-                yield from reading.wants(readers, top, progress)
+                yield from reading.wants(readers, top, advance)
 
     stream(_Both(checkpoints), wants())
     pairs = tuple(found[number] for number in range(len(both)))
@@ -132,7 +134,7 @@ class _Reading:
         self._finishing = threading.Lock()
         self._key: str | None = None
 
-    def wants(self, readers: Sequence[TensorScanner], top: int, progress: Progress) -> Iterator[Want]:
+    def wants(self, readers: Sequence[TensorScanner], top: int, progress: Callable[[int], object]) -> Iterator[Want]:
         """Yield the wishes to read both versions in step, unless the cache has all that they would tell."""
         keys = [reader.key(each) for reader, each in zip(readers, self._projections, strict=True)]
         if self._cache and keys[OLD] and keys[NEW]:
@@ -194,24 +196,28 @@ def _in_step(sides: Sequence[Iterator[Want]], sizes: Sequence[int]) -> Iterator[
         waiting[side] = next(sides[side], None)
 
 
-def _contents(checkpoints: Sequence[Checkpoint]) -> Sequence[Mapping[str, str | None]]:
+def _contents(
+    checkpoints: Sequence[Checkpoint], pairs: Sequence[tuple[DownProjection, DownProjection]], progress: Progress
+) -> Sequence[Mapping[str, str | None]]:
     """Return each side's content hashes by file.
 
-    A local file has none, but where the other side has a file of its size with one, hashing is worth it.
+    A local file has none, but where the other side has a file of its size with one, hashing it costs less than reading
+    that. Only files with down projections of both are looked at.
     """
-    known = [{shard: each.source.content(shard) for shard in each.shards} for each in checkpoints]
+    known: list[dict[str, str | None]] = []
+    for side, checkpoint in enumerate(checkpoints):
+        files = {checkpoint.tensors[pair[side].matrix.data.tensor].filename for pair in pairs}
+        known.append({name: checkpoint.source.content(name) for name in sorted(files)})
+    hashing = []
     for side, checkpoint in enumerate(checkpoints):
         other = checkpoints[1 - side].source
-        sizes = {other.sizes[shard] for shard, content in known[1 - side].items() if content is not None}
-        for shard, content in known[side].items():
-            if content is None and checkpoint.source.sizes[shard] in sizes:
-                known[side][shard] = _sha256(checkpoint.source, shard)
+        sizes = {other.sizes[name] for name, content in known[1 - side].items() if content is not None}
+        names = [name for name, content in known[side].items() if content is None]
+        hashing += [(side, name) for name in names if checkpoint.source.sizes[name] in sizes]
+    advance = counted(progress, "hash", sum(checkpoints[side].source.sizes[name] for side, name in hashing))
+    digests = in_parallel(
+        lambda each: checkpoints[each[0]].sha256(each[1], advance), hashing, threads=os.cpu_count() or 1
+    )
+    for (side, name), digest in zip(hashing, digests, strict=True):
+        known[side][name] = digest
     return known
-
-
-def _sha256(source: Source, filename: str) -> str:
-    digest = hashlib.sha256()
-    size = source.sizes[filename]
-    for start in range(0, size, source.block_bytes):
-        digest.update(source.read(filename, start, min(start + source.block_bytes, size)))
-    return f"sha256:{digest.hexdigest()}"

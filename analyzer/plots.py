@@ -101,7 +101,12 @@ def draw(result: VerifyResult) -> Figure:
 def draw_history(history: History) -> Figure:
     """Return the picture of a history: the magnitudes of up to MAX_LINES weights through the revisions."""
     figure = Figure(figsize=(WIDTH, HEADER_HEIGHT + 1.5 * PANEL_HEIGHT), dpi=DPI, layout="constrained")
-    figure.suptitle(f"{_label(history.model, 70)}\nweights that rank best by {history.score}", parse_math=False)
+    drawn = min(MAX_LINES, len(history.weights))
+    figure.suptitle(
+        f"{_label(history.model, 70)}\n"
+        f"{drawn} of the {len(history.weights)} weights followed, those that rank best by {history.score}",
+        parse_math=False,
+    )
     axes = figure.subplots()
     numbers = range(len(history.revisions))
     for weight, (color, marker, line) in zip(history.weights[:MAX_LINES], STYLES, strict=False):

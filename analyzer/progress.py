@@ -1,4 +1,4 @@
-"""Progress bars on stderr."""
+"""How far a job is: counted in bytes, and as bars on stderr."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+Progress = Callable[[str, int, int], object]
+"""Called with what is done, how much of it, and of how much."""
+IN_BYTES = ("scan", "hash")
+
+
+def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """Return what adds up the bytes that it is told of, and shows how many of the total are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count  # from several threads; a lost update would only misdraw the bar
+        progress(what, done, total)
+
+    return advance
+
 
 @contextmanager
-def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(quiet: bool) -> Iterator[Progress]:
     """Yield a progress function that draws a bar on stderr for each thing done, if stderr is a terminal."""
     if quiet:  # downloads draw the Hub client's own bars, which must be told before it is imported
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -25,9 +41,8 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         if what not in bars:
             for bar in bars.values():
                 bar.close()
-            bars[what] = tqdm(
-                total=total, desc=what, unit="B" if what == "scan" else "", unit_scale=what == "scan", leave=False
-            )
+            in_bytes = what in IN_BYTES
+            bars[what] = tqdm(total=total, desc=what, unit="B" if in_bytes else "", unit_scale=in_bytes, leave=False)
         bars[what].update(done - bars[what].n)
 
     try:

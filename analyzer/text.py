@@ -73,8 +73,8 @@ def count_of(number: int, noun: str) -> str:
 
 
 def big(value: float) -> str:
-    """Return a signed number, whole where it is large."""
-    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.3g}"
+    """Return a signed number, whole where it is large but not huge."""
+    return f"{value:+,.0f}" if 100 <= abs(value) < 1e9 else f"{value:+.3g}"
 
 
 def percent(part: float | None) -> str:

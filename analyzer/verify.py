@@ -19,8 +19,9 @@ from analyzer.detection import (
     find_writes,
     layer_maxima,
 )
-from analyzer.effects import EFFECT_PARAMETERS, Progress, measure_effects
+from analyzer.effects import EFFECT_PARAMETERS, measure_effects
 from analyzer.errors import ForwardError
+from analyzer.progress import Progress
 from analyzer.records import (
     Coordinate,
     Masking,

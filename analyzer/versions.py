@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analyzer.analyze import counted, scan_checkpoint
+from analyzer.analyze import scan_checkpoint
 from analyzer.architectures import DownProjection
 from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import known_documents, known_of
 from analyzer.catalog_format import Document
 from analyzer.checkpoint import Checkpoint
-from analyzer.diff import Side, compare, known_weights, parse_side, side_of_scan
+from analyzer.diff import Place, Side, compare, known_weights, parse_side, side_of_scan
 from analyzer.diff_records import DiffResult, History
-from analyzer.effects import Progress
 from analyzer.errors import ResultError, shown
 from analyzer.history import follow, followed
 from analyzer.layers import layers_of_pairs
 from analyzer.pairs import NEW, OLD, scan_pair
+from analyzer.progress import Progress
 from analyzer.records import Coordinate, ScanResult
-from analyzer.scan import down_projection_bytes, down_projections, read_weights
+from analyzer.scan import down_projections, read_weights
 from analyzer.source import open_source
 
 Documents = Mapping[str, Document]
@@ -33,6 +33,11 @@ class Model:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
+
+    @property
+    def places(self) -> frozenset[Place]:
+        """Where its down projections are."""
+        return frozenset(projection.sort_key for projection in self.projections)
 
     def weights(self, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
         """Return these weights, as far as the model has them. Raises SourceError where bytes cannot be read."""
@@ -67,10 +72,11 @@ def run_diff(
     first, second = opened
     if isinstance(first, Model) and isinstance(second, Model):
         return _diff_models((first, second), score, top, use_cache, documents, progress)
+    ranked = all(isinstance(each, Model) or each.outliers is not None for each in opened)
     sides = []
     bytes_read = 0
     for each in opened:
-        side = each if isinstance(each, Side) else _scanned(each, score, top, use_cache, progress)
+        side = each if isinstance(each, Side) else _side_of(each, score, top, use_cache, progress, ranked)
         bytes_read += 0 if isinstance(each, Side) else each.checkpoint.bytes_read
         sides.append(_with_known(side, documents))
     return compare(*sides, bytes_read=bytes_read)
@@ -91,6 +97,10 @@ def run_history(
 
     Raises AnalyzerError where the model or one of its revisions cannot be read.
     """
+    if "@" in model:
+        raise ResultError(f"{shown(model)} names one revision, and --revisions others: leave the @ and its name out")
+    if _is_folder(model):
+        raise ResultError(f"{shown(model)} is a local folder, which has no revisions: give a model on the Hub")
     documents = known_documents(catalog)
     models: list[Model] = []
     scans: list[ScanResult] = []
@@ -100,7 +110,8 @@ def run_history(
         projections = down_projections(checkpoint)
         scans.append(scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache))
         models.append(Model(checkpoint, projections))
-    known = known_weights(known_of(documents, scans[0].model))
+    places = {projection.sort_key for each in models for projection in each.projections}
+    known = known_weights(known_of(documents, scans[0].model), places)
     coordinates = followed(scans, list(known), top)
     return follow(scans, revisions, known, [each.weights(coordinates) for each in models], top)
 
@@ -108,14 +119,13 @@ def run_history(
 def _diff_models(
     models: tuple[Model, Model], score: str, top: int, use_cache: bool, documents: Documents, progress: Progress
 ) -> DiffResult:
-    total = sum(down_projection_bytes(model.projections) for model in models)
     scan = scan_pair(
         (models[OLD].checkpoint, models[NEW].checkpoint),
         (models[OLD].projections, models[NEW].projections),
         score=score,
         top=top,
         cache=ResultCache(cache_folder()) if use_cache else None,
-        progress=counted(progress, total),
+        progress=progress,
     )
     names = [side_of_scan(scanned).name for scanned in scan.scans]
     if not scan.pairs:
@@ -127,15 +137,20 @@ def _diff_models(
             f"both (the first, in layer {layer}, is {shapes[OLD]} and {shapes[NEW]})"
         )
     sides = [
-        _with_known(side_of_scan(scanned, model.weights), documents)
+        _with_known(replace(side_of_scan(scanned, model.weights), scanned=model.places), documents)
         for scanned, model in zip(scan.scans, models, strict=True)
     ]
-    result = compare(*sides, layers=layers_of_pairs(scan, top), bytes_shared=scan.shared_bytes)
+    notes = []
+    if scan.unpaired:
+        notes.append(f"Not ranked, since only one has that place or shape: {len(scan.unpaired)} down projections.")
+    result = compare(*sides, layers=layers_of_pairs(scan, top), notes=notes, bytes_shared=scan.shared_bytes)
     return replace(result, bytes_read=sum(model.checkpoint.bytes_read for model in models))
 
 
 def _with_known(side: Side, documents: Documents) -> Side:
-    return replace(side, known=known_weights(known_of(documents, side.model))) if side.model else side
+    if side.model is None:
+        return side
+    return replace(side, known=known_weights(known_of(documents, side.model), side.scanned or ()))
 
 
 def _open(name: str, token: str | None) -> Model | Side:
@@ -147,21 +162,35 @@ def _open(name: str, token: str | None) -> Model | Side:
         checkpoint = Checkpoint(open_source(name, token=token))
         return Model(checkpoint, down_projections(checkpoint))
     try:
-        if path.stat().st_size > MAX_RESULT_BYTES:
+        with path.open("rb") as file:
+            text = file.read(MAX_RESULT_BYTES + 1)
+        if len(text) > MAX_RESULT_BYTES:
             raise ResultError(f"{shown(name)} has more than {MAX_RESULT_BYTES} bytes, too many to be a saved result")
-        return parse_side(path.read_text("utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_side(text.decode("utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise ResultError(f"{shown(name)} is no saved result: give that, or the folder of a model") from error
+    except OSError as error:
         raise ResultError(f"cannot read {shown(name)}: {shown(error)}") from error
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _existing_file(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
-        return path if path.is_file() else None
+        return path if path.is_file() or path.is_fifo() else None
     except (OSError, RuntimeError):  # no name that a file can have: open_source says what is wrong with it
         return None
 
 
-def _scanned(model: Model, score: str, top: int, use_cache: bool, progress: Progress) -> Side:
-    scanned = scan_checkpoint(model.checkpoint, model.projections, score, top, progress, use_cache=use_cache)
-    return side_of_scan(scanned, model.weights)
+def _side_of(model: Model, score: str, top: int, use_cache: bool, progress: Progress, ranked: bool) -> Side:
+    """Return a model as one side; without a ranking where the other side has none that it could be compared with."""
+    projections = model.projections if ranked else []
+    scanned = scan_checkpoint(model.checkpoint, projections, score, top, progress, use_cache=use_cache)
+    side = replace(side_of_scan(scanned, model.weights), scanned=model.places)
+    return side if ranked else replace(side, outliers=None)

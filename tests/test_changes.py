@@ -143,14 +143,16 @@ def test_what_is_not_finite_is_a_change_without_a_size():
     old = np.array([[1.0, np.nan, np.inf, 2.0]], np.float32)
     assert change_of(old, old.copy()).same
     new = np.array([[np.nan, np.nan, np.inf, 2.5]], np.float32)
-    assert change_of(old, new) == MatrixChange(False, 3, 2.0, 2.5, 0.25)
-    only = np.array([[np.nan, np.nan, np.inf, 2.0]], np.float32)
-    assert change_of(old, only) == MatrixChange(False, None, 0.0, 0.0, 0.0)
+    assert change_of(old, new) == MatrixChange(False, 3, 2.0, 2.5, 0.25, excluded=1.0)
+    only = np.array([[np.nan, np.nan, 3.0, np.inf]], np.float32)
+    assert change_of(old, only) == MatrixChange(False, None, 0.0, 0.0, 0.0, excluded=1.0 + 4.0)
 
 
-def test_the_sign_of_zero_is_a_change_of_the_bytes_alone():
+def test_the_sign_of_a_zero_and_the_bits_of_a_nan_are_no_change():
     zeros = np.zeros((1, 4), np.float32)
-    assert change_of(zeros, -zeros) == MatrixChange(False, None, 0.0, 0.0, 0.0)
+    assert change_of(zeros, -zeros) == MatrixChange(True, None, 0.0, 0.0, 0.0)
+    one, other = (np.array([[bits, 0x3F800000]], np.uint32).view(np.float32) for bits in (0x7FC00000, 0x7FC00001))
+    assert change_of(one, other) == MatrixChange(True, None, 0.0, 0.0, 0.0)
 
 
 def test_waiting_tiles_do_not_hold_on_to_their_block():

@@ -52,7 +52,7 @@ def test_the_value_of_what_has_no_rank_is_looked_up_where_the_model_is_there():
 
 def test_by_layer_as_far_as_the_ranked_tell():
     result = compare(side_of_scan(scan_result(BEFORE)), side_of_scan(scan_result(AFTER)))
-    nothing = LayerChange(None, 0, "changed", None, 1, 1, None, None, None)
+    nothing = LayerChange(None, 0, "ranked", None, 1, 1, None, None, None)
     assert result.outliers_among == "all"
     assert result.layers == (
         nothing,
@@ -67,7 +67,7 @@ def test_a_result_equals_itself():
     result = compare(side, side)
     assert result.identical
     assert (result.outliers, result.outliers_unchanged) == ((), 4)
-    assert [layer.state for layer in result.layers] == ["same"] * 3
+    assert [layer.shared for layer in result.layers] == [1, 2, 1]
 
 
 def test_a_saved_scan_is_read_as_it_was():
@@ -131,6 +131,7 @@ def test_a_saved_scan_cannot_tell_of_a_known_weight_that_it_did_not_rank():
     assert [(c.coordinate, c.kind, c.new) for c in result.super_weights] == [
         (ranked, "unchanged", {"value": 5.0}),
         (unranked, "unknown", None),
+        (nowhere, "unknown", None),
     ]
     assert result.identical  # of what could be compared
 
@@ -151,10 +152,18 @@ def test_the_catalogs_rows_without_a_column_are_no_weights():
 
     told = [known(1, 2, "verified", "critical"), known(1, 2, "reported"), known(5, None, "reported"),
             known(3, 4, "disputed")]  # fmt: skip
-    assert known_weights(told) == {
-        Coordinate(1, None, 1, 2): "verified, critical",
-        Coordinate(1, None, 3, 4): "disputed",
-    }
+    assert (
+        known_weights(told, [])
+        == known_weights(told, [("", 1, -1)])
+        == {
+            Coordinate(1, None, 1, 2): "verified, critical",
+            Coordinate(1, None, 3, 4): "disputed",
+        }
+    )
+    # Of several towers, the language is meant; of one, that.
+    for towers, meant in ((["language", "vision"], "language"), (["text"], "text"), (["decoder", "encoder"], None)):
+        known = known_weights(told, [(tower, 1, -1) for tower in towers])
+        assert {coordinate.tower for coordinate in known} == {meant}
 
 
 def test_what_a_reader_should_know_first():
@@ -162,6 +171,48 @@ def test_what_a_reader_should_know_first():
     result = compare(replace(one, prompt="A", model_type="llama"), replace(other, prompt="B", model_type="qwen2"))
     assert ["llama and qwen2" in result.notes[0], "different prompts" in result.notes[1]] == [True, True]
     assert compare(replace(one, prompt="A"), replace(other, prompt="A")).notes == ()
+
+
+def test_what_is_verified_goes_before_what_the_catalog_says():
+    place = Coordinate(0, None, 1, 1)
+    saved = saved_verification([(0, 1, 1, 2.0, "confirmed", "inert", 1.0)])
+    for known in ({place: "reported"}, {}):
+        model = known_side(BEFORE, {place: "reported"}, lambda cs: dict.fromkeys(cs, 2.0))
+        for sides in ((replace(saved, known=known), model), (model, replace(saved, known=known))):
+            assert [change.known for change in compare(*sides).super_weights] == ["verified, inert"]
+
+
+def test_a_ranking_is_compared_as_far_as_the_shorter_one_goes():
+    five, four = (side_of_scan(scan_result(weights)) for weights in ([*BEFORE, (3, 1, 1, 1.0)], BEFORE))
+    for sides in ((five, four), (four, five)):
+        result = compare(*sides)
+        assert (result.outliers, result.outliers_unchanged, result.identical) == ((), 4, True)
+        assert result.notes == ("Only the top 4 are compared: one of them ranks no more.",)
+
+
+def test_scans_of_other_layers_are_compared_in_those_of_both():
+    def scanned(weights, layers):
+        return replace(side_of_scan(scan_result(weights)), scanned=frozenset(("", layer, -1) for layer in layers))
+
+    some = [weight for weight in BEFORE if weight[0] in (1, 2)]
+    result = compare(scanned(BEFORE, range(4)), scanned(some, (1, 2)))
+    assert result.identical
+    assert result.outliers_unchanged == 3
+    assert "what is compared, and ranked, are 2 down projections" in result.notes[0]
+
+
+def test_a_saved_scan_says_which_layers_it_is_of():
+    tensors = [{"layer": 1, "expert": None}, {"layer": 2, "expert": 3, "tower": "vision"}]
+    side = parse_side(json.dumps({"outliers": [], "tensors": tensors}), "saved.json")
+    assert side.scanned == {("", 1, -1), ("vision", 2, 3)}
+
+
+def test_a_verification_alone_is_compared_with_a_model():
+    saved = saved_verification([(0, 1, 1, 2.0, "confirmed", "critical", 3.0)])
+    model = replace(known_side([], {}, lambda cs: dict.fromkeys(cs, 2.5)), outliers=None)
+    result = compare(saved, model)
+    assert (result.outliers_among, result.layers) == (None, ())
+    assert [(c.kind, c.new) for c in result.super_weights] == [("changed", {"value": 2.5})]
 
 
 def test_ranks_by_different_scores_are_not_compared():
@@ -208,6 +259,15 @@ def test_a_scan_and_a_verification_have_nothing_in_common():
         '{"super_weights": [{"layer": 0}]}',
         '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": "1", "value": 1}]}',
         '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": 1' + "0" * 400 + "}]}",
+        '{"outliers": [{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": NaN}]}',
+        '{"outliers": [{"layer": 0, "expert": null, "row": 2147483648, "col": 1, "rank": 1, "value": 1}]}',
+        '{"outliers": ['
+        + ", ".join(2 * ['{"layer": 0, "expert": null, "row": 1, "col": 1, "rank": 1, "value": 1}'])
+        + "]}",
+        '{"outliers": [], "tensors": [{"layer": "0", "expert": null}]}',
+        '{"outliers": [], "old_commit": null}',
+        '{"super_weights": [{"layer": 0, "expert": null, "row": 1, "col": 1, "value": 1, "status": "confirmed", '
+        '"effect": null, "loss": [], "loss_zeroed": null}]}',
         '{"super_weights": [{"layer": 0, "expert": null, "row": 1, "col": 1, "value": 1, "status": [], "effect": null, '
         '"loss": null, "loss_zeroed": null}]}',
         "[" * 100_000,

@@ -1,4 +1,4 @@
-"""Where two versions differ: overlap and rank correlation against SciPy's definition, layers put together."""
+"""Where two versions differ: overlap and rank correlation against the definition, layers put together."""
 
 import random
 

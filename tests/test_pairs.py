@@ -8,9 +8,10 @@ from checkpoints import DTYPES, LLAMA_DOWN, random_downs, write_config, write_gp
 from analyzer.cache import ResultCache
 from analyzer.checkpoint import Checkpoint
 from analyzer.layers import layers_of_pairs
-from analyzer.pairs import scan_pair
+from analyzer.pairs import _Both, _in_step, scan_pair
 from analyzer.scan import down_projections, scan
 from analyzer.source import FolderSource, open_source
+from analyzer.streaming import Want
 
 DOWN_BYTES = 8 * 20 * 2  # of the checkpoints here
 
@@ -24,7 +25,7 @@ def paired(old, new, *, score="magnitude", top=5, cache=None):
     """Compare two sources, and return the result with how many bytes of tensors each side was asked for."""
     (one, its), (other, others) = opened(old), opened(new)
     before = [one.bytes_read, other.bytes_read]
-    scanned = scan_pair((one, other), (its, others), score=score, top=top, cache=cache, progress=lambda _: None)
+    scanned = scan_pair((one, other), (its, others), score=score, top=top, cache=cache, progress=lambda *_: None)
     return scanned, [one.bytes_read - before[0], other.bytes_read - before[1]]
 
 
@@ -87,8 +88,8 @@ def test_the_other_way_round_is_ranked_but_not_compared_weight_by_weight(tmp_pat
     write_gpt2(tmp_path / "new", edited(downs, 0, 1, 1, 3.0))
     scanned, _ = paired(FolderSource(tmp_path / "old"), FolderSource(tmp_path / "new"))
     layer = layers_of_pairs(scanned, top=5)[0]
-    assert (layer.state, layer.shared, layer.relative_change, layer.largest_change) == ("changed", 4, None, None)
-    assert layer.note == "stored the other way round: not compared weight by weight"
+    assert (layer.state, layer.shared, layer.relative_change, layer.largest_change) == ("not compared", 4, None, None)
+    assert layer.note == "stored in other ways, so ranked, but not compared weight by weight"
 
 
 def test_what_quantizing_did_to_a_layer(tmp_path):
@@ -150,7 +151,7 @@ def test_fused_experts_make_one_layer(tmp_path):
         write_config(tmp_path / name, model_type="llama4_text", hidden_size=8, intermediate_size=20)
     scanned, _ = paired(FolderSource(tmp_path / "old"), FolderSource(tmp_path / "new"), top=10)
     (layer,) = layers_of_pairs(scanned, top=10)
-    assert (layer.state, layer.note, layer.ranked) == ("changed", "2 of 4 down projections", 10)
+    assert (layer.state, layer.note, layer.ranked) == ("changed", "2 of 4 experts differ", 10)
     largest = layer.largest_change
     assert (largest.expert, largest.row, largest.col) == (2, 3, 4)
     norm = np.linalg.norm(old[1:3].astype(np.float64))  # of the experts that differ
@@ -183,14 +184,65 @@ def test_a_local_copy_of_a_hub_model_is_hashed_and_nothing_downloaded(hub, folde
     scanned, read = paired(source, local)
     assert commit == source.commit
     assert all(pair.shared for pair in scanned.pairs)
-    assert read == [0, 0]
+    size = (folder / "model.safetensors").stat().st_size
+    assert read == [0, size]  # to hash it
     # A file of the same size and another content is not mistaken for it.
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    scanned, _ = paired(source, FolderSource(folder))
+    scanned, read = paired(source, FolderSource(folder))
     assert not any(pair.shared for pair in scanned.pairs)
+    assert read == [3 * DOWN_BYTES, 3 * DOWN_BYTES + size]
+    # One of another size is not even hashed.
+    write_tensors(folder, {LLAMA_DOWN.format(0): random_downs()[0]})
+    _, read = paired(source, FolderSource(folder))
+    assert read == [DOWN_BYTES, DOWN_BYTES]
+
+
+def test_an_added_expert_leaves_the_others_the_same(tmp_path):
+    experts = np.random.default_rng(0).normal(0, 1, (9, 8, 20)).astype(np.float32)
+    name = "model.layers.0.mlp.experts.{}.down_proj.weight"
+    for folder, count in (("old", 8), ("new", 9)):
+        write_tensors(tmp_path / folder, {name.format(n): experts[n] for n in range(count)})
+        write_config(tmp_path / folder, model_type="qwen3_moe")
+    scanned, _ = paired(FolderSource(tmp_path / "old"), FolderSource(tmp_path / "new"))
+    (layer,) = layers_of_pairs(scanned, top=5)
+    assert (layer.state, layer.ranked) == ("changed", None)
+    assert layer.note == "the 8 experts of both are the same; 1 only in the new one"
+
+
+def test_weights_that_are_not_finite_are_said_and_left_out_of_the_norm(tmp_path):
+    (down,) = random_downs(layers=1, dtype="F32")
+    old = down.copy()
+    old[0, 0] = 100.0
+    new = old * np.float32(1.5)
+    new[0, 0] = np.nan
+    scanned, _ = paired(*write_pair(tmp_path, [old], [new]))
+    (layer,) = layers_of_pairs(scanned, top=5)
+    assert layer.relative_change == pytest.approx(0.5, rel=1e-6)
+    assert layer.note == "0 weights of the old and 1 of the new one are not finite"
+
+
+def test_both_sides_are_read_in_step():
+    def wants(size, count):
+        return [Want("f", number * size, (number + 1) * size, lambda _: None) for number in range(count)]
+
+    read = list(_in_step([iter(wants(10, 30)), iter(wants(60, 10))], [300, 600]))
+    assert len(read) == 40
+    done = [0, 0]
+    for want in read:
+        side = int(want.filename[0])
+        assert want.filename == f"{side}f"
+        done[side] += want.stop - want.start
+        assert abs(done[0] / 300 - done[1] / 600) <= 0.1  # a block of the larger
+    assert done == [300, 600]
+
+
+def test_as_many_readers_as_the_more_patient_side_wants(hub, folder):
+    hub.add("owner/tiny", folder)
+    sides = [Checkpoint(open_source("owner/tiny")), Checkpoint(FolderSource(folder))]
+    assert _Both(sides).readers == _Both(sides[::-1]).readers == sides[0].source.readers
 
 
 def test_a_second_comparison_reads_nothing(hub, tmp_path):

@@ -3,10 +3,14 @@
 import csv
 import io
 import json
+import os
+import re
+import threading
 
 import matplotlib.image
+import numpy as np
 import pytest
-from checkpoints import random_downs, write_llama
+from checkpoints import random_downs, write_config, write_llama, write_tensors
 from click.testing import CliRunner
 from test_pairs import edited
 
@@ -21,6 +25,13 @@ DOWNS = random_downs(layers=4)
 NEXT = edited(edited(DOWNS, 1, 2, 3, 1.5), 3, 7, 19, -2.0)
 
 
+def reported(model, layer, row, col):
+    """Return what a catalog has of a weight, or a row, that others report."""
+    source = {"name": "A paper", "kind": "paper", "url": "https://example.org", "note": None}
+    return {"model": model, "revision": None, "layer": layer, "expert": None, "row": row, "col": col, "value": None,
+            "standing": "reported", "reason": None, "sources": [source]}  # fmt: skip
+
+
 @pytest.fixture
 def versions(hub, tmp_path):
     """Two commits of owner/tiny on the Hub, v1 and v2, which are also the folders old/tiny and new/tiny."""
@@ -33,11 +44,8 @@ def versions(hub, tmp_path):
 @pytest.fixture
 def catalog(tmp_path):
     """A catalog in which others report two weights of owner/tiny, and a row."""
-    source = {"name": "A paper", "kind": "paper", "url": "https://example.org", "note": None}
-    item = {"model": "owner/tiny", "revision": None, "layer": 1, "expert": None, "value": None, "standing": "reported",
-            "reason": None, "sources": [source]}  # fmt: skip
-    places = [(2, 3), (0, 0), (5, None)]
-    save_reported(tmp_path / "catalog", "tiny", [{**item, "row": row, "col": col} for row, col in places])
+    items = [reported("owner/tiny", 1, row, col) for row, col in ((2, 3), (0, 0), (5, None))]
+    save_reported(tmp_path / "catalog", "tiny", items)
     return tmp_path / "catalog"
 
 
@@ -106,7 +114,7 @@ def test_the_super_weights_are_those_that_the_catalog_knows(versions, catalog):
 
 def test_the_answer_comes_in_order_and_in_one_screen(versions, catalog):
     text = command("diff", "owner/tiny@v1", "owner/tiny@v2", "--catalog", catalog, "--top", 5)
-    order = ["From owner/tiny@v1 to owner/tiny@v2", "Super weights:", "Outliers, at the top", "Where the change is:",
+    order = ["From owner/tiny@v1 (", "Super weights:", "Outliers, at the top", "By layer:",
              "Read "]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
@@ -118,7 +126,7 @@ def test_the_answer_comes_in_order_and_in_one_screen(versions, catalog):
 
 def test_a_model_and_itself(versions):
     text = command("diff", "owner/tiny@v1", versions / "old/tiny")
-    assert text.startswith("No differences between the down projections of owner/tiny@v1 and tiny.")
+    assert "No differences between the down projections of the two." in text
 
 
 def test_json_and_csv_hold_the_same(versions, catalog):
@@ -143,14 +151,110 @@ def test_json_and_csv_hold_the_same(versions, catalog):
     assert [float(row["new_value"]) for row in told] == [layer["largest_change"]["new"] for layer in changed]
 
 
-def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path):
-    record = {"layer": 0, "expert": None, "row": 1, "col": 1, "value": 2.0, "status": "=HYPERLINK(1)\x1b[2J",
-              "effect": None, "loss": None, "loss_zeroed": None}  # fmt: skip
-    for name, value in (("a", 2.0), ("b", 3.0)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"super_weights": [{**record, "value": value}]}))
-    text = command("diff", tmp_path / "a.json", tmp_path / "b.json", "--csv")
-    assert "'=HYPERLINK(1)\\x1b[2J" in text
-    assert "\x1b" not in text
+def test_a_spreadsheet_takes_no_name_for_a_formula(hub, tmp_path):
+    names = ["=cmd", "+1", "-1", "@sum", "plain"]
+    for name in names:
+        write_llama(tmp_path / name, DOWNS)
+        hub.add("owner/tiny", tmp_path / name, branch=name)
+    rows = list(csv.DictReader(io.StringIO(command("diff", "owner/tiny", "--revisions", ",".join(names), "--csv"))))
+    assert [row["revision"] for row in rows[: len(names)]] == ["'=cmd", "'+1", "'-1", "'@sum", "plain"]
+    assert float(rows[0]["value"]) < 0 or any(row["value"].startswith("-") for row in rows)  # a number stays one
+
+
+def test_the_commits_of_both_sides_are_named(versions, hub):
+    commits = hub.repositories["owner/tiny"].branches
+    printed = json.loads(command("diff", "owner/tiny@v1", "owner/tiny@v2", "--json"))
+    assert (printed["old_commit"], printed["new_commit"]) == (commits["v1"], commits["v2"])
+    text = command("diff", "owner/tiny@v1", versions / "new/tiny")
+    assert text.startswith(f"From owner/tiny@v1 ({commits['v1'][:12]}) to tiny\n")
+    saved = versions / "saved.json"
+    saved.write_text(command("scan", "owner/tiny@v1", "--json"))
+    text = " ".join(command("diff", saved, "owner/tiny@v2").split())
+    assert f"saved.json (owner/tiny at {commits['v1'][:12]}) to owner/tiny@v2" in text
+
+
+def test_a_result_may_come_through_a_pipe(folder, tmp_path):
+    saved = command("scan", folder, "--json")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(saved,))
+    writer.start()
+    assert "No differences between the outliers" in command("diff", tmp_path / "pipe", folder)
+    writer.join()
+
+
+def test_a_weight_of_another_size_of_model(folder, tmp_path):
+    outlier = {"rank": 1, "layer": 0, "expert": None, "row": 7, "col": 25, "value": 3.0}
+    (tmp_path / "wider.json").write_text(json.dumps({"outliers": [outlier]}))
+    result = command("diff", tmp_path / "wider.json", folder, fails=1)
+    assert "tiny has no weight (0, 7, 25): the two are of different sizes" in str(result.exception)
+
+
+def test_the_known_weights_of_a_model_with_towers(tmp_path):
+    for name, value in (("old", None), ("new", 1.5)):
+        downs = random_downs(layers=2)
+        if value:
+            downs[1][2, 3] = value
+        tensors = {f"language_model.model.layers.{n}.mlp.down_proj.weight": down for n, down in enumerate(downs)}
+        tensors |= {f"vision_tower.vision_model.encoder.layers.{n}.mlp.fc2.weight": d for n, d in enumerate(downs)}
+        write_tensors(tmp_path / name / "llava-9", tensors)
+        write_config(tmp_path / name / "llava-9", model_type="llava")
+    save_reported(tmp_path / "catalog", "llava", [reported("owner/llava-9", 1, 2, 3)])
+    result = run_diff(*(str(tmp_path / name / "llava-9") for name in ("old", "new")), catalog=tmp_path / "catalog")
+    assert [(c.tower, c.layer, c.kind, c.new) for c in result.super_weights] == [
+        ("language", 1, "changed", {"value": 1.5})
+    ]
+
+
+def test_a_catalog_that_is_wrong_is_told_before_anything_is_read(versions, hub):
+    (versions / "bad").mkdir()
+    (versions / "bad" / "x.json").write_text("{")
+    for arguments in (["owner/tiny@v2"], ["--revisions", "v1,v2"]):
+        first = "owner/tiny@v1" if arguments == ["owner/tiny@v2"] else "owner/tiny"
+        result = command("diff", first, *arguments, "--catalog", versions / "bad", fails=1)
+        assert "x.json is not JSON" in str(result.exception)
+    assert "no catalog folder" in str(
+        command("diff", "owner/tiny@v1", "owner/tiny@v2", "--catalog", versions / "nowhere", fails=1).exception
+    )
+    assert not hub.requests
+
+
+def test_of_many_layers_those_that_changed_most_are_shown(tmp_path):
+    downs = random_downs(layers=60)
+    moved = [(down * 1.01).astype(down.dtype) for down in downs]
+    moved[59] = (downs[59] * 5).astype(downs[59].dtype)
+    for name, weights in (("old", downs), ("new", moved)):
+        write_llama(tmp_path / name, weights)
+        (tmp_path / f"{name}.json").write_text(command("scan", tmp_path / name, "--top", 400, "--json"))
+    for suffix in ("", ".json"):
+        text = command("diff", f"{tmp_path / 'old'}{suffix}", f"{tmp_path / 'new'}{suffix}")
+        assert re.search(r"^ +59 ", text, re.MULTILINE)
+        assert "… and 28 more layers" in text
+
+
+def test_experts_small_values_and_long_names_fit_in_100_columns(tmp_path):
+    generator = np.random.default_rng(0)
+    for folder, scale in ((80 * "A", 1e-7), (90 * "B", 1.0000001e-7)):
+        experts = generator.normal(0, scale, (2, 130, 16, 24)).astype(np.float32)
+        tensors = {
+            f"model.layers.{layer}.mlp.experts.{expert}.down_proj.weight": experts[layer, expert]
+            for layer in range(2)
+            for expert in range(130 if scale == 1e-7 else 129)
+        }
+        write_tensors(tmp_path / folder, tensors)
+        write_config(tmp_path / folder, model_type="qwen3_moe")
+    text = command("diff", tmp_path / (80 * "A"), tmp_path / (90 * "B"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Layers 0, 1: 129 of 129 experts differ; 1 only in the old one." in text
+    weight = {"layer": 100, "expert": 129, "row": 12345, "col": 65432, "value": -1.23456e-7, "loss": 2.0}
+    for name, status, effect, value, zeroed in (("a", "confirmed", "critical", -1.23456e-7, 12.0),
+                                                ("b", "coincident", "inert", 1.23457e-7, 2.0)):  # fmt: skip
+        fields = {"value": value, "status": status, "effect": effect, "loss_zeroed": zeroed}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"super_weights": [{**weight, **fields}]}))
+    text = command("diff", tmp_path / "a.json", tmp_path / "b.json")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "1 changed. Critical are 1 of the old ones and 0 of the new." in text
+    assert "critical to coincident" in text
+    assert "+10.000 to +0.000" in text
 
 
 def test_revisions_are_followed(versions, hub, catalog):
@@ -190,7 +294,7 @@ def test_many_revisions_fit_in_100_columns(hub, tmp_path):
         hub.add("owner/tiny", tmp_path / name, branch=name)
     text = command("diff", "owner/tiny", "--revisions", ",".join(names))
     assert max(map(len, text.splitlines())) <= 100
-    assert "3 revisions between are left out" in text
+    assert "3 revisions between left out" in text
 
 
 def test_a_wrong_revision_fails_before_anything_is_scanned(versions, hub):
@@ -211,7 +315,9 @@ def test_wrong_usage(folder, tmp_path):
     ):
         command("diff", *arguments, fails=2)
     result = command("diff", folder, "--revisions", "a,b", fails=1)
-    assert "is a local folder and has no revisions" in str(result.exception)
+    assert "is a local folder, which has no revisions" in str(result.exception)
+    result = command("diff", "owner/tiny@v1", "--revisions", "a,b", fails=1)
+    assert "owner/tiny@v1 names one revision, and --revisions others" in str(result.exception)
 
 
 def test_models_without_a_place_in_common(folder, tmp_path):
