@@ -17,7 +17,9 @@ from test_pairs import edited
 from analyzer.analyze import run_scan
 from analyzer.catalog import save_reported
 from analyzer.cli import cli
+from analyzer.diff_records import FollowedWeight, History, RevisionSummary
 from analyzer.records import plain
+from analyzer.render_diff import render_history
 from analyzer.source import FolderSource
 from analyzer.versions import run_diff, run_history
 
@@ -227,7 +229,7 @@ def test_of_many_layers_those_that_changed_most_are_shown(tmp_path):
         (tmp_path / f"{name}.json").write_text(command("scan", tmp_path / name, "--top", 400, "--json"))
     for suffix in ("", ".json"):
         text = command("diff", f"{tmp_path / 'old'}{suffix}", f"{tmp_path / 'new'}{suffix}")
-        assert re.search(r"^ +59 ", text, re.MULTILINE)
+        assert re.search(r"^ +59 ", text[text.index("By layer") :], re.MULTILINE)
         assert "… and 28 more layers" in text
 
 
@@ -295,6 +297,17 @@ def test_many_revisions_fit_in_100_columns(hub, tmp_path):
     text = command("diff", "owner/tiny", "--revisions", ",".join(names))
     assert max(map(len, text.splitlines())) <= 100
     assert "3 revisions between left out" in text
+
+
+def test_fewer_revisions_are_columns_where_a_place_takes_more_room():
+    names = [f"step{number}000" for number in range(7)]
+    weight = FollowedWeight("language", 100, 127, 12345, 65432, "verified, critical", (-1.2345e-7,) * 7, (None,) * 7)
+    history = History("m", "magnitude", tuple(RevisionSummary(n, None, 1, 1, None, 1) for n in names), (weight,))
+    text = render_history(history)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "step0000" in text.partition("Weights")[2]
+    assert "step6000" in text.partition("Weights")[2]
+    assert "4 revisions between left out" in text
 
 
 def test_a_wrong_revision_fails_before_anything_is_scanned(versions, hub):
