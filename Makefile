@@ -15,6 +15,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	-$(BIN)/python tools/sample_model.py  # without it, the tests on it skip
+	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
 	$(BIN)/pytest
 
