@@ -133,16 +133,17 @@ def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[Know
     known_documents. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model,
     naming the nearest, or is broken.
     """
-    return _coordinates_in(known_documents(None if folder is None else Path(folder)), model)
+    return coordinates_in(known_documents(None if folder is None else Path(folder)), model)
 
 
 def known_of(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
     """Return what coordinates_of does, or nothing where these documents have no such model."""
     names = {item["model"] for _, item in (*entries_in(documents), *reported_in(documents))}
-    return _coordinates_in(documents, model) if any(model.lower() in _names(name) for name in names) else []
+    return coordinates_in(documents, model) if any(model.lower() in _names(name) for name in names) else []
 
 
-def _coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
+def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
+    """Return what coordinates_of does, from these documents. Raises CatalogError like lookup."""
     entries, reported = lookup(documents, model)
     types = {entry["model"].lower(): entry["model_type"] for _, entry in entries}
     known = [
@@ -345,13 +346,23 @@ def lookup(documents: Mapping[str, Document], model: str) -> tuple[list[tuple[st
     others = [pair for pair in reported if _is_meant(pair[1]["model"], pair[1]["revision"], wanted, commit)]
     if not found and not others:
         names = {item["model"] for _, item in (*entries, *reported)}
-        here = [name for name in names if wanted in _names(name)]
+        here = sorted(name for name in names if wanted in _names(name))
         if here:
-            raise CatalogError(f"the catalog has {shown(here[0], 80)}, but nothing at {shown(commit, 80)}")
+            there = [e["commit"] for _, e in entries if e["model"] in here]
+            there += [item["revision"] for _, item in reported if item["model"] in here]
+            raise CatalogError(
+                f"the catalog has {shown(here[0], 80)}, but nothing at {shown(commit, 80)}: {_revisions(there)}"
+            )
         near = _nearest(wanted, names)
         hint = f": did you mean {' or '.join(shown(name, 80) for name in near)}?" if near else ""
         raise CatalogError(f"the catalog has no entry for {shown(model)}{hint} (`superweight catalog list` shows all)")
     return found, others
+
+
+def names_of(documents: Mapping[str, Document], model: str) -> list[str]:
+    """Return what the models that are meant are called in these documents. Raises CatalogError like lookup."""
+    entries, reported = lookup(documents, model)
+    return list({item["model"].lower(): item["model"] for _, item in (*reported, *entries)}.values())
 
 
 def _names(model: str) -> tuple[str, str]:
@@ -362,6 +373,13 @@ def _is_meant(model: str, revision: str | None, wanted: str, commit: str) -> boo
     if wanted not in _names(model):
         return False
     return (revision or "").removeprefix("sha256:").startswith(commit.removeprefix("sha256:"))
+
+
+def _revisions(found: Iterable[str | None]) -> str:
+    """Return which revisions there are, up to three of them."""
+    named = list(dict.fromkeys(shown(revision.removeprefix("sha256:")[:12]) for revision in found if revision))
+    more = f" and {len(named) - 3} more" if named[3:] else ""
+    return f"it has {', '.join(named[:3])}{more}" if named else "what it has names no revision"
 
 
 def _nearest(wanted: str, models: Iterable[str]) -> list[str]:

@@ -93,19 +93,21 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
       superweight catalog export mistralai/Mistral-7B-v0.1 --format llm-compressor > recipe.yaml
       superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format csv --critical
     """
-    from analyzer.catalog import coordinates_of
-    from analyzer.export import export_csv, export_recipe, export_rows
+    from analyzer.catalog import coordinates_in, known_documents, names_of
+    from analyzer.export import export_csv, export_recipe, export_rows, said_of_none, selected
 
-    coordinates = [
-        each
-        for each in coordinates_of(model, folder=folder)
-        if (not standings or each.standing in standings)
-        and (not critical or each.standing != "verified" or each.effect == "critical")
-    ]
+    documents = known_documents(folder)
+    names, known = names_of(documents, model), coordinates_in(documents, model)
+    coordinates = selected(known, standings=standings, critical=critical)
+    if form == "llm-compressor":
+        click.echo(export_recipe(" and ".join(names), coordinates), nl=False)
+        return
+    if not coordinates:
+        click.echo(f"warning: {said_of_none(known)}", err=True)
     if form == "json":
-        print_json({"model": model, "coordinates": export_rows(coordinates)})
+        print_json({"model": names[0] if len(names) == 1 else names, "coordinates": export_rows(coordinates)})
     else:
-        click.echo(export_csv(coordinates) if form == "csv" else export_recipe(model, coordinates), nl=False)
+        click.echo(export_csv(coordinates), nl=False)
 
 
 @catalog.command("site")
@@ -121,10 +123,10 @@ def catalog_site(destination: Path, folder: Path, as_json: bool) -> None:
     Example:
       superweight catalog site ./site
     """
-    from analyzer.catalog import entries_in, read_documents, reported_in
-    from analyzer.site import PAGE, render_site, write_site
+    from analyzer.catalog import entries_in, reported_in
+    from analyzer.site import PAGE, read_what_to_show, render_site, write_site
 
-    documents = read_documents(folder)
+    documents = read_what_to_show(folder)
     written = write_site(render_site(documents), destination)
     entries, reported = len(entries_in(documents)), len(reported_in(documents))
     page = destination / PAGE

@@ -48,6 +48,12 @@ def place_of(item: Mapping[str, Any]) -> str:
     return "(" + ", ".join(str(part) for part in (item["layer"], *expert, item["row"], col)) + ")"
 
 
+def increase_of(weight: Mapping[str, Any]) -> float | None:
+    """Return what zeroing a weight of an entry adds to the loss, in five digits; null where it was not measured."""
+    before, after = weight.get("loss"), weight.get("loss_zeroed")
+    return None if before is None or after is None else float(f"{after - before:.5g}")
+
+
 def read_document(path: Path) -> Document:
     """Return a file's content, checked, as of this schema version whatever its own.
 

@@ -299,9 +299,10 @@ def diff(
       superweight diff EleutherAI/pythia-410m --revisions step1000,step143000 --plot steps.png
       superweight diff before.json after.json
     """
+    from analyzer.diff_csv import diff_csv, history_csv
     from analyzer.diff_records import History
     from analyzer.records import plain
-    from analyzer.render_diff import diff_csv, history_csv, render_diff, render_history
+    from analyzer.render_diff import render_diff, render_history
     from analyzer.versions import run_diff, run_history
 
     if (new is None) == (not revisions):

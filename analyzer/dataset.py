@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from analyzer.card import card_of
 from analyzer.catalog import KnownCoordinate, entries_in, reported_in
-from analyzer.catalog_format import SCHEMA_FILE, Document, Entry, Reported, entry_key, place_of, reported_key
+from analyzer.catalog_format import (
+    SCHEMA_FILE,
+    Document,
+    Entry,
+    Reported,
+    entry_key,
+    increase_of,
+    place_of,
+    reported_key,
+)
 from analyzer.errors import CatalogError, shown
 from analyzer.export import module_of
 
@@ -87,12 +96,11 @@ def rows_of(documents: Mapping[str, Document]) -> list[dict[str, Any]]:
 
 def _verified_row(family: str, entry: Entry, weight: Mapping[str, Any]) -> dict[str, Any]:
     same = {key: value for key, value in weight.items() if key in COLUMNS}
-    before, after = weight.get("loss"), weight.get("loss_zeroed")
     row = {
         **same,
         "family": family,
         "standing": "verified",
-        "loss_increase": None if before is None or after is None else float(f"{after - before:.5g}"),
+        "loss_increase": increase_of(weight),
         "revision": entry["commit"],
         "tool": f"{entry['method']['tool']} {entry['method']['version']}",
         "dtype": entry["method"]["dtype"],
@@ -158,19 +166,38 @@ def is_same_table(table: bytes, other: bytes) -> bool:
 def keys_of(documents: Mapping[str, Document]) -> dict[tuple[Any, ...], str]:
     """Return everything that a catalog must not lose, each by what makes it one, with its name for a message.
 
-    That is each entry, each reported coordinate and each of its sources; in which family's file is all one.
+    That is each entry, its coordinates and its note, each reported coordinate, its sources and their notes; in which
+    family's file is all one. The key of a part begins with that of the whole.
     """
     keys: dict[tuple[Any, ...], str] = {}
     for _, entry in entries_in(documents):
-        keys["entry", *entry_key(entry)] = f"the entry of {_name(entry['model'], entry['commit'])}"
+        key: tuple[Any, ...] = ("entry", *entry_key(entry))
+        name = _name(entry["model"], entry["commit"])
+        keys[key] = f"the entry of {name}"
+        for weight in entry["super_weights"]:
+            what = "super weight" if weight["status"] == "confirmed" else "coincident weight"
+            place = [weight[axis] for axis in ("layer", "expert", "row", "col")]
+            keys[*key, "weight", *place] = f"the {what} {place_of(weight)} of {name}"
+        if entry["note"] is not None:
+            keys[*key, "note", entry["note"]] = f"the note on {name}"
     for _, item in reported_in(documents):
-        place = [] if item["layer"] is None else [place_of(item)]
-        name = " ".join([_name(item["model"], item["revision"]), *place])
-        keys["reported", *reported_key(item)] = f"what is reported of {name}"
+        places = [] if item["layer"] is None else [place_of(item)]
+        name = " ".join([_name(item["model"], item["revision"]), *places])
+        key = ("reported", *reported_key(item))
+        keys[key] = f"what is reported of {name}"
         for source in item["sources"]:
-            key = ("source", *reported_key(item), source["name"], source["url"])
-            keys[key] = f"the source {shown(source['name'], 60)} of {name}"
+            of, who = (*key, source["name"], source["url"]), shown(source["name"], 60)
+            keys[of] = f"the source {who} of {name}"
+            if source["note"] is not None:
+                keys[*of, "note", source["note"]] = f"the note of {who} on {name}"
     return keys
+
+
+def lost_between(old: Mapping[str, Document], new: Mapping[str, Document]) -> list[str]:
+    """Return the names of what the old documents hold and the new ones lack; of a whole that is lost not its parts."""
+    kept = keys_of(new)
+    missing = {key: name for key, name in keys_of(old).items() if key not in kept}
+    return [name for key, name in missing.items() if not any(key[:end] in missing for end in range(len(key)))]
 
 
 def _name(model: str, revision: str | None) -> str:

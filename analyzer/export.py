@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -63,6 +65,10 @@ FAMILY_TYPES = {
     "towerbase": "llama",
     "towerinstruct": "llama",
 }
+# What a recipe says of a weight, in its order; all of the first are named, of the others so many.
+SAID = ("verified, critical", "verified, not measured", "verified, inert", "reported", "disputed")
+SHOWN_PLACES = 4
+WIDTH = 100  # of a recipe's comments
 OTHER_CODE = frozenset({"allenai/OLMo-1B"})  # not transformers' own modules, whatever their family
 COLUMNS = (
     "model", "commit", "layer", "expert", "row", "col", "value", "standing", "effect", "module", "sources",
@@ -79,6 +85,28 @@ def module_of(coordinate: KnownCoordinate) -> str | None:
     else:
         name = MODULES.get(model_type)
     return name.format(layer=coordinate.layer, expert=coordinate.expert) if name else None
+
+
+def selected(
+    coordinates: Iterable[KnownCoordinate], *, standings: Collection[str], critical: bool
+) -> list[KnownCoordinate]:
+    """Return the coordinates of these standings, all if none is given; `critical` leaves out inert verified ones."""
+    return [
+        each
+        for each in coordinates
+        if (not standings or each.standing in standings)
+        and (not critical or each.standing != "verified" or each.effect == "critical")
+    ]
+
+
+def said_of_none(coordinates: Sequence[KnownCoordinate]) -> str:
+    """Return in words why nothing of these known coordinates was selected."""
+    if not coordinates:
+        return "no coordinate is known"
+    count = Counter(each.standing for each in coordinates)
+    critical = sum(each.effect == "critical" for each in coordinates)
+    verified = f"{count['verified']} verified, {critical} of them critical, " if count["verified"] else ""
+    return f"no coordinate of that standing: {verified}{count['reported']} reported, {count['disputed']} disputed"
 
 
 def export_rows(coordinates: Sequence[KnownCoordinate]) -> list[dict[str, Any]]:
@@ -103,7 +131,7 @@ def export_recipe(model: str, coordinates: Sequence[KnownCoordinate]) -> str:
     Raises CatalogError where there is no coordinate, or a module's name is not known.
     """
     if not coordinates:
-        raise CatalogError(f"the catalog knows no coordinate of {shown(model)} to protect")
+        raise CatalogError(f"the catalog knows no such coordinate of {shown(model)} to protect")
     modules: dict[str, list[KnownCoordinate]] = {}
     for each in coordinates:
         module = module_of(each)
@@ -113,11 +141,23 @@ def export_recipe(model: str, coordinates: Sequence[KnownCoordinate]) -> str:
                 "use --format json"
             )
         modules.setdefault(module, []).append(each)
+    places = {module: _places_of(them) for module, them in modules.items()}
+    known = [said for module in places.values() for said in module.values()]
+    inert = known.count("verified, inert")
     lines = [
-        f'# Super weights of {shown(model)}, for llm-compressor: oneshot(model=..., recipe="this file").',
-        "# A recipe can only leave out whole modules. It cannot express single weights (--format json has those),",
-        "# so each module below stays in full precision for the few weights that are named beside it.",
-        "# The scheme is an example: set your own. `ignore` is the same for GPTQModifier, SparseGPTModifier …",
+        *_comment(f"Super weights of {shown(model)}, for llm-compressor: what `oneshot` takes as its recipe."),
+        *_comment(
+            "A recipe can only leave out whole modules. It cannot express single weights (--format json has those), "
+            "so each module below stays in full precision for the few weights that are named above it."
+        ),
+        *(
+            _comment(
+                f"Of these {len(known)}, {inert} are inert: zeroing them is harmless, and --critical leaves them out."
+            )
+            if inert
+            else []
+        ),
+        *_comment("The scheme is an example: set your own. `ignore` is the same for GPTQModifier, SparseGPTModifier …"),
         "quantization_stage:",
         "  quantization_modifiers:",
         "    QuantizationModifier:",
@@ -126,15 +166,29 @@ def export_recipe(model: str, coordinates: Sequence[KnownCoordinate]) -> str:
         "      ignore:",
         "        - lm_head",
     ]
-    for module, them in sorted(modules.items(), key=lambda pair: (pair[1][0].layer, pair[0])):
-        lines.append(f"        - {module}  # {_said_of(them)}")
+    for module in sorted(modules, key=lambda module: (modules[module][0].layer, module)):
+        for said in dict.fromkeys(places[module].values()):
+            them = [place for place, other in places[module].items() if other == said]
+            kept = them if said == SAID[0] else them[:SHOWN_PLACES]
+            more = [f"{len(them) - len(kept)} more"] if them[len(kept) :] else []
+            lines += _comment(f"{said}: {', '.join([*kept, *more])}", " " * 8)
+        lines.append(f"        - {module}")
     return "\n".join(lines) + "\n"
 
 
-def _said_of(coordinates: Sequence[KnownCoordinate]) -> str:
+def _places_of(coordinates: Sequence[KnownCoordinate]) -> dict[str, str]:
+    """Return what is known of each place in a module, the surest and worst of it, and those first."""
     places: dict[str, str] = {}
-    for each in coordinates:
-        place = f"row {each.row}" if each.col is None else f"({each.row}, {each.col})"
-        places.setdefault(place, each.standing)  # verified ones come first
-    said = [f"{place} {standing}" for place, standing in places.items()]
-    return ", ".join([*said[:4], f"{len(said) - 4} more"] if said[4:] else said)
+    for each in sorted(coordinates, key=lambda each: SAID.index(_said_of(each))):
+        places.setdefault(f"row {each.row}" if each.col is None else f"({each.row}, {each.col})", _said_of(each))
+    return places
+
+
+def _said_of(each: KnownCoordinate) -> str:
+    return f"{each.standing}, {each.effect or 'not measured'}" if each.standing == "verified" else each.standing
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ", break_on_hyphens=False
+    )

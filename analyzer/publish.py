@@ -21,7 +21,7 @@ from analyzer.catalog_format import (
     read_document,
     schema_text,
 )
-from analyzer.dataset import CARD, FOLDER, SCHEMA, TABLE, dataset_files, is_same_table, keys_of, rows_of
+from analyzer.dataset import CARD, FOLDER, SCHEMA, TABLE, dataset_files, is_same_table, lost_between, rows_of
 from analyzer.errors import CatalogError, SourceError, shown
 from analyzer.repository import Repository, quiet_client
 
@@ -183,10 +183,7 @@ def _check_catalog(
             remote[family] = {"reported": [], **document}
         elif not replace:
             raise CatalogError(f"{name} is no catalog file that this tool can read ({fault}): --replace overwrites it")
-    kept = keys_of(documents)
-    missing = {key: name for key, name in keys_of(remote).items() if key not in kept}
-    # The sources of a coordinate that is lost itself are not counted as well.
-    lost = [name for key, name in missing.items() if ("reported", *key[1:-2]) not in missing]
+    lost = lost_between(remote, documents)
     if lost and not replace:
         more = f" and {len(lost) - 1:,} more" if lost[1:] else ""
         raise CatalogError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import tabulate
 
-from analyzer.catalog_format import Entry, Reported, place_of
+from analyzer.catalog_format import Entry, Reported, increase_of, place_of
 from analyzer.errors import shown
 from analyzer.records import SuperActivation, SuperWeight
 from analyzer.render import activations_table, weights_table
@@ -16,7 +16,9 @@ from analyzer.text import WIDTH, count_of, fill, model_title, short_commit
 
 REPORTED_TITLE = "Reported by others, not verified here"
 SHOWN_PLACES = 4
-KINDS = ("paper", "code", "census", "notebook")  # whose name stands for all
+SHOWN_FAMILY = 18
+STANDINGS = {"reported": "reported", "disputed": "disputed", "none_reported": "none"}
+WORDS = {"family", "model", "commit", "most critical", "standing"}  # the columns that are aligned to the left
 
 
 def render_catalog(entries: Sequence[tuple[str, Entry]], reported: Sequence[tuple[str, Reported]] = ()) -> str:
@@ -31,8 +33,12 @@ def render_catalog(entries: Sequence[tuple[str, Entry]], reported: Sequence[tupl
 
 def render_entry(family: str, entry: Entry) -> str:
     """Return one catalog entry as text."""
-    weights = [SuperWeight(**weight) for weight in entry["super_weights"]]
-    weights.sort(key=lambda w: (w.effect != "critical", -(w.loss_zeroed or 0.0), w.coordinate.sort_key))
+    weights = [
+        SuperWeight(**weight)
+        for weight in sorted(
+            entry["super_weights"], key=lambda w: (w["effect"] != "critical", -(increase_of(w) or 0.0))
+        )
+    ]
     method = entry["method"]
     sections = [
         model_title(entry["model"], None, entry["commit"]) + f", family {family}",
@@ -100,36 +106,40 @@ def _outcome(each: Mapping[str, Any]) -> str:
 
 
 def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
+    """Return a line for each entry: how many weights are confirmed and critical, and which costs most."""
     rows = []
     for family, entry in entries:
-        weights = entry["super_weights"]
-        critical = [w for w in weights if w["effect"] == "critical"]
-        worst = max(critical or weights, key=lambda w: w["loss_zeroed"] or 0.0, default=None)
+        confirmed = [w for w in entry["super_weights"] if w["status"] == "confirmed"]
+        critical = [w for w in confirmed if w["effect"] == "critical"]
+        worst = max(critical or confirmed, key=lambda w: increase_of(w) or 0.0, default=None)
         where = place_of(worst) if worst else "-"
-        rows.append(
-            [family, shown(entry["model"], 40), short_commit(entry["commit"]), len(weights), len(critical), where]
-        )
-    header = ["family", "model", "commit", "weights", "critical", "most critical"]
-    return tabulate.tabulate(
-        rows, header, disable_numparse=True, colalign=("left", "left", "left", "right", "right", "left")
-    )
+        rows.append([family, entry["model"], short_commit(entry["commit"]), len(confirmed), len(critical), where])
+    return _names_table(["family", "model", "commit", "confirmed", "critical", "most critical"], rows)
 
 
 def _reported_list(reported: Sequence[tuple[str, Reported]]) -> str:
-    """Return a line for each model and standing: how many weights and rows, and by whom."""
-    groups: dict[tuple[str, str], list[Reported]] = {}
-    for _, item in reported:
-        groups.setdefault((item["model"], item["standing"]), []).append(item)
+    """Return a line for each model, by family: how many weights and rows of which standing, in how many sources."""
+    models: dict[tuple[str, str], list[Reported]] = {}
+    for family, item in sorted(reported, key=lambda pair: (pair[0], pair[1]["model"].lower())):
+        models.setdefault((family, item["model"]), []).append(item)
     rows = []
-    for (model, standing), items in groups.items():
-        by_kind = sorted((source for item in items for source in item["sources"]), key=lambda s: KINDS.index(s["kind"]))
-        sources = list(dict.fromkeys(source["name"] for source in by_kind))
-        more = f" + {len(sources) - 1}" if sources[1:] else ""
+    for (family, model), items in models.items():
+        standings = [word for standing, word in STANDINGS.items() if any(standing == i["standing"] for i in items)]
+        sources = {source["name"] for item in items for source in item["sources"]}
         weights = sum(item["col"] is not None for item in items)
         lines = sum(item["row"] is not None and item["col"] is None for item in items)
-        rows.append([shown(model, 38), standing.replace("_", " "), weights, lines, shown(sources[0], 25) + more])
-    header = ["model", "standing", "weights", "rows", "source"]
-    return tabulate.tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "right", "right", "left"))
+        rows.append([family, model, ", ".join(standings), weights, lines, len(sources)])
+    return _names_table(["family", "model", "standing", "weights", "rows", "sources"], rows)
+
+
+def _names_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table of a family, a model and what is known of it, with the names cut so that all has room."""
+    cells = [[shown(row[0], SHOWN_FAMILY), *map(str, row[1:])] for row in rows]
+    others = sum(2 + max(map(len, column)) for n, column in enumerate(zip(header, *cells, strict=True)) if n != 1)
+    room = max(WIDTH - others, len(header[1]))
+    cells = [[family, shown(model, room), *rest] for family, model, *rest in cells]
+    aligned = ["left" if name in WORDS else "right" for name in header]
+    return tabulate.tabulate(cells, header, disable_numparse=True, colalign=aligned)
 
 
 def _reported_table(items: Sequence[Reported]) -> str:

@@ -14,12 +14,13 @@ _WORDS = {"added": "new", "changed": "changed", "deleted": "deleted"}
 
 def render_publication(publication: Publication, *, private: bool = False) -> str:
     """Return what was uploaded, or would be, and where it is."""
-    said = [f"{publication.repo_id}: {publication.message.partition(': ')[2]}; {publication.rows:,} rows in the table"]
+    rows = count_of(publication.rows, "row")
+    said = [f"{publication.repo_id}: {publication.message.partition(': ')[2]}; {rows} in the table"]
     if not publication.changes:
         return "\n\n".join([*said, f"Nothing has changed: nothing uploaded. {publication.url}"])
     changes = sorted(publication.changes, key=_importance)
-    rows = [[_WORDS[change.change], shown(change.path, 60), _sizes(change)] for change in changes[:SHOWN_FILES]]
-    table = tabulate.tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "right"))
+    cells = [[_WORDS[change.change], shown(change.path, 60), _sizes(change)] for change in changes[:SHOWN_FILES]]
+    table = tabulate.tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "right"))
     said.append(table)
     if changes[SHOWN_FILES:]:
         said.append(f"… and {len(changes) - SHOWN_FILES} more (--json lists all)")

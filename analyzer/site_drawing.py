@@ -17,6 +17,7 @@ UNKNOWN_ROWS = 0.1  # the part that is left open above the last row where nobody
 MAX_BANDS = 200  # of shaded layers: more would be finer than can be seen
 MAX_SIZE = 2**31  # as of the catalog's indices; sizes in a file have no limit
 STEPS = tuple(step * 10**power for power in range(10) for step in (1, 2, 5))
+LEAST_LAYERS = 3  # with something in them, to be worth a drawing where nobody has said how many there are
 NAMED_PLACES = 12  # in the description; the table has them all
 
 
@@ -60,7 +61,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Layers from left to right, rows from bottom to top, and inside a layer's band its columns from left to right."""
+    """Layers from left to right, rows from bottom to top, and inside a layer's band its columns from left to right.
+
+    Where nobody has said how many columns there are, weights are in the middle of their layer's band.
+    """
 
     marks: tuple[Mark, ...]
     extents: tuple[Extent, ...]
@@ -82,13 +86,14 @@ def draw(
     records = [record for _, record in weights]
     layers = _extent(sizes.layers, [w["layer"] for w in records] + [a["last_layer"] for a in activations])
     rows = _extent(sizes.rows, [w["row"] for w in records] + [a["channel"] for a in activations])
-    columns = [w["col"] for w in records if w["col"] is not None]
-    cols = _extent(sizes.cols, columns)
     band = (RIGHT - LEFT) / layers if sizes.layers else min((RIGHT - LEFT) / layers, UNKNOWN_BAND)
     highest = rows if sizes.rows else rows * (1 + UNKNOWN_ROWS)
 
     def x_of(layer: int, part: float) -> float:
         return round(LEFT + band * (min(layer, layers - 1) + PADDING + (1 - 2 * PADDING) * part), 1)
+
+    def part_of(col: int) -> float:
+        return (col + 0.5) / min(sizes.cols, MAX_SIZE) if sizes.cols else 0.5
 
     def y_of(row: int) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (row + 0.5) / highest, 1)
@@ -97,7 +102,7 @@ def draw(
         Mark(
             kind,
             place_of(record),
-            x_of(record["layer"], 0.0 if record["col"] is None else (record["col"] + 0.5) / cols),
+            x_of(record["layer"], 0.0 if record["col"] is None else part_of(record["col"])),
             x_of(record["layer"], 1.0) if record["col"] is None else None,
             y_of(record["row"]),
         )
@@ -124,7 +129,7 @@ def draw(
         right=right,
         layers_known=sizes.layers is not None,
         rows_known=sizes.rows is not None,
-        caption=_caption(sizes, layers=layers, rows=rows, cols=cols if columns else 0),
+        caption=_caption(sizes, layers=layers, rows=rows),
         description=_description(weights, activations),
     )
 
@@ -139,24 +144,19 @@ def _ticks(count: int, most: int) -> range:
     return range(0, count, step)
 
 
-def _caption(sizes: Sizes, *, layers: int, rows: int, cols: int) -> str:
-    drawn = {
-        "deep": (sizes.layers, "layer", layers),
-        "wide": (sizes.rows, "row", rows),
-        "": (sizes.cols, "column", cols),
-    }
+def _caption(sizes: Sizes, *, layers: int, rows: int) -> str:
+    drawn = {"deep": (sizes.layers, "layer", layers), "wide": (sizes.rows, "row", rows)}
     known = [f"{count:,} {name}s" for size, name, count in drawn.values() if size]
-    unknown = [(how, f"{name} {count - 1:,}") for how, (size, name, count) in drawn.items() if not size and count]
-    sentences = [
-        "Layers from left to right, rows (residual channels) upwards, columns from left to right in each layer."
-    ]
+    known += [f"{min(sizes.cols, MAX_SIZE):,} columns"] if sizes.cols else []
+    unknown = {how: f"{name} {count - 1:,}" for how, (size, name, count) in drawn.items() if not size}
+    columns = ", columns from left to right in each layer" if sizes.cols else ""
+    sentences = [f"Layers from left to right, rows (residual channels) upwards{columns}."]
     if known:
         sentences.append(f"The network has {_listed(known)}.")
     if unknown:
-        how = _listed([how for how, _ in unknown if how]) or "wide inside its MLPs"
-        ends = _listed([end for _, end in unknown])
         sentences.append(
-            f"How {how} the network is, is not known here: the drawing ends at {ends}, the last ones named."
+            f"How {_listed([*unknown])} the network is, is not known here: the drawing ends at "
+            f"{_listed([*unknown.values()])}, the last named."
         )
     return " ".join(sentences)
 

@@ -395,8 +395,16 @@ def test_lookup_by_id_name_and_commit(tmp_path):
     ]:
         with pytest.raises(CatalogError, match=f"no entry for {near}: did you mean {meant}"):
             lookup(documents, near)
-    with pytest.raises(CatalogError, match=r"has me/Model-1b, but nothing at ddd"):
+    with pytest.raises(CatalogError, match=r"has me/Model-1b, but nothing at ddd: it has a{12}, b{12}$"):
         lookup(documents, "model-1b@ddd")
+    for commit in "ef":
+        save_entry(tmp_path, "x", entry("me/Model-1b", f"sha256:{commit * 64}"))
+    save_reported(tmp_path, "x", [{**REPORTED, "model": "me/unpinned"}])
+    documents = read_documents(tmp_path)
+    with pytest.raises(CatalogError, match=r"nothing at ddd: it has a{12}, b{12}, e{12} and 1 more$"):
+        lookup(documents, "model-1b@ddd")
+    with pytest.raises(CatalogError, match=r"has me/unpinned, but nothing at ddd: what it has names no revision$"):
+        lookup(documents, "unpinned@ddd")
     for unlike in ("", "xyzzy"):
         with pytest.raises(CatalogError, match=r"no entry for \w* ?\(`superweight catalog list` shows all\)"):
             lookup(documents, unlike)

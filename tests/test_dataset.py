@@ -12,7 +12,17 @@ from test_catalog import REPORTED, entry
 
 from analyzer.card import card_of, is_own_card, summary_of
 from analyzer.catalog import read_documents
-from analyzer.dataset import CARD, COLUMNS, TABLE, dataset_files, is_same_table, keys_of, rows_of, table_of
+from analyzer.dataset import (
+    CARD,
+    COLUMNS,
+    TABLE,
+    dataset_files,
+    is_same_table,
+    keys_of,
+    lost_between,
+    rows_of,
+    table_of,
+)
 from analyzer.errors import CatalogError
 
 CATALOG = Path(__file__).parent.parent / "catalog"
@@ -175,6 +185,38 @@ def test_what_must_not_be_lost():
     assert [name for key, name in old.items() if key not in new] == ["the source B of me/model-1b (1, 2, 3)"]
     assert list(new.values()) == [
         "the entry of me/model-1b@" + "a" * 12,
+        "the super weight (1, 2, 3) of me/model-1b@" + "a" * 12,
         "what is reported of me/model-1b (1, 2, 3)",
         "the source A paper of me/model-1b (1, 2, 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"super_weights": []}, ["the super weight (1, 2, 3) of", "the coincident weight (1, 2, 5) of"]),
+        ({"note": None}, ["the note on"]),
+        ({"note": "Another."}, ["the note on"]),
+        ({"verdict": "none"}, []),
+        ({"commit": "b" * 40}, ["the entry of"]),  # and not in addition what it consists of
+        ({"method": {**entry()["method"], "dtype": "float16"}}, ["the entry of"]),
+    ],
+)
+def test_parts_of_an_entry_must_not_be_lost_either(changes, lost):
+    weight = entry()["super_weights"][0]
+    had = {"note": "A note.", "super_weights": [weight, {**weight, "col": 5, "status": "coincident"}]}
+    old, new = document(entries=[entry(**had)]), document(entries=[entry(**{**had, **changes})])
+    assert lost_between(old, new) == [f"{name} me/model-1b@{'a' * 12}" for name in lost]
+    assert lost_between(document(), new) == []
+
+
+def test_a_sources_note_must_not_be_lost_either():
+    def of(note):
+        return document(reported=[{**REPORTED, "sources": [{**REPORTED["sources"][0], "note": note}]}])
+
+    assert lost_between(of("ppl 5 -> 8000"), of(None)) == ["the note of A paper on me/model-1b (1, 2, 3)"]
+    assert lost_between(of("ppl 5 -> 8000"), of("Another.")) == lost_between(of("ppl 5 -> 8000"), of(None))
+    assert lost_between(of(None), of("ppl 5 -> 8000")) == []
+    other = {**REPORTED, "sources": [{**REPORTED["sources"][0], "name": "B"}]}
+    assert lost_between(of("x"), document(reported=[other])) == ["the source A paper of me/model-1b (1, 2, 3)"]
+    assert lost_between(of("x"), document()) == ["what is reported of me/model-1b (1, 2, 3)"]

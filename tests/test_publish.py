@@ -217,6 +217,27 @@ def test_a_source_that_somebody_else_has_added_is_not_lost(published, catalog, t
         publish(catalog, NAME, token="writer")
 
 
+@pytest.mark.parametrize("what", ["weight", "note"])
+def test_a_clone_that_is_stale_takes_nothing_of_an_entry_away(published, catalog, tmp_path, what):
+    weights = [*entry()["super_weights"], {**entry()["super_weights"][0], "layer": 3}]
+    theirs = tmp_path / "theirs"
+    save_entry(theirs, "x", entry(super_weights=weights) if what == "weight" else entry(note="Theirs."))
+    save_reported(theirs, "y", [{**REPORTED, "model": "me/y-1b"}])
+    publish(theirs, NAME, token="writer")
+    published.forget()
+    lost = r"the super weight \(3, 2, 3\) of" if what == "weight" else "the note on"
+    with pytest.raises(CatalogError, match=f"has what this catalog lacks: {lost} me/model-1b@aaaaaaaaaaaa; bring it"):
+        publish(catalog, NAME, token="writer")
+    assert writes(published) == []
+    publish(catalog, NAME, token="writer", replace=True)
+    assert held(published)["catalog/x.json"] == (catalog / "x.json").read_bytes()
+
+
+def test_one_row_is_one_row(shelf, tmp_path):
+    save_entry(tmp_path / "one", "x", entry())
+    assert "; 1 row in the table" in render_publication(publish(tmp_path / "one", NAME, dry_run=True))
+
+
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("path", ["catalog/x.json", "catalog/schema.json", "catalog/new.json"])
 def test_a_newer_schema_is_never_overwritten(published, catalog, path, replace):

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from test_cli import superweight
 
 from analyzer.catalog import coordinates_of, read_documents, reported_in, reported_on, save_reported, validate
 from analyzer.export import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, export_recipe, module_of
-from analyzer.render_catalog import render_agreement
+from analyzer.render_catalog import render_agreement, render_catalog
 from analyzer.reported import agreement, merged
 
 ROOT = Path(__file__).parent.parent
@@ -265,8 +266,17 @@ def test_export_can_be_narrowed():
 
     assert set(layers("--critical")) < set(layers("--standing", "verified"))
     assert layers("--standing", "disputed") == []
+    command = ["catalog", "export", "mistral-7b-V0.1", "--catalog", CATALOG, "--standing", "verified", "--format"]
+    for form, nothing in (
+        ("json", '{\n  "model": "mistralai/Mistral-7B-v0.1",\n  "coordinates": []\n}\n'),
+        ("csv", None),
+    ):
+        done = superweight(*command, form)
+        assert done.returncode == 0
+        assert done.stderr == "warning: no coordinate of that standing: 2 reported, 0 disputed\n"
+        assert done.stdout == nothing if nothing else done.stdout.count("\n") == 1
     command = ["catalog", "export", "bigscience/bloom-7b1", "--catalog", CATALOG, "--format", "llm-compressor"]
-    assert "knows no coordinate of bigscience/bloom-7b1" in superweight(*command).stderr
+    assert "knows no such coordinate of bigscience/bloom-7b1" in superweight(*command).stderr
     command[2] = "DNABERT-2-117M"
     assert "has a name that this tool does not know: use --format json" in superweight(*command).stderr
 
@@ -279,8 +289,61 @@ def test_experts_and_models_of_other_code():
     assert set(FAMILY_TYPES.values()) <= set(MODULES)
     assert all("{expert}" in name for name in EXPERTS.values())
     recipe = export_recipe("m", coordinates_of("aya-expanse-8b", folder=CATALOG))
-    assert "(2619, 1079) reported" in recipe
-    assert "6 more" in recipe
+    assert "# reported: (1162, 1079), (1162, 1666), (2619, 1079), (2619, 1666), 6 more\n" in recipe
+    assert "inert" not in recipe
+
+
+def test_a_recipe_names_all_that_is_critical():
+    known = coordinates_of("SmolLM2-135M-Instruct-Q4_1", folder=CATALOG)
+    (first, *_) = (each for each in known if each.effect == "critical")
+    many = [replace(first, row=row) for row in range(30)]
+    beside = replace(first, row=0, standing="disputed", effect=None)
+    recipe = export_recipe("me/" + "m" * 90, [beside, *known, *many, beside])
+    comments = [line for line in recipe.splitlines() if "# " in line]
+    assert max(map(len, comments)) <= 100
+    assert "# Of these 58, 22 are inert: zeroing them is harmless, and --critical leaves them out.\n" in recipe
+    text = " ".join(recipe.replace("        # ", "").split())
+    them = ", ".join(f"({row}, {first.col})" for row in range(30))
+    assert f"verified, critical: (260, 90), (507, 90), (507, 430), {them} verified, inert: (260, 430) - model" in text
+    assert "verified, critical: (507, 1229), (507, 1487) verified, inert: (14, 1229), (17, 1229), (50, 1229)" in text
+    assert text.endswith("(50, 1487), 14 more - model.layers.11.mlp.down_proj")
+    assert "disputed" not in recipe  # of a place that this tool has verified
+    ignored = yaml.safe_load(recipe)["quantization_stage"]["quantization_modifiers"]["QuantizationModifier"]["ignore"]
+    assert ignored == ["lm_head", *(f"model.layers.{layer}.mlp.down_proj" for layer in (1, 2, 8, 9, 11))]
+
+
+def test_an_export_calls_a_model_what_the_catalog_calls_it(tmp_path):
+    def exported(model):
+        done = superweight("catalog", "export", model, "--catalog", tmp_path, "--format", "json")
+        return json.loads(done.stdout)["model"]
+
+    save_reported(tmp_path, "x", [ITEM, {**ITEM, "revision": "b" * 40}])
+    assert exported("MODEL-1b") == exported("model-1b@bbb") == "me/model-1b"
+    save_reported(tmp_path, "x", [{**ITEM, "model": "you/Model-1B"}])
+    assert exported("model-1b") == ["me/model-1b", "you/Model-1B"]
+    assert exported("ME/model-1b") == "me/model-1b"
+
+
+def test_lists_have_a_model_once_in_order_and_fit():
+    of = {"model": "o" * 40 + "/" + "m" * 60, "revision": "c" * 40}
+    items = [
+        ("b", {**ITEM, "model": "z/x"}), ("a" * 64, {**ITEM, **of}), ("a" * 64, {**ITEM, **of, "standing": "disputed"}),
+        ("a" * 64, {**NONE, **of}), ("b", {**ITEM, "model": "A/x", "col": None}), ("b", {**NONE, "model": "A/x"}),
+    ]  # fmt: skip
+    weights = [weight(31, 16383, col) for col in (65535, 5)] + [weight(1, 2, 9, "coincident")]
+    losses = {"effect": "inert", "loss": 3.0, "loss_zeroed": 3.1}
+    weights = [{**weights[0], **losses}, {**weights[1], **losses, "loss": 2.0, "loss_zeroed": 2.9}, weights[2]]
+    weights[2] |= {"effect": "critical", "loss": 0.0, "loss_zeroed": 9.0}
+    known = {"model": of["model"], "commit": f"sha256:{'a' * 64}", "super_weights": weights}
+    ours, title, others = render_catalog([("a" * 64, known)], items).partition("Reported by others, not verified here")
+    assert title and max(map(len, (ours + others).splitlines())) <= 100
+    assert ours.splitlines()[2].split()[-5:] == ["2", "0", "(31,", "16383,", "5)"]  # no coincident one is counted
+    rows = [line.split("  ") for line in others.strip().splitlines()[2:]]
+    rows = [[cell.strip() for cell in row if cell] for row in rows]
+    assert [row[1][:3] for row in rows] == ["ooo", "A/x", "z/x"]
+    assert [row[2:] for row in rows] == [
+        ["reported, disputed, none", "2", "0", "1"], ["reported, none", "0", "1", "1"], ["reported", "1", "0", "1"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("model_type", MODULES)

@@ -27,7 +27,7 @@ from site_pages import (
 )
 
 from analyzer.catalog import read_documents
-from analyzer.errors import CatalogError
+from analyzer.errors import CatalogError, shown
 from analyzer.site import render_site, write_site
 from analyzer.site_drawing import Sizes, draw
 
@@ -84,19 +84,38 @@ def test_all_that_this_tool_found_is_there_and_apart(articles):
             assert (row["value"], row["status"], row["effect"]) == (
                 repr(weight["value"]), weight["status"], weight["effect"],
             )  # fmt: skip
-            assert [float(n) for n in row["loss → zeroed"].split(" → ")] == [weight["loss"], weight["loss_zeroed"]]
+            assert float(row["Δ loss"]) == pytest.approx(weight["loss_zeroed"] - weight["loss"], abs=1e-9)
+            worst = weight["control_loss_max"]
+            assert (row["worst control"] == "-") is (worst is None)
+            if worst is not None:
+                assert float(row["worst control"]) == pytest.approx(worst - weight["loss"], abs=1e-9)
             assert row["rank"] == f"{weight['static_rank']:,}"
             assert row["share"] == f"{weight['share']:.0%}"
         assert (table[0]["layer"], table[0]["row"], table[0]["col"]) == ("11", "507", "1229")  # the worst comes first
+        for status in ("confirmed", "coincident"):
+            increases = [float(row["Δ loss"]) for row in table if row["status"] == status]
+            assert increases == sorted(increases, reverse=True)
+        assert [row["status"] for row in table] == sorted((row["status"] for row in table), reverse=True)
+        assert "loss, which is 2.8884 over 1,881 tokens; of weights that cost next to nothing on" in section.text
+        assert "on the first 511 it is over those, where the loss is 2.9495." in section.text
+        assert (
+            "With 28 weights zeroed at once the loss is 4.0353, from 2.8884. Zeroing (11, 507, 1229) alone"
+            in section.text
+        )
         for text in (known["commit"], known["note"], known["method"]["prompt"], known["method"]["text_sha256"]):
             assert text in section.text
         drawn = [node for node in section.all("path", **{"class": "extent"}) if list(node.all("title"))]
         assert len(drawn) == len(known["super_activations"])
 
 
-def test_every_coordinate_is_drawn_and_described(articles):
+def test_every_coordinate_is_drawn_and_described_where_that_says_something(articles):
+    layers = {}
     for _, item in REPORTED:
-        if item["layer"] is None:
+        layers.setdefault(item["model"], set()).add(item["layer"])
+    assert {True, False} == {len(found) < 3 for found in layers.values()}
+    for _, item in REPORTED:
+        if len(layers[item["model"]]) < 3:  # and the network's depth is not known: the table says it all
+            assert not list(articles[item["model"]].all("svg", role="img"))
             continue
         (picture,) = articles[item["model"]].all("svg", role="img")
         col = "any" if item["col"] is None else item["col"]
@@ -216,8 +235,52 @@ def test_the_same_name_in_two_families_is_two_panels():
     assert [a.attributes["id"] for a in page.all("article")] == ["model=me/model-1b", "model=me/model-1b~2"]
 
 
-def test_an_empty_catalog_is_a_page_too():
-    assert "0 models" in read(render_site({})).text
+def test_a_models_own_name_is_its_address_whatever_the_others_are():
+    def slugs(*names):
+        page = read(render_site(documents(reported=[{**ITEM, "model": name} for name in names])))
+        return {a.attributes["data-name"]: a.attributes["id"].partition("=")[2] for a in page.all("article")}
+
+    names = ("me/a b", "me/a-b", "me/a?b", "me/a-b~2", "me/a\ud800b")
+    every = slugs(*names)
+    assert every["me/a-b"] == "me/a-b" and len(set(every.values())) == 5
+    assert [slugs(name)[shown(name)] for name in names] == [every[shown(name)] for name in names]
+
+
+def test_what_is_searched_for(articles):
+    found = articles["mistralai/Mistral-7B-v0.1"].attributes
+    assert {"2070", "7310"} <= set(found["data-numbers"].split()) and "2024" in found["data-numbers"]
+    assert "1" not in found["data-numbers"].split()  # no layers, for which there is a filter
+    assert "(1, 2070, 7310)" in found["data-search"] and "Reported" in found["data-search"]
+    assert "Looked at: coincident" in articles["SmolLM2-135M-Instruct-Q4_1"].attributes["data-search"]
+    assert "disputed" in articles["meta-llama/Llama-3.1-8B"].attributes["data-search"]
+
+
+def test_the_loss_that_joint_zeroing_is_compared_with_is_over_as_much_text():
+    joint = {"coordinates": [{axis: WEIGHT[axis] for axis in ("layer", "expert", "row", "col")}], "loss_zeroed": 1.5}
+    first = {**WEIGHT, "col": 4, "effect": "inert", "loss": 1.25, "loss_tokens": 5, "control_loss_max": None}
+
+    def said(*weights, **changes):
+        text = read(
+            render_site(documents(entries=[entry(super_weights=list(weights), joint={**joint, **changes})]))
+        ).text
+        return text[text.index("zeroed at once") :]
+
+    assert said(WEIGHT).startswith("zeroed at once the loss is 1.5000, from 1.0000. Zeroing (1, 2, 3) alone costs more")
+    assert "loss is 2.5000, from 1.0000." in said(WEIGHT, loss_zeroed=2.5)
+    assert "alone costs more" not in said(WEIGHT, loss_zeroed=2.5)
+    assert "from 1.0000." in said({**first, "col": 5, "loss": 1.0, "loss_tokens": 10}, first)
+    assert said(first).startswith("zeroed at once the loss is 1.5000. ")  # which may be over more text than the other
+    assert "of weights that cost next to nothing" not in said(first)
+
+
+def test_an_empty_catalog_is_no_page(tmp_path):
+    (tmp_path / "catalog").mkdir()
+    write_site(render_site(documents(reported=[ITEM])), tmp_path / "site")
+    before = (tmp_path / "site" / "index.html").read_bytes()
+    done = superweight(tmp_path / "site", "--catalog", tmp_path / "catalog")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"{tmp_path / 'catalog'} has no files: there is nothing to" in done.stderr
+    assert (tmp_path / "site" / "index.html").read_bytes() == before
 
 
 def test_a_drawing_has_layers_rows_and_columns_in_their_places():
@@ -237,10 +300,14 @@ def test_a_drawing_has_layers_rows_and_columns_in_their_places():
 
 def test_a_drawing_of_unknown_size_says_so_and_a_huge_one_is_still_small():
     weight = {"layer": 2, "expert": None, "row": 30, "col": None}
-    drawing = draw([("reported", weight)], [], Sizes())
+    drawing = draw([("reported", weight), ("reported", {**weight, "col": 0})], [], Sizes())
     assert not drawing.layers_known and not drawing.rows_known
     assert "not known here: the drawing ends at layer 2 and row 30" in drawing.caption
+    assert "column" not in drawing.caption
     assert [tick.label for tick in drawing.layer_ticks] == [0, 1, 2]
+    row, column = drawing.marks
+    assert column.x == drawing.layer_ticks[2].place == pytest.approx((row.x + row.x_end) / 2)  # of the layer's band
+    assert draw([("reported", {**weight, "col": 9})], [], Sizes()).marks[0].x == column.x
     huge = draw([("reported", {**weight, "layer": 2**31 - 1})], [], Sizes(10**400, 10**400, 10**400))
     assert len(huge.layer_ticks) <= 16 and not huge.bands and huge.marks[0].x <= 706
 
@@ -253,6 +320,12 @@ def test_it_writes_over_its_own_page_and_over_nothing_else(tmp_path, site):
     (folder / "CNAME").write_text("mine too")
     (path,) = write_site(render_site(documents(reported=[ITEM])), folder)
     assert path.name == "index.html" and b"model-1b" in path.read_bytes()
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("nowhere")
+    assert write_site(render_site(documents(reported=[ITEM])), folder) == [path]
+    assert (folder / "README.md").is_symlink() and not (folder / "README.md").exists()
+    (folder / "README.md").unlink()
+    (folder / "README.md").write_text("mine")
     assert (folder / "README.md").read_text() == "mine" and (folder / "CNAME").read_text() == "mine too"
     assert {p.name for p in folder.iterdir()} == {"index.html", "README.md", "CNAME"}  # no temporary file
     path.write_text("<!doctype html><title>My own</title>")

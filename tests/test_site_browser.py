@@ -2,11 +2,15 @@
 
 import functools
 import http.server
+import io
 import os
 import shutil
 import threading
+from urllib.parse import urlencode
 
+import numpy
 import pytest
+from PIL import Image
 from site_pages import ENTRIES, NAMES, REPORTED, ROOT, hostile
 
 from analyzer.catalog import read_documents
@@ -142,8 +146,74 @@ def test_a_link_restores_a_view(visit, address):
     assert again.locator("article:has(details[open])").first.evaluate(
         "e => e.getBoundingClientRect().top < innerHeight"
     )
-    odd = visit(f"{address}#layer=12345&model=%3Cscript%3E&standing=x&family=%22")
-    assert set(seen(odd)) == NAMES and opened(odd) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("family", '"nosuch'), ("layer", "12345"), ("standing", "<b>x")])
+def test_a_filter_that_nothing_passes_is_seen(visit, address, field, value):
+    page = visit(f"{address}#{urlencode({field: value})}")
+    assert seen(page) == [] and page.get_by_text("No model matches.").is_visible()
+    chosen = page.locator(f"[name={field}] option:checked")
+    assert chosen.text_content() == value and page.locator("#clear").is_visible()
+    page.select_option(f"[name={field}]", index=1)
+    assert seen(page) != [] and chosen.text_content() != value
+    assert value not in page.locator(f"[name={field}] option").all_text_contents()
+    page.evaluate("location.hash = '#sort=nosuch'")
+    page.wait_for_function(f"document.querySelector('#count').textContent === '{len(NAMES)} models'")
+
+
+def test_a_model_that_is_not_there_is_said_to_be_missing(visit, address):
+    page = visit(f"{address}#model=nosuch/model&model=mistralai/Mistral-7B-v0.1&model=%3Cscript%3E")
+    assert set(seen(page)) == NAMES and opened(page) == ["mistralai/Mistral-7B-v0.1"]
+    assert page.locator("#missing").text_content() == "No model nosuch/model or <script> here."
+    page.click("summary:has-text('falcon-7b')")
+    page.wait_for_function("location.hash.includes('falcon-7b')")
+    assert "model=nosuch/model" in page.url and page.locator("#missing").is_visible()
+    page.fill("[name=q]", "llama")
+    assert not page.locator("#missing").is_visible() and "nosuch" not in page.url
+    assert not visit(address).locator("#missing").is_visible()
+
+
+def test_numbers_are_found_whole_and_statuses_too(visit, address):
+    page = visit(address)
+
+    def found(words):
+        page.fill("[name=q]", words)
+        return set(seen(page))
+
+    for number in (7310, 2070, 507):
+        known = {item["model"] for _, item in REPORTED if number in (item["row"], item["col"])}
+        known |= {e["model"] for _, e in ENTRIES for w in e["super_weights"] if number in (w["row"], w["col"])}
+        assert found(str(number)) == known != set()
+    assert found("731") == set() and found("(1, 2070, 7310)") == found("(1,2070,7310)") == found("7310")
+    assert found("llama 2") == {"meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"}
+    assert found("7b") == {name for name in NAMES if "7b" in name.lower().rpartition("/")[2].split("-")}
+    assert "Qwen/Qwen2.5-7B" not in found("qwen2") and "Qwen/Qwen2-7B-Instruct" in found("qwen2")
+    assert found("smollm2-135m-inst") == {"SmolLM2-135M-Instruct-Q4_1"}
+    assert found("yu 2024") == expected(words=["yu", "2024"])
+    assert found("disputed") == expected(standing="disputed") and found("critical") == expected(standing="critical")
+    for words in (".*", "[", "a|b", "\\", "$"):
+        assert found(words) == set()
+    assert found("(") != set() and found("()") == set()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_scrolls_has_a_shade_where_there_is_more(visit, address, scheme):
+    options = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
+    page = visit(f"{address}#model=SmolLM2-135M-Instruct-Q4_1", **options)
+    table = page.get_by_role("region", name="Verified weights")
+    assert table.evaluate("e => e.scrollWidth > e.clientWidth")
+
+    def shades():
+        picture = numpy.asarray(Image.open(io.BytesIO(table.screenshot())).convert("L"), dtype=int)
+        page_colour = numpy.median(picture)
+        # By the edges, where most of the pixels are of the background even if there is text.
+        return [bool(abs(numpy.median(picture[:, x]) - page_colour) > 20) for x in (0, -1)]
+
+    assert shades() == [False, True]
+    table.evaluate("e => { e.scrollLeft = e.scrollWidth / 2 - e.clientWidth / 2; }")
+    assert shades() == [True, True]
+    table.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    assert shades() == [True, False]
 
 
 def test_it_is_used_by_keyboard_alone(visit, address):
@@ -246,9 +316,8 @@ def test_all_text_stands_out_in_light_and_dark(visit, address, scheme):
 def test_all_of_it_is_readable_without_its_script(visit, address):
     page = visit(address, java_script_enabled=False)
     assert not page.locator("#filters").is_visible() and page.locator("noscript").is_visible()
-    name = "mistralai/Mistral-7B-v0.1"
-    page.locator(f"[data-name='{name}'] summary").click()
-    assert page.get_by_text("7310", exact=True).is_visible() and page.get_by_role("img").is_visible()
+    page.locator("[data-name='Qwen/Qwen3-30B-A3B'] summary").click()
+    assert page.get_by_text("68", exact=True).first.is_visible() and page.get_by_role("img").is_visible()
 
 
 def test_nothing_of_a_hostile_catalog_runs(visit, tmp_path):

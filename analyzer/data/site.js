@@ -5,6 +5,7 @@
   const search = form.elements.q;
   const list = document.getElementById("models");
   const count = document.getElementById("count");
+  const missing = document.getElementById("missing");
   const FIELDS = ["q", "family", "layer", "standing", "sort"];
   const models = [...list.querySelectorAll(".model")].map((element, place) => ({
     element,
@@ -13,6 +14,7 @@
     slug: element.id.slice("model=".length),
     name: element.dataset.name.toLowerCase(),
     text: element.dataset.search.toLowerCase(),
+    numbers: `${element.dataset.name} ${element.dataset.family} ${element.dataset.numbers}`.toLowerCase(),
     family: element.dataset.family,
     coordinates: Number(element.dataset.coordinates),
     at: element.dataset.at.split(" ").map((pair) => pair.split(":")),
@@ -24,14 +26,29 @@
     coordinates: (a, b) => b.coordinates - a.coordinates || a.place - b.place,
   };
   let order = "";
+  let unknown = []; // models that the address has and the page has not
+
+  // A number is looked for in names, rows and columns, for there is a 1 or a 2 in most sources; anything else in all
+  // that is said of a model. What has a digit is whole: 2 is neither in 24 nor in 2.5, and 7b not in 17b.
+  function finder(word) {
+    const part = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    const [first] = word.match(/^[\p{L}\p{N}]*/u);
+    const [last] = word.match(/[\p{L}\p{N}]*$/u);
+    const before = /\p{N}/u.test(first) ? "(?<![\\p{L}\\p{N}]|\\p{N}\\.)" : "";
+    const after = /\p{N}/u.test(last) ? "(?![\\p{L}\\p{N}]|\\.\\p{N})" : "";
+    const pattern = new RegExp(before + part + after, "u");
+    return (model) => pattern.test(/^\p{N}+$/u.test(word) ? model.numbers : model.text);
+  }
 
   function apply() {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const option of form.querySelectorAll(".unknown:not(:checked)")) option.remove();
+    const words = search.value.toLowerCase().replace(/,\s*/g, ", ").match(/\([^()]*\)|\S+/g) ?? []; // (1, 2, 3) is one
+    const finds = words.map(finder);
     const [family, layer, standing] = ["family", "layer", "standing"].map((name) => form.elements[name].value);
     let shown = 0;
     for (const model of models) {
       const fits =
-        words.every((word) => model.text.includes(word)) &&
+        finds.every((find) => find(model)) &&
         (!family || model.family === family) &&
         model.at.some(([kind, at]) => (!standing || kind === standing) && (!layer || at === layer));
       model.element.hidden = !fits;
@@ -51,6 +68,7 @@
     const state = new URLSearchParams();
     for (const name of FIELDS) if (form.elements[name].value) state.append(name, form.elements[name].value);
     for (const model of models) if (model.details.open) state.append("model", model.slug);
+    for (const slug of unknown) state.append("model", slug);
     const hash = state.toString().replaceAll("%2F", "/");
     if (hash === location.hash.slice(1)) return;
     try {
@@ -65,17 +83,39 @@
     const state = new URLSearchParams(location.hash.slice(1));
     for (const name of FIELDS) {
       const field = form.elements[name];
-      field.value = state.get(name) ?? "";
-      if (field.selectedIndex === -1) field.value = "";
+      const value = state.get(name) ?? "";
+      field.value = value;
+      if (field.selectedIndex !== -1) continue;
+      if (name === "sort") {
+        field.value = "";
+        continue;
+      }
+      const option = new Option(value.slice(0, 100), value, false, true); // a filter that nothing passes is seen
+      option.className = "unknown";
+      field.append(option);
     }
     const open = new Set(state.getAll("model"));
     for (const model of models) model.details.open = open.has(model.slug);
+    notice([...open].filter((slug) => !models.some((model) => model.slug === slug)));
     apply();
     const first = models.find((model) => model.details.open && !model.element.hidden);
     if (first) first.element.scrollIntoView();
   }
 
+  function notice(slugs) {
+    unknown = slugs;
+    missing.hidden = !slugs.length;
+    missing.replaceChildren(...(slugs.length ? ["No model ", slugs.join(" or "), " here."] : []).map(bdi));
+  }
+
+  function bdi(text, place) {
+    const element = document.createElement(place === 1 ? "bdi" : "span");
+    element.textContent = text.slice(0, 200);
+    return element;
+  }
+
   function clear() {
+    notice([]);
     for (const name of FIELDS) form.elements[name].value = "";
     apply();
     write();
@@ -83,7 +123,7 @@
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", () => { apply(); write(); });
+  form.addEventListener("input", () => { notice([]); apply(); write(); });
   document.getElementById("clear").addEventListener("click", clear);
   window.addEventListener("hashchange", read);
   list.addEventListener("toggle", (event) => { if (event.target.parentElement.matches(".model")) write(); }, true);
