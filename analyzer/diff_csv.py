@@ -11,6 +11,13 @@ from analyzer.diff_records import DiffResult, History
 from analyzer.errors import shown
 from analyzer.records import plain
 
+DIFF_COLUMNS = (
+    "what", "kind", "tower", "layer", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value", "new_value",
+    "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
+    "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
+)  # fmt: skip
+HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "expert", "row", "col", "known", "rank", "value")
+
 
 def diff_csv(result: DiffResult) -> str:
     """Return a comparison as one table: a line per super weight, outlier and layer."""
@@ -43,14 +50,6 @@ def history_csv(history: History) -> str:
             for revision, value, rank in zip(history.revisions, weight.values, weight.ranks, strict=True)
         ),
     )
-
-
-DIFF_COLUMNS = (
-    "what", "kind", "tower", "layer", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value", "new_value",
-    "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
-    "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
-)  # fmt: skip
-HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "expert", "row", "col", "known", "rank", "value")
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
