@@ -79,7 +79,7 @@ def run_scan(
     num_layers = 1 + max(projection.layer for projection in projections)
     if layers is not None:
         projections = in_layers(source.model, projections, layers)
-    return scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache, num_layers=num_layers)
+    return _scan(checkpoint, projections, score, top, progress, use_cache=use_cache, num_layers=num_layers)
 
 
 def run_verify(
@@ -111,11 +111,11 @@ def run_verify(
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
     if not early_stop:
-        scanned = scan_checkpoint(checkpoint, projections, score, top, progress)
+        scanned = _scan(checkpoint, projections, score, top, progress)
         candidates += scanned.outliers
         other = "gain" if score == "magnitude" else "magnitude"
         with suppress(ArchitectureError):  # whose gain cannot be told
-            candidates += scan_checkpoint(checkpoint, projections, other, top, progress).outliers
+            candidates += _scan(checkpoint, projections, other, top, progress).outliers
 
     from analyzer.forward import HookedModel  # imports torch, which a scan never needs
 
@@ -207,7 +207,7 @@ def content_hash(checkpoint: Checkpoint) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def scan_checkpoint(
+def _scan(
     checkpoint: Checkpoint,
     projections: Sequence[DownProjection],
     score: str,

@@ -114,7 +114,6 @@ def compare(
     *,
     layers: Sequence[LayerChange] | None = None,
     notes: Sequence[str] = (),
-    bytes_read: int = 0,
     bytes_shared: int = 0,
 ) -> DiffResult:
     """Return what changed from one side to the other.
@@ -122,7 +121,8 @@ def compare(
     `layers` are those of `layers_of_pairs` where both sides are models, whose outliers then rank among what differs;
     else they are told from the outliers. An outlier appears or vanishes when it enters or leaves the ranked ones; what
     its weight is on the side where it has no rank is looked up where that side is a model. Raises ResultError where
-    the sides have nothing in common to compare, or one has weights that the other cannot have.
+    the sides have nothing in common to compare, or one has weights that the other cannot have. How many bytes were
+    read is left to who read them.
     """
     _check_comparable(old, new, with_layers=layers is not None)
     among = "all" if layers is None else "changed"
@@ -157,7 +157,7 @@ def compare(
         outliers_unchanged=unchanged,
         layers=tuple(layers or ()),
         notes=tuple(notes),
-        bytes_read=bytes_read,
+        bytes_read=0,
         bytes_shared=bytes_shared,
     )
 

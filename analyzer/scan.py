@@ -243,6 +243,30 @@ def _tie_places(projection: DownProjection, coordinates: Sequence[Coordinate]) -
     )
 
 
+def kept_weights(
+    checkpoint: Checkpoint,
+    projections: Sequence[DownProjection],
+    coordinates: Sequence[Coordinate],
+    *,
+    cache: ResultCache,
+    top: int,
+) -> dict[Coordinate, float]:
+    """Return those of these weights that a scan of the `top` by magnitude has kept: the top of each tensor."""
+    by_place: dict[tuple[str, int, int], list[Coordinate]] = {}
+    for coordinate in coordinates:
+        by_place.setdefault(coordinate.sort_key[:3], []).append(coordinate)
+    values: dict[Coordinate, float] = {}
+    for projection in projections:
+        wanted = by_place.get(projection.sort_key)
+        key = describe(checkpoint, "magnitude", projection.matrix, projection.matrix.parts) if wanted else None
+        summary = cache.load(key, top) if key else None
+        if wanted and summary:
+            kept = dict(zip(summary.places.tolist(), summary.values.tolist(), strict=True))
+            places = {coordinate: coordinate.row * projection.shape[1] + coordinate.col for coordinate in wanted}
+            values |= {coordinate: kept[place] for coordinate, place in places.items() if place in kept}
+    return values
+
+
 def read_weights(
     checkpoint: Checkpoint, projections: Sequence[DownProjection], coordinates: Sequence[Coordinate]
 ) -> dict[Coordinate, float]:

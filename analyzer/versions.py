@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analyzer.analyze import scan_checkpoint
 from analyzer.architectures import DownProjection
 from analyzer.cache import ResultCache, cache_folder
 from analyzer.catalog import known_documents, known_of
@@ -18,9 +17,9 @@ from analyzer.errors import ResultError, shown
 from analyzer.history import follow, followed
 from analyzer.layers import layers_of_pairs
 from analyzer.pairs import NEW, OLD, scan_pair
-from analyzer.progress import Progress
+from analyzer.progress import Progress, counted
 from analyzer.records import Coordinate, ScanResult
-from analyzer.scan import down_projections, read_weights
+from analyzer.scan import down_projection_bytes, down_projections, kept_weights, read_weights, scan
 from analyzer.source import open_source
 
 Documents = Mapping[str, Document]
@@ -29,15 +28,25 @@ MAX_RESULT_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is there to be read."""
+    """A model that is there to be read, and how it is ranked."""
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
+    score: str
+    top: int
+    cache: ResultCache | None
 
     @property
     def places(self) -> frozenset[Place]:
         """Where its down projections are."""
         return frozenset(projection.sort_key for projection in self.projections)
+
+    def scan(self, progress: Progress) -> ScanResult:
+        """Scan it. Raises AnalyzerError where it cannot be read."""
+        advance = counted(progress, "scan", down_projection_bytes(self.projections))
+        return scan(
+            self.checkpoint, self.projections, score=self.score, top=self.top, cache=self.cache, progress=advance
+        )
 
     def weights(self, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
         """Return these weights, as far as the model has them. Raises SourceError where bytes cannot be read."""
@@ -49,7 +58,10 @@ class Model:
             and coordinate.row < shape[0]
             and coordinate.col < shape[1]
         ]
-        return read_weights(self.checkpoint, self.projections, here)
+        kept: dict[Coordinate, float] = {}
+        if self.cache:
+            kept = kept_weights(self.checkpoint, self.projections, here, cache=self.cache, top=self.top)
+        return kept | read_weights(self.checkpoint, self.projections, [each for each in here if each not in kept])
 
 
 def run_diff(
@@ -68,18 +80,16 @@ def run_diff(
     Raises AnalyzerError where one is none of these, or the two have nothing in common.
     """
     documents = known_documents(catalog)
-    opened = [_open(name, token) for name in (old, new)]
+    cache = ResultCache(cache_folder()) if use_cache else None
+    opened = [_open(name, token, score, top, cache) for name in (old, new)]
     first, second = opened
     if isinstance(first, Model) and isinstance(second, Model):
-        return _diff_models((first, second), score, top, use_cache, documents, progress)
-    ranked = all(isinstance(each, Model) or each.outliers is not None for each in opened)
-    sides = []
-    bytes_read = 0
-    for each in opened:
-        side = each if isinstance(each, Side) else _side_of(each, score, top, use_cache, progress, ranked)
-        bytes_read += 0 if isinstance(each, Side) else each.checkpoint.bytes_read
-        sides.append(_with_known(side, documents))
-    return compare(*sides, bytes_read=bytes_read)
+        result = _diff_models((first, second), documents, progress)
+    else:
+        ranked = all(isinstance(each, Model) or each.outliers is not None for each in opened)
+        sides = [each if isinstance(each, Side) else _side_of(each, progress, ranked) for each in opened]
+        result = compare(*(_with_known(side, documents) for side in sides))
+    return replace(result, bytes_read=sum(each.checkpoint.bytes_read for each in opened if isinstance(each, Model)))
 
 
 def run_history(
@@ -105,31 +115,30 @@ def run_history(
     models: list[Model] = []
     scans: list[ScanResult] = []
     sources = [open_source(model, revision=revision, token=token) for revision in revisions]  # a wrong name fails now
+    cache = ResultCache(cache_folder()) if use_cache else None
     for source in sources:
         checkpoint = Checkpoint(source)
-        projections = down_projections(checkpoint)
-        scans.append(scan_checkpoint(checkpoint, projections, score, top, progress, use_cache=use_cache))
-        models.append(Model(checkpoint, projections))
+        models.append(Model(checkpoint, down_projections(checkpoint), score, top, cache))
+        scans.append(models[-1].scan(progress))
     places = {projection.sort_key for each in models for projection in each.projections}
     known = known_weights(known_of(documents, scans[0].model), places)
     coordinates = followed(scans, list(known), top)
     return follow(scans, revisions, known, [each.weights(coordinates) for each in models], top)
 
 
-def _diff_models(
-    models: tuple[Model, Model], score: str, top: int, use_cache: bool, documents: Documents, progress: Progress
-) -> DiffResult:
-    scan = scan_pair(
+def _diff_models(models: tuple[Model, Model], documents: Documents, progress: Progress) -> DiffResult:
+    top = models[NEW].top
+    compared = scan_pair(
         (models[OLD].checkpoint, models[NEW].checkpoint),
         (models[OLD].projections, models[NEW].projections),
-        score=score,
+        score=models[NEW].score,
         top=top,
-        cache=ResultCache(cache_folder()) if use_cache else None,
+        cache=models[NEW].cache,
         progress=progress,
     )
-    names = [side_of_scan(scanned).name for scanned in scan.scans]
-    if not scan.pairs:
-        there = scan.unpaired[0]
+    names = [side_of_scan(scanned).name for scanned in compared.scans]
+    if not compared.pairs:
+        there = compared.unpaired[0]
         shapes = [" x ".join(map(str, each.shape)) if each else "missing" for each in there]
         layer = next(each.layer for each in there if each)
         raise ResultError(
@@ -138,13 +147,12 @@ def _diff_models(
         )
     sides = [
         _with_known(replace(side_of_scan(scanned, model.weights), scanned=model.places), documents)
-        for scanned, model in zip(scan.scans, models, strict=True)
+        for scanned, model in zip(compared.scans, models, strict=True)
     ]
     notes = []
-    if scan.unpaired:
-        notes.append(f"Not ranked, since only one has that place or shape: {len(scan.unpaired)} down projections.")
-    result = compare(*sides, layers=layers_of_pairs(scan, top), notes=notes, bytes_shared=scan.shared_bytes)
-    return replace(result, bytes_read=sum(model.checkpoint.bytes_read for model in models))
+    if compared.unpaired:
+        notes.append(f"Not ranked, since only one has that place or shape: {len(compared.unpaired)} down projections.")
+    return compare(*sides, layers=layers_of_pairs(compared, top), notes=notes, bytes_shared=compared.shared_bytes)
 
 
 def _with_known(side: Side, documents: Documents) -> Side:
@@ -153,14 +161,14 @@ def _with_known(side: Side, documents: Documents) -> Side:
     return replace(side, known=known_weights(known_of(documents, side.model), side.scanned or ()))
 
 
-def _open(name: str, token: str | None) -> Model | Side:
+def _open(name: str, token: str | None, score: str, top: int, cache: ResultCache | None) -> Model | Side:
     """Return a result saved with --json, or the model of that name. Raises AnalyzerError where it is neither."""
     path = _existing_file(name)
     if path is None:
         if name.endswith(".json"):
             raise ResultError(f"there is no saved result {shown(name)}")
         checkpoint = Checkpoint(open_source(name, token=token))
-        return Model(checkpoint, down_projections(checkpoint))
+        return Model(checkpoint, down_projections(checkpoint), score, top, cache)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_RESULT_BYTES + 1)
@@ -188,9 +196,8 @@ def _existing_file(name: str) -> Path | None:
         return None
 
 
-def _side_of(model: Model, score: str, top: int, use_cache: bool, progress: Progress, ranked: bool) -> Side:
+def _side_of(model: Model, progress: Progress, ranked: bool) -> Side:
     """Return a model as one side; without a ranking where the other side has none that it could be compared with."""
-    projections = model.projections if ranked else []
-    scanned = scan_checkpoint(model.checkpoint, projections, score, top, progress, use_cache=use_cache)
+    scanned = (model if ranked else replace(model, projections=[])).scan(progress)
     side = replace(side_of_scan(scanned, model.weights), scanned=model.places)
     return side if ranked else replace(side, outliers=None)

@@ -15,13 +15,16 @@ from click.testing import CliRunner
 from test_pairs import edited
 
 from analyzer.analyze import run_scan
+from analyzer.cache import ResultCache
 from analyzer.catalog import save_reported
+from analyzer.checkpoint import Checkpoint
 from analyzer.cli import cli
 from analyzer.diff_records import FollowedWeight, History, RevisionSummary
-from analyzer.records import plain
+from analyzer.records import Coordinate, plain
 from analyzer.render_diff import render_history
-from analyzer.source import FolderSource
-from analyzer.versions import run_diff, run_history
+from analyzer.scan import down_projections, kept_weights
+from analyzer.source import FolderSource, open_source
+from analyzer.versions import Model, run_diff, run_history
 
 DOWNS = random_downs(layers=4)
 NEXT = edited(edited(DOWNS, 1, 2, 3, 1.5), 3, 7, 19, -2.0)
@@ -173,6 +176,26 @@ def test_the_commits_of_both_sides_are_named(versions, hub):
     saved.write_text(command("scan", "owner/tiny@v1", "--json"))
     text = " ".join(command("diff", saved, "owner/tiny@v2").split())
     assert f"saved.json (owner/tiny at {commits['v1'][:12]}) to owner/tiny@v2" in text
+
+
+def test_what_a_scan_has_kept_is_not_asked_for_again(versions, hub, tmp_path):
+    source = open_source("owner/tiny", revision="v2")
+    checkpoint = Checkpoint(source)
+    projections = down_projections(checkpoint)
+    cache = ResultCache(tmp_path / "kept")
+    model = Model(checkpoint, projections, "magnitude", 4, cache)
+    everything = [Coordinate(layer, None, row, col) for layer in (1, 3) for row in range(8) for col in range(20)]
+    assert kept_weights(checkpoint, projections, everything, cache=cache, top=4) == {}
+    model.scan(lambda *_: None)
+    kept = kept_weights(checkpoint, projections, everything, cache=cache, top=4)
+    largest = {layer: np.abs(NEXT[layer].astype(np.float64)).ravel().argsort()[::-1][:4] for layer in (1, 3)}
+    assert {(c.layer, c.row * 20 + c.col) for c in kept} == {(n, place) for n, top in largest.items() for place in top}
+    hub.forget()
+    assert model.weights(list(kept)) == kept == {c: float(NEXT[c.layer][c.row, c.col]) for c in kept}
+    assert not hub.requests
+    few = everything[:3]
+    assert model.weights(few) == {c: float(NEXT[c.layer][c.row, c.col]) for c in few}
+    assert hub.body_bytes["cdn"] == 2 * len(set(few) - set(kept))
 
 
 def test_a_result_may_come_through_a_pipe(folder, tmp_path):
