@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,20 +64,9 @@ cache_option = click.option(
     default=True,
     help="Neither use nor keep the results of single tensors of the Hub.",
 )
-catalog_option = click.option(
-    "--catalog",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("catalog"),
-    show_default=True,
-    help="Folder of the catalog.",
-)
-known_option = click.option(
-    "--catalog",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the catalog.  [default: catalog, and the record that comes with the tool]",
-)
+_catalog = partial(click.option, "--catalog", "folder", type=click.Path(file_okay=False, path_type=Path))
+catalog_option = _catalog(default=Path("catalog"), show_default=True, help="Folder of the catalog.")
+known_option = _catalog(help="Folder of the catalog.  [default: catalog, and the record that comes with the tool]")
 common_options = with_options(
     click.argument("model"),
     click.option("--revision", help="Branch, tag or commit on the Hub.  [default: the main branch]"),

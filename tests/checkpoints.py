@@ -47,6 +47,13 @@ def random_downs(*, layers=3, hidden=8, intermediate=20, dtype="BF16", seed=0):
     return [generator.normal(0, 0.02, (hidden, intermediate)).astype(DTYPES[dtype]) for _ in range(layers)]
 
 
+def edited(downs, layer, row, col, value):
+    """Return the down projections with one weight changed."""
+    changed = [down.copy() for down in downs]
+    changed[layer][row, col] = value
+    return changed
+
+
 def write_llama(folder, downs, *, shards=1, **config):
     """Write a llama-like checkpoint around these down projections, [hidden, intermediate] each."""
     hidden, intermediate = downs[0].shape

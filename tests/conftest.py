@@ -92,3 +92,20 @@ def folder(tmp_path):
 
     write_llama(tmp_path / "tiny", random_downs())
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def sharded(hub, tmp_path):
+    """A checkpoint in four shards, on the Hub as owner/tiny; no two of its down projections are side by side."""
+    from checkpoints import random_downs, write_llama
+
+    write_llama(tmp_path / "sharded", random_downs(layers=6), shards=4)
+    hub.add("owner/tiny", tmp_path / "sharded")
+    return tmp_path / "sharded"
+
+
+@pytest.fixture
+def kept():
+    from analyzer.cache import ResultCache, cache_folder
+
+    return ResultCache(cache_folder())

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from test_families import FAMILIES, build, down_views
+from families import FAMILIES, build, down_views
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from analyzer.analyze import run_verify
 from analyzer.checkpoint import Checkpoint
 from analyzer.forward import HookedModel
+from analyzer.records import Coordinate
 from analyzer.scan import down_projections
 from analyzer.source import FolderSource
 
@@ -290,3 +292,14 @@ def _make_room_in_bert(model, blocks, row):
     for norm in norms:
         norm.weight.fill_(1)
         norm.bias.zero_()
+
+
+PLANTED = Coordinate(LAYER, None, ROW, COL)
+
+
+def verify_folder(folder, prompt=PROMPT, text=TEXT, **options):
+    return run_verify(FolderSource(folder), prompt=prompt, text=text, **{"top": 20, **options})[2]
+
+
+def found_at(result, coordinate):
+    return next(w for w in result.super_weights if w.coordinate == coordinate)

@@ -4,6 +4,10 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import catalogs
+from catalogs import METHOD
+from catalogs import REPORTED as ITEM
+
 ROOT = Path(__file__).parent.parent
 FILES = [json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "catalog").glob("*.json")) if p.name != "schema.json"]
 REPORTED = [(file["family"], item) for file in FILES for item in file["reported"]]
@@ -14,32 +18,14 @@ VOID = {"meta", "link", "input", "br", "img"}
 HOSTILE = (
     "<script>window.pwned=1</script>\"'><img src=x onerror=window.pwned=1>&amp;{{ 7 * 7 }}\u202ecod.exe\x1b[31m\u200b"
 )
-WEIGHT = {
-    "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5, "share": 0.9, "static_rank": 1,
-    "status": "confirmed", "effect": "critical", "activation_collapse": 0.9, "loss": 1.0, "loss_zeroed": 2.0,
-    "control_loss_max": 1.0, "loss_tokens": 10,
-}  # fmt: skip
+
 ACTIVATION = {
     "layer": 1, "channel": 2, "position": 0, "token": "A", "value": 9.0, "median_ratio": 200.0, "last_layer": 3,
-}  # fmt: skip
-ITEM = {
-    "model": "me/model-1b", "revision": None, "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5,
-    "standing": "reported", "reason": None,
-    "sources": [{"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}],
-}  # fmt: skip
-METHOD = {
-    "tool": "t", "version": "1", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32", "device": "cpu",
-    "thresholds": {"share": 0.25},
 }  # fmt: skip
 
 
 def entry(**changes):
-    base = {
-        "model": "me/model-1b", "commit": "a" * 40, "note": None, "model_type": "llama", "num_layers": 4,
-        "hidden_size": 8, "intermediate_size": 16, "method": METHOD, "verdict": "found",
-        "super_activations": [ACTIVATION], "super_weights": [WEIGHT], "joint": None, "outliers": [],
-    }  # fmt: skip
-    return {**base, **changes}
+    return catalogs.entry(**{"super_activations": [ACTIVATION], **changes})
 
 
 def documents(*, entries=(), reported=()):

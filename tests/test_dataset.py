@@ -8,7 +8,7 @@ import markdown_it
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from test_catalog import REPORTED, entry
+from catalogs import REPORTED, entry
 
 from analyzer.card import card_of, is_own_card, summary_of
 from analyzer.catalog import read_documents

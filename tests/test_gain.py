@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 from checkpoints import random_downs, write_config, write_gpt2, write_llama, write_tensors
+from families import FAMILIES
 from sample_model import sample_model_folder
-from test_families import FAMILIES
 
 from analyzer.checkpoint import Checkpoint
 from analyzer.encodings import Plain

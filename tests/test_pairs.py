@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import DTYPES, LLAMA_DOWN, random_downs, write_config, write_gpt2, write_llama, write_tensors
+from checkpoints import DTYPES, LLAMA_DOWN, edited, random_downs, write_config, write_gpt2, write_llama, write_tensors
 
 from analyzer.cache import ResultCache
 from analyzer.checkpoint import Checkpoint
@@ -33,12 +33,6 @@ def write_pair(tmp_path, old, new, **options):
     for name, downs in (("old", old), ("new", new)):
         write_llama(tmp_path / name, downs, **options)
     return FolderSource(tmp_path / "old"), FolderSource(tmp_path / "new")
-
-
-def edited(downs, layer, row, col, value):
-    changed = [down.copy() for down in downs]
-    changed[layer][row, col] = value
-    return changed
 
 
 def test_a_changed_weight_against_numpy(tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from catalogs import REPORTED, entry
 from hub_server import NOTHING, Reply, on, status
-from test_catalog import REPORTED, entry
 
 from analyzer.catalog import save_entry, save_reported
 from analyzer.errors import CatalogError, SourceError

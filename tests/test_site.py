@@ -10,21 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from site_pages import (
-    ACTIVATION,
-    ENTRIES,
-    HOSTILE,
-    ITEM,
-    NAMES,
-    REPORTED,
-    ROOT,
-    WEIGHT,
-    documents,
-    entry,
-    hostile,
-    read,
-    rows,
-)
+from catalogs import REPORTED as ITEM
+from catalogs import WEIGHT
+from site_pages import ACTIVATION, ENTRIES, HOSTILE, NAMES, REPORTED, ROOT, documents, entry, hostile, read, rows
 
 from analyzer.catalog import read_documents
 from analyzer.errors import CatalogError, shown

@@ -1,28 +1,26 @@
-"""The verdict on models whose answer is known: a planted super weight, random weights, and the real sample model."""
+"""The verdict on models whose answer is known: a planted super weight, random weights."""
 
 import json
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
+from families import FAMILIES, build
 from models import (
     COL,
     DENSE,
     LAYER,
     MIXTURES,
+    PLANTED,
     PROMPT,
     PROMPT_IDS,
     ROW,
     TEXT,
     TEXT_IDS,
     VALUE,
-    WORDS,
     arguments,
     cue,
+    found_at,
     hooked,
     load_plain,
     plant,
@@ -30,37 +28,20 @@ from models import (
     random_llama,
     save,
     save_random,
-    save_tokenizer,
     sized,
     streams,
+    verify_folder,
     with_large_weights,
 )
-from safetensors.torch import load_file, save_file
-from sample_model import sample_model_folder
-from test_families import FAMILIES, build
 
-from analyzer.analyze import evaluation_text, run_scan, run_verify
-from analyzer.checkpoint import INDEX, Checkpoint
-from analyzer.detection import Thresholds, detect
+from analyzer.analyze import run_scan
+from analyzer.checkpoint import Checkpoint
+from analyzer.detection import Thresholds
 from analyzer.errors import ArchitectureError, ForwardError
-from analyzer.forward import HookedModel
 from analyzer.records import Coordinate
 from analyzer.scan import down_projections, nearest_weights
-from analyzer.source import FolderSource, open_source
+from analyzer.source import FolderSource
 from analyzer.verify import verify
-
-SAMPLE = sample_model_folder()
-needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")
-PAPER_PROMPT = "Apple Inc. is a worldwide tech company."
-PLANTED = Coordinate(LAYER, None, ROW, COL)
-
-
-def verify_folder(folder, prompt=PROMPT, text=TEXT, **options):
-    return run_verify(FolderSource(folder), prompt=prompt, text=text, **{"top": 20, **options})[2]
-
-
-def found_at(result, coordinate):
-    return next(w for w in result.super_weights if w.coordinate == coordinate)
 
 
 @pytest.fixture(scope="module")
@@ -369,266 +350,3 @@ def edited_loss(model, layer, place):
         logits = model(torch.tensor([TEXT_IDS])).logits[0, :-1]
         view[place] = kept
     return torch.nn.functional.cross_entropy(logits, torch.tensor(TEXT_IDS[1:])).item()
-
-
-# Early stop.
-
-
-@pytest.fixture(scope="module")
-def deep_folder(tmp_path_factory):
-    """Twelve blocks, the super weight in block 1, an embedding and head that outweigh a block."""
-    model = plant(random_llama(num_hidden_layers=12, vocab_size=500))
-    return save(model, tmp_path_factory.mktemp("models") / "deep")
-
-
-def check_early(result, whole):
-    assert (result.verdict, result.early_stop) == ("found", True)
-    assert result.bytes_read < 0.5 * result.checkpoint_bytes
-    assert [w.coordinate for w in result.super_weights] == [PLANTED]
-    found, expected = found_at(result, PLANTED), found_at(whole, PLANTED)
-    assert (found.status, found.share) == (expected.status, pytest.approx(expected.share, abs=1e-6))
-    assert (found.effect, found.loss, found.loss_zeroed, found.control_loss_max, found.static_rank) == (None,) * 5
-    assert result.joint is None
-    assert [row.layer for row in result.layers] == [0, 1, 2, 3]  # where it shows, and two blocks more
-    assert result.super_activations[0].last_layer == 3
-
-
-def test_early_stop_reads_a_few_blocks(deep_folder):
-    whole = verify_folder(deep_folder)
-    assert found_at(whole, PLANTED).status == "confirmed"
-    check_early(verify_folder(deep_folder, early_stop=True), whole)
-
-
-def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder):
-    hub.add("me/deep", deep_folder)
-    source = open_source("me/deep")
-    result = run_verify(source, prompt=PROMPT, text=TEXT, early_stop=True)[2]
-    check_early(result, verify_folder(deep_folder))
-    assert all(request.range is not None for request in hub.asked("cdn"))
-    assert hub.body_bytes["cdn"] < 0.5 * result.checkpoint_bytes
-    assert not list(source.folder(()).glob("*.safetensors"))
-
-
-def test_early_stop_does_not_wait_for_a_block_that_it_does_not_need(hub, superweight, deep_folder):
-    """The next block is read ahead; here those bytes never come, and the command ends all the same."""
-    hub.add("me/deep", deep_folder)
-    tensors = Checkpoint(FolderSource(deep_folder)).tensors
-    names = [name for name in tensors if name.startswith("model.layers.4.")]
-    start = min(tensors[name].record.start for name in names)
-    stop = max(tensors[name].record.stop for name in names)
-    stalled = []
-
-    def tamper(request, reply):
-        first, _, last = (request.range or "").removeprefix("bytes=").partition("-")
-        if request.origin == "cdn" and first and int(first) < stop and int(last) >= start:
-            stalled.append(request)
-            return replace(reply, stall=True, cut=0)
-        return reply
-
-    hub.tamper = tamper
-    began = time.monotonic()
-    process = superweight("verify", "me/deep", "--early-stop", "--json", "--prompt", PROMPT)
-    output, _ = process.communicate(timeout=50)
-    assert process.returncode == 0
-    assert json.loads(output)["verdict"] == "found"
-    assert stalled
-    assert time.monotonic() - began < 30
-
-
-def test_early_stop_without_a_super_activation_is_none(tmp_path):
-    result = verify_folder(save(random_llama(), tmp_path), early_stop=True)
-    assert (result.verdict, result.super_weights) == ("none", ())
-    assert len(result.layers) == 6
-
-
-# Several prompts.
-
-PROMPTS = [
-    "apple banana cherry",
-    "banana apple cherry date elder",
-    "iris juniper kiwi lemon",
-    "apple",  # too short to tell
-    "pear olive nutmeg mango apple lemon kiwi juniper",
-    "grape apple grape fig apple hazel fig fig grape",
-    "cherry banana apple",
-]
-
-
-def counted_by_hand(plain, prompts):
-    """In how many prompts, and where, each (layer, channel) holds the largest of its super activations there."""
-    places = {}
-    for prompt in prompts:
-        ids = [WORDS.index(word) + 1 if word in WORDS else 18 for word in prompt.split()]
-        if len(ids) < 3:
-            continue
-        stream = torch.stack(streams(plain.model, plain.blocks, ids))[:, 0].numpy()
-        best = {}
-        for activation in detect(stream, range(len(stream)), [""] * len(ids), Thresholds())[0]:
-            place = (activation.layer, activation.channel)
-            if place not in best or abs(activation.value) > abs(best[place].value):
-                best[place] = activation
-        for place, activation in best.items():
-            places.setdefault(place, []).append(activation.position)
-    return {place: (len(where), tuple(sorted(set(where)))) for place, where in places.items()}
-
-
-def test_recurrences_over_prompts_are_those_of_each_alone(tmp_path):
-    save(plant(random_llama(), value=0.2), tmp_path)
-    result = verify_folder(tmp_path, prompts=PROMPTS)
-    expected = counted_by_hand(load_plain("llama", tmp_path), PROMPTS)
-    assert result.prompts == len(PROMPTS)
-    assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
-    assert expected[LAYER, ROW] == (5, (0, 1, 2, 4))
-    assert {r.without_bos for r in result.recurrences} == {None}
-    assert [r.prompts for r in result.recurrences] == sorted((r.prompts for r in result.recurrences), reverse=True)
-
-
-def test_long_prompts_ride_in_as_many_passes_as_memory_asks_for(tmp_path, monkeypatch):
-    save(plant(random_llama(), value=0.2), tmp_path)
-    at_once = verify_folder(tmp_path, prompts=PROMPTS)
-    run, residuals = [], HookedModel.residuals
-
-    def watched(self, prompts, interventions, **options):
-        run.append(len(prompts))
-        return residuals(self, prompts, interventions, **options)
-
-    monkeypatch.setattr(HookedModel, "residuals", watched)
-    monkeypatch.setattr("analyzer.verify.STREAM_BYTES", 4 * 6 * 9 * 128 * 3)  # of three of the longest prompt
-    apart = verify_folder(tmp_path, prompts=PROMPTS)
-    assert run[-2:] == [3, 3]
-    assert apart.recurrences == at_once.recurrences
-    assert [w.coordinate for w in apart.super_weights] == [w.coordinate for w in at_once.super_weights]
-
-
-def test_recurrences_with_and_without_the_beginning_of_sequence(tmp_path):
-    """Planted on the token that begins every text: gone where the prompts come without it."""
-    model = random_llama()
-    with torch.no_grad():
-        first = model.model.embed_tokens.weight[18].clone()
-        mlp = model.model.layers[LAYER].mlp
-        mlp.gate_proj.weight[COL] = mlp.up_proj.weight[COL] = first / first.norm() * 3
-        mlp.down_proj.weight[ROW, COL] = 0.4
-    model.save_pretrained(tmp_path)
-    save_tokenizer(tmp_path, bos=True)
-    result = verify_folder(tmp_path, prompts=PROMPTS)
-    plain = load_plain("llama", tmp_path)
-    with_bos = counted_by_hand(plain, [f"<s> {prompt}" for prompt in PROMPTS])
-    without = counted_by_hand(plain, PROMPTS)
-    found = {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences}
-    assert found == with_bos
-    assert {(r.layer, r.channel): r.without_bos for r in result.recurrences} == {
-        place: without.get(place, (0,))[0] for place in with_bos
-    }
-    assert with_bos[LAYER, ROW] == (6, (0,))
-    assert result.recurrences[0].without_bos == 0
-    assert result.tokens[0] == "<s>"
-
-
-def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path, monkeypatch):
-    """What follows a prompt would change it there, so they cannot share a padded batch."""
-    model = with_large_weights(build(FAMILIES["modernbert"], **sized("modernbert", 16, 5))).eval()
-    plant_in(model, "modernbert")
-    save(model, tmp_path)
-    prompts = [PROMPT, "apple banana cherry date elder", "iris juniper kiwi", PROMPT + " pear pear pear"]
-    run, residuals = [], HookedModel.residuals
-
-    def watched(self, prompts, interventions, **options):
-        run.append([len(prompt) for prompt in prompts])
-        return residuals(self, prompts, interventions, **options)
-
-    monkeypatch.setattr(HookedModel, "residuals", watched)
-    result = verify_folder(tmp_path, prompts=prompts)
-    assert run[-4:] == [[8], [5], [3], [11]]
-    expected = counted_by_hand(load_plain("modernbert", tmp_path), prompts)
-    assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
-    assert expected
-
-
-# The sample model, once a session: a short text keeps it fast.
-
-
-@pytest.fixture(scope="module")
-def sample():
-    torch.set_num_threads(2)
-    yield verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:600], top=3)
-    torch.set_num_threads(1)
-
-
-@needs_sample
-def test_the_sample_models_super_weight(sample):
-    assert sample.verdict == "found"
-    best = sample.super_weights[0]
-    assert best.coordinate == Coordinate(11, None, 507, 1229)
-    assert (best.value, best.static_rank, best.status, best.effect) == (5.875, 2, "confirmed", "critical")
-    assert best.share == pytest.approx(0.733, abs=0.001)
-    assert best.loss_zeroed > best.loss + 1
-    assert abs(best.control_loss_max - best.loss) < 0.05
-
-
-@needs_sample
-def test_the_sample_models_removing_weight_is_inert(sample):
-    weight = found_at(sample, Coordinate(28, None, 507, 678))
-    assert (weight.value, weight.static_rank, weight.status, weight.effect) == (-5.78125, 3, "coincident", "inert")
-
-
-@needs_sample
-def test_the_sample_models_maxima_agree_with_hooks_of_our_own(sample):
-    model = transformers.AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE)
-    seen = {}
-    for layer, block in enumerate(model.model.layers):
-        block.mlp.down_proj.register_forward_hook(
-            lambda _m, args, out, layer=layer: seen.__setitem__(layer, (args[0][0], out[0]))
-        )
-    with torch.no_grad():
-        hidden = model(**tokenizer(PAPER_PROMPT, return_tensors="pt"), output_hidden_states=True).hidden_states
-    for row in sample.layers:
-        entered, left = (tensor.abs().max().item() for tensor in seen[row.layer])
-        assert abs(row.input_max) == pytest.approx(entered, rel=0.01)
-        assert abs(row.output_max) == pytest.approx(left, rel=0.01)
-        if row.layer < 29:  # the library's last entry has been through the final norm
-            assert abs(row.residual_max) == pytest.approx(hidden[row.layer + 1].abs().max().item(), rel=0.01)
-    assert sample.layers[11].output_max == pytest.approx(24045, rel=0.001)
-    assert sample.layers[11].input_max == pytest.approx(2999, rel=0.001)
-
-
-@needs_sample
-def test_the_sample_models_super_activation(sample):
-    largest = sample.super_activations[0]
-    assert (largest.layer, largest.last_layer, largest.channel, largest.position) == (11, 29, 507, 0)
-    writes = {(w.layer, w.channel): w for w in sample.writes if w.position == 0}
-    assert writes[11, 507].change > 24_000
-    assert writes[9, 507].change < -400  # taken away before it is written again
-    assert writes[28, 507].change < -14_000
-
-
-@needs_sample
-def test_a_shuffled_copy_of_the_sample_model_has_none(tmp_path):
-    """The same numbers in every down projection, each in another place."""
-    generator = torch.Generator().manual_seed(0)
-    for path in SAMPLE.iterdir():
-        if path.suffix != ".safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-            continue
-        tensors = load_file(path)
-        for name, tensor in sorted(tensors.items()):
-            if "down_proj" in name:
-                order = torch.randperm(tensor.numel(), generator=generator)
-                tensors[name] = tensor.flatten()[order].reshape(tensor.shape)
-        save_file(tensors, tmp_path / path.name, metadata={"format": "pt"})
-    assert (tmp_path / INDEX).exists()
-    result = verify_folder(tmp_path, prompt=PAPER_PROMPT, text=evaluation_text()[:100], top=1)
-    assert result.verdict == "none"
-    assert not [w for w in result.super_weights if w.status != "rejected"]
-
-
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
-
-
-@pytest.mark.skipif(not STORIES.exists(), reason="the measuring data are not here")
-def test_a_real_model_without_super_activation_has_none():
-    model = hooked(STORIES)
-    ids = [1, *np.random.default_rng(0).integers(3, 512, 40).tolist()]
-    trace = model.trace(ids)
-    activations, _ = detect(trace.residual, trace.layers, tuple(map(str, ids)), Thresholds())
-    assert activations == ()

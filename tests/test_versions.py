@@ -5,14 +5,16 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
-from checkpoints import random_downs, write_config, write_llama, write_tensors
+from checkpoints import edited, random_downs, write_config, write_llama, write_tensors
 from click.testing import CliRunner
-from test_pairs import edited
 
 from analyzer.analyze import run_scan
 from analyzer.cache import ResultCache
@@ -337,6 +339,18 @@ def test_a_wrong_revision_fails_before_anything_is_scanned(versions, hub):
     result = command("diff", "owner/tiny", "--revisions", "v1,v9", fails=1)
     assert "owner/tiny has no revision v9 on the Hub" in str(result.exception)
     assert not hub.body_bytes["cdn"]
+
+
+def test_a_diff_imports_no_torch(folder):
+    script = (
+        "import sys; from analyzer.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", script, "diff", str(folder), str(folder)]
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "No differences" in result.stdout
 
 
 def test_wrong_usage(folder, tmp_path):

@@ -1,0 +1,25 @@
+"""Entries and reports as a catalog has them, for the tests to change."""
+
+WEIGHT = {
+    "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5, "share": 0.9, "static_rank": 1,
+    "status": "confirmed", "effect": "critical", "activation_collapse": 0.9, "loss": 1.0, "loss_zeroed": 2.0,
+    "control_loss_max": 1.0, "loss_tokens": 10,
+}  # fmt: skip
+REPORTED = {
+    "model": "me/model-1b", "revision": None, "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5,
+    "standing": "reported", "reason": None,
+    "sources": [{"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}],
+}  # fmt: skip
+METHOD = {
+    "tool": "t", "version": "1", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32", "device": "cpu",
+    "thresholds": {"share": 0.25},
+}  # fmt: skip
+
+
+def entry(model="me/model-1b", commit="a" * 40, **changes):
+    base = {
+        "model": model, "commit": commit, "note": None, "model_type": "llama", "num_layers": 4, "hidden_size": 8,
+        "intermediate_size": 16, "method": METHOD, "verdict": "found", "super_activations": [],
+        "super_weights": [WEIGHT], "joint": None, "outliers": [],
+    }  # fmt: skip
+    return {**base, **changes}
