@@ -27,8 +27,8 @@ def main() -> NoReturn:
 def _run() -> int:
     import click
 
-    from analyzer.cli import cli
-    from analyzer.errors import AnalyzerError, shown
+    from analyzer.base.errors import AnalyzerError, shown
+    from analyzer.cli.main import cli
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

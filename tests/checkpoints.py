@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analyzer.errors import SourceError
+from analyzer.base.errors import SourceError
 
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -52,7 +52,7 @@ def hub(tmp_path, monkeypatch):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr("analyzer.hub.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("analyzer.source.patience.PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setenv("SUPERWEIGHT_CACHE", str(tmp_path / "superweight-cache"))
     yield server
     close_session()  # its kept connections would outlive the server
@@ -106,6 +106,6 @@ def sharded(hub, tmp_path):
 
 @pytest.fixture
 def kept():
-    from analyzer.cache import ResultCache, cache_folder
+    from analyzer.scan.kept import ResultCache, cache_folder
 
     return ResultCache(cache_folder())

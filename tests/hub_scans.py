@@ -7,9 +7,11 @@ from checkpoints import (
     tensor_ranges,
 )
 
-from analyzer.analyze import run_scan
-from analyzer.checkpoint import CONFIG, INDEX
-from analyzer.source import FolderSource, open_source
+from analyzer.analyze.scanning import scan_model
+from analyzer.checkpoint.shards import CONFIG, INDEX
+from analyzer.scan.records import ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 LAYERS, DOWN_BYTES = 6, 8 * 20 * 2  # of the checkpoints here
 INTERRUPTED = 130, "", "\ninterrupted\n"
@@ -21,11 +23,11 @@ def facts(result):
 
 
 def scan_folder(folder, **options):
-    return run_scan(FolderSource(folder), **options)
+    return scan_model(FolderSource(folder), ScanSettings(**options))
 
 
 def scan_hub(model="owner/tiny", **options):
-    return run_scan(open_source(model), **options)
+    return scan_model(open_model(model), ScanSettings(**options))
 
 
 def shards_of(folder):
@@ -63,7 +65,7 @@ def finish(process, timeout=60):
 
 
 def as_json(result):
-    from analyzer.records import plain
+    from analyzer.base.records import plain
 
     return plain(result)
 

@@ -3,17 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from families import FAMILIES, build, down_views
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from analyzer.analyze import run_verify
-from analyzer.checkpoint import Checkpoint
-from analyzer.forward import HookedModel
-from analyzer.records import Coordinate
-from analyzer.scan import down_projections
-from analyzer.source import FolderSource
+from analyzer.analyze.verifying import verify_model
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.forward.edits import zeroing
+from analyzer.forward.losses import losses
+from analyzer.forward.runner import Runner
+from analyzer.model.tokens import Tokens, Window
+from analyzer.scan.records import ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.verify.settings import VerifySettings
 
 torch.set_num_threads(1)  # more of them, on matrices as small as these, only wait for each other
 
@@ -91,10 +97,34 @@ def save(model, folder):
     return folder
 
 
+class Hooked:
+    """The analyzer's runner of a model with its tokens, asked in ids and in coordinates to zero."""
+
+    def __init__(self, checkpoint, folder, **options):
+        self.runner = Runner(checkpoint, down_projections(checkpoint), folder, **options)
+        sizes = {"vocabulary": self.runner.vocabulary, "max_tokens": self.runner.max_tokens}
+        self.tokens = Tokens(self.runner.name, folder, masked=self.runner.masked, **sizes)
+
+    def __getattr__(self, name):
+        return getattr(self.runner, name)
+
+    def trace(self, ids, zeroed=(), **options):
+        return self.runner.trace(ids, zeroing(zeroed), **options)
+
+    def streams(self, prompts, sets, **options):
+        return np.stack(list(self.runner.streams(prompts, [zeroing(zeroed) for zeroed in sets], **options)))
+
+    def losses(self, windows, sets, *progress):
+        windows = [window if isinstance(window, Window) else self.tokens.window(window) for window in windows]
+        return losses(self.runner, windows, [zeroing(zeroed) for zeroed in sets], *progress)
+
+    def predicted(self, windows):
+        return sum(len(self.tokens.window(window).places) for window in windows)
+
+
 def hooked(folder, **options):
     """Return the analyzer's model of a local folder."""
-    checkpoint = Checkpoint(FolderSource(Path(folder)))
-    return HookedModel(checkpoint, down_projections(checkpoint), Path(folder), **options)
+    return Hooked(Checkpoint(FolderSource(Path(folder))), Path(folder), **options)
 
 
 def with_large_weights(model, seed=1):
@@ -298,7 +328,13 @@ PLANTED = Coordinate(LAYER, None, ROW, COL)
 
 
 def verify_folder(folder, prompt=PROMPT, text=TEXT, **options):
-    return run_verify(FolderSource(folder), prompt=prompt, text=text, **{"top": 20, **options})[2]
+    scan = ScanSettings(**{key: options.pop(key) for key in ("top", "score") if key in options})
+    return verify_model(FolderSource(folder), settings(prompt, text, **options), scan=scan)
+
+
+def settings(prompt=PROMPT, text=TEXT, prompts=(), **options):
+    """Return what a verification here is asked for: no prompts beside the one, where none are given."""
+    return VerifySettings(prompt=prompt, text=text, prompts=tuple(prompts), **options)
 
 
 def found_at(result, coordinate):

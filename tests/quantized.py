@@ -10,10 +10,14 @@ import torch
 from checkpoints import DTYPES, header_bytes, tensor_ranges, write_config, write_tensors
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from analyzer.checkpoint import INDEX, Checkpoint
-from analyzer.records import Coordinate
-from analyzer.scan import down_projections, read_weights, scan, static_ranks
-from analyzer.source import FolderSource
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.shards import INDEX
+from analyzer.checkpoint.weights import read_weights
+from analyzer.scan.ranks import static_ranks
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
 
 FLOAT8 = {
     "F8_E4M3": (ml_dtypes.float8_e4m3fn, torch.float8_e4m3fn),

@@ -4,12 +4,15 @@ import json
 
 import pytest
 from checkpoints import random_downs, write_llama
-from models import PROMPT, TEXT, plant, random_llama, save
+from models import plant, random_llama, save, settings
 
-from analyzer.analyze import content_hash, evaluation_text, run_analyze
-from analyzer.checkpoint import Checkpoint
-from analyzer.errors import ArchitectureError
-from analyzer.source import FolderSource, open_source
+from analyzer.analyze.analyzing import analyze_model, content_hash
+from analyzer.base.errors import ArchitectureError
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.scan.records import ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
+from analyzer.verify.settings import evaluation_text
 
 
 def hash_of(folder):
@@ -44,12 +47,13 @@ def test_the_hash_changes_with_any_weight_and_with_the_config(tmp_path):
 def test_a_model_on_the_hub_is_analyzed_at_its_pinned_commit(hub, tmp_path):
     local = save(plant(random_llama()), tmp_path / "planted")
     commit = hub.add("me/planted-1b", local)
-    source = open_source("me/planted-1b")
+    source = open_model("me/planted-1b")
     hub.add("me/planted-1b", save(random_llama(seed=5), tmp_path / "later"))  # main moves on while we work
-    scanned, verified, entry = run_analyze(source, prompt=PROMPT, text=TEXT, top=5)
+    done = analyze_model(source, settings(), scan=ScanSettings(top=5))
+    scanned, verified, entry = done.scanned, done.verified, done.entry
     assert (scanned.commit, verified.commit, entry["commit"]) == (commit, commit, commit)
     assert (verified.verdict, entry["model"]) == ("found", "me/planted-1b")
-    of_folder = run_analyze(open_source(str(local)), prompt=PROMPT, text=TEXT, top=5)[1]
+    of_folder = analyze_model(open_model(str(local)), settings(), scan=ScanSettings(top=5)).verified
     assert verified.super_weights == of_folder.super_weights
 
 
@@ -59,10 +63,10 @@ def test_what_cannot_be_verified_is_not_downloaded(hub, tmp_path):
     (local / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}))
     hub.add("me/lying", local)
     with pytest.raises(ArchitectureError, match="says it has 7 blocks"):
-        run_analyze(open_source("me/lying"), prompt=PROMPT, text=TEXT, top=5)
+        analyze_model(open_model("me/lying"), settings())
     weights = (local / "model.safetensors").stat().st_size
     assert not any(request.range is None for request in hub.asked("cdn"))
-    assert Checkpoint(open_source("me/lying")).bytes_read < weights / 10
+    assert Checkpoint(open_model("me/lying")).bytes_read < weights / 10
 
 
 def test_the_evaluation_text_has_the_length_that_is_said():

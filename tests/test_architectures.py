@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from analyzer.architectures import BlockName, find_down_projections, parse_down_projection
-from analyzer.errors import ArchitectureError
+from analyzer.base.errors import ArchitectureError
+from analyzer.checkpoint.architectures import BlockName, parse_down_projection
+from analyzer.checkpoint.down_projections import find_down_projections
 
 
 @pytest.mark.parametrize(

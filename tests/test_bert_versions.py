@@ -8,7 +8,7 @@ import torch
 from bert_versions import VERSIONS, convert, versions_folder
 from safetensors.torch import load_file
 
-from analyzer.versions import run_diff
+from analyzer.diff.versions import compare_models
 
 FOLDER = versions_folder()
 
@@ -59,7 +59,7 @@ def spearman(one, other):
 @pytest.mark.skipif(not FOLDER.exists(), reason="the versions are not built: tools/bert_versions.py")
 @pytest.mark.parametrize("other", VERSIONS[1:])
 def test_the_diff_of_real_versions(other, tmp_path):
-    result = run_diff(str(FOLDER / VERSIONS[0]), str(FOLDER / other), catalog=tmp_path)
+    result = compare_models(str(FOLDER / VERSIONS[0]), str(FOLDER / other), catalog=tmp_path)
     sides = [load_file(FOLDER / version / "model.safetensors") for version in (VERSIONS[0], other)]
     layers = json.loads((FOLDER / other / "config.json").read_text())["num_hidden_layers"]
     assert [layer.layer for layer in result.layers] == list(range(layers))

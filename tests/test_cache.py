@@ -11,14 +11,14 @@ import pytest
 from checkpoints import random_downs, write_llama
 from click.testing import CliRunner
 
-from analyzer import cache as cache_module
-from analyzer.cache import MAX_ENTRY_BYTES, MAX_TOP, ResultCache, cache_folder, describe
-from analyzer.checkpoint import Checkpoint
-from analyzer.cli import cli
-from analyzer.matrices import turned
-from analyzer.outliers import TensorSummary
-from analyzer.scan import down_projections
-from analyzer.source import FolderSource
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.cli.main import cli
+from analyzer.encodings.matrices import turned
+from analyzer.scan import kept as cache_module
+from analyzer.scan.kept import MAX_ENTRY_BYTES, MAX_TOP, ResultCache, cache_folder, describe
+from analyzer.scan.outliers import TensorSummary
+from analyzer.source.folder import FolderSource
 
 SUMMARY = TensorSummary(
     mean_abs=0.1,

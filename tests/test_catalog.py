@@ -11,19 +11,17 @@ from pathlib import Path
 import pytest
 from catalogs import METHOD, REPORTED, WEIGHT, entry
 
-from analyzer.catalog import (
-    coordinates_of,
-    family_of,
+from analyzer.base.errors import CatalogError
+from analyzer.catalog.documents import read_document
+from analyzer.catalog.families import family_of
+from analyzer.catalog.files import (
     known_documents,
-    lookup,
-    read_catalog,
     read_documents,
-    read_file,
     save_entry,
     save_reported,
     validate,
 )
-from analyzer.errors import CatalogError
+from analyzer.catalog.lookup import coordinates_of, lookup, read_catalog
 
 
 @pytest.mark.parametrize(
@@ -61,8 +59,12 @@ def test_entry_is_written_sorted_and_read_back(tmp_path):
     for model, commit in [("b/x", "b" * 40), ("a/x", "c" * 40), ("a/x", "a" * 40)]:
         path = save_entry(tmp_path / "catalog", "x", entry(model, commit))
     assert path == tmp_path / "catalog" / "x.json"
-    assert [(e["model"], e["commit"][0]) for e in read_file(path)] == [("a/x", "a"), ("a/x", "c"), ("b/x", "b")]
-    assert read_file(path)[0] == entry("a/x", "a" * 40)
+    assert [(e["model"], e["commit"][0]) for e in read_document(path)["entries"]] == [
+        ("a/x", "a"),
+        ("a/x", "c"),
+        ("b/x", "b"),
+    ]
+    assert read_document(path)["entries"][0] == entry("a/x", "a" * 40)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -77,14 +79,14 @@ def test_the_same_analysis_again_leaves_the_file_alone(tmp_path):
 def test_a_new_analysis_of_a_commit_replaces_the_old(tmp_path):
     save_entry(tmp_path, "x", entry())
     path = save_entry(tmp_path, "x", entry(verdict="none", super_weights=[]))
-    (only,) = read_file(path)
+    (only,) = read_document(path)["entries"]
     assert only["verdict"] == "none"
 
 
 def test_a_newer_tools_analysis_replaces_an_older_ones_and_keeps_its_note(tmp_path):
     save_entry(tmp_path, "x", entry(note="From the author."))
     method = {**METHOD, "version": "2", "thresholds": {"share": 0.5}}
-    (only,) = read_file(save_entry(tmp_path, "x", entry(method=method)))
+    (only,) = read_document(save_entry(tmp_path, "x", entry(method=method)))["entries"]
     assert (only["note"], only["method"]) == ("From the author.", method)
 
 
@@ -95,7 +97,7 @@ def test_an_analysis_made_in_another_way_stands_beside(tmp_path, change):
     save_entry(tmp_path / "1", "x", second)
     save_entry(tmp_path / "2", "x", second)
     other = save_entry(tmp_path / "2", "x", first)
-    assert len(read_file(one)) == 2
+    assert len(read_document(one)["entries"]) == 2
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -137,7 +139,7 @@ def test_one_record_stands_on_one_line(tmp_path):
 
 def test_the_schema_comes_along(tmp_path):
     save_entry(tmp_path, "x", entry())
-    ours = resources.files("analyzer").joinpath("data", "catalog.schema.json").read_text("utf-8")
+    ours = resources.files("analyzer.catalog").joinpath("schema.json").read_text("utf-8")
     assert (tmp_path / "schema.json").read_text("utf-8") == ours
 
 
@@ -156,7 +158,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, failing):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if failing == "write":
-        monkeypatch.setattr("analyzer.atomic.tempfile.mkstemp", full)
+        monkeypatch.setattr("analyzer.base.atomic.tempfile.mkstemp", full)
     elif failing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
@@ -322,7 +324,7 @@ def test_a_broken_file_is_named_refused_and_left_alone(tmp_path, content, fault)
     path = tmp_path / "x.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     before = path.read_bytes()
-    for use in (lambda: read_file(path), lambda: save_entry(tmp_path, "x", entry())):
+    for use in (lambda: read_document(path)["entries"], lambda: save_entry(tmp_path, "x", entry())):
         with pytest.raises(CatalogError, match=fault) as caught:
             use()
         assert str(path) in str(caught.value)
@@ -436,5 +438,5 @@ def test_the_repositorys_own_catalog_is_valid_and_says_what_the_weights_are():
     (family, sample), *_ = lookup(read_documents(folder), "SmolLM2-135M-Instruct-Q4_1")[0]
     assert family == "smollm2"
     assert "dequantized" in sample["note"]
-    ours = resources.files("analyzer").joinpath("data", "catalog.schema.json").read_text("utf-8")
+    ours = resources.files("analyzer.catalog").joinpath("schema.json").read_text("utf-8")
     assert (folder / "schema.json").read_text("utf-8") == ours

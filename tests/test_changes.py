@@ -9,10 +9,14 @@ from checkpoints import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzer import matrices
-from analyzer.changes import Comparison, MatrixChange, comparable
-from analyzer.encodings import AWQ, GPTQ, Plain, Scaled8, Tile
-from analyzer.matrices import Matrix, Part
+from analyzer.diff.changes import Comparison, MatrixChange, comparable
+from analyzer.encodings import matrices
+from analyzer.encodings.awq import AWQ
+from analyzer.encodings.encoding import Tile
+from analyzer.encodings.fp8 import Scaled8
+from analyzer.encodings.gptq import GPTQ
+from analyzer.encodings.matrices import Matrix, Part
+from analyzer.encodings.plain import Plain
 
 
 def stored(dtype, shape, *, transposed=False):

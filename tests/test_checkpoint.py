@@ -7,9 +7,10 @@ import torch
 from checkpoints import LLAMA_DOWN, header_bytes, random_downs, write_config, write_gpt2, write_llama, write_tensors
 from safetensors import safe_open
 
-from analyzer.checkpoint import INDEX, Checkpoint
-from analyzer.errors import CheckpointError, HeaderError, SourceError
-from analyzer.source import FolderSource
+from analyzer.base.errors import CheckpointError, HeaderError, SourceError
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.shards import INDEX
+from analyzer.source.folder import FolderSource
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -18,7 +18,8 @@ from checkpoints import random_downs, write_llama
 from click.testing import CliRunner
 from models import PROMPT, TEXT, plant, random_llama, save
 
-from analyzer.cli import Layers, cli
+from analyzer.cli.main import cli
+from analyzer.cli.scan import Layers
 
 ROOT = Path(__file__).parent.parent
 
@@ -307,9 +308,9 @@ def test_wrong_usage_exits_with_2(arguments):
 
 def test_a_bug_is_one_line_and_a_traceback_only_on_request(folder):
     script = (
-        "import sys, analyzer.analyze as a, analyzer.__main__ as c\n"
+        "import sys, analyzer.analyze.scanning as a, analyzer.__main__ as c\n"
         "def broken(*_, **__): raise ZeroDivisionError('oh')\n"
-        "a.run_scan = broken\n"
+        "a.scan_model = broken\n"
         f"sys.argv = ['superweight', 'scan', {str(folder)!r}]\n"
         "c.main()\n"
     )
@@ -375,7 +376,7 @@ def test_a_closed_pipe_is_no_error(folder):
 def test_neither_help_nor_scan_imports_torch(folder):
     script = (
         "import sys\n"
-        "from analyzer.cli import cli\n"
+        "from analyzer.cli.main import cli\n"
         f"for arguments in (['--help'], ['scan', {str(folder)!r}]):\n"
         "    try: cli(arguments)\n"
         "    except SystemExit: pass\n"

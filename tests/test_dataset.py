@@ -10,9 +10,10 @@ import pytest
 import yaml
 from catalogs import REPORTED, entry
 
-from analyzer.card import card_of, is_own_card, summary_of
-from analyzer.catalog import read_documents
-from analyzer.dataset import (
+from analyzer.base.errors import CatalogError
+from analyzer.catalog.files import read_documents
+from analyzer.publish.card import card_of, is_own_card, summary_of
+from analyzer.publish.dataset import (
     CARD,
     COLUMNS,
     TABLE,
@@ -23,7 +24,6 @@ from analyzer.dataset import (
     rows_of,
     table_of,
 )
-from analyzer.errors import CatalogError
 
 CATALOG = Path(__file__).parent.parent / "catalog"
 DOCUMENTS = read_documents(CATALOG)

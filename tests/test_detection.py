@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from analyzer.detection import Entry, Thresholds, Trace, attribute, collapse, detect, find_writes, layer_maxima
-from analyzer.records import Coordinate, LayerMaxima
+from analyzer.base.records import Coordinate
+from analyzer.forward.trace import Entry, Trace
+from analyzer.verify.attribution import attribute, collapse, find_writes
+from analyzer.verify.detection import detect, layer_maxima
+from analyzer.verify.records import LayerMaxima
+from analyzer.verify.settings import Thresholds
 
 THRESHOLDS = Thresholds()
 LAYERS = tuple(range(8))

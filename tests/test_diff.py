@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from analyzer.catalog import KnownCoordinate
-from analyzer.diff import compare, known_weights, parse_side, side_of_scan
-from analyzer.diff_records import LargestChange, LayerChange
-from analyzer.errors import ResultError
-from analyzer.records import Coordinate, Outlier, ScanResult, plain
+from analyzer.base.errors import ResultError
+from analyzer.base.records import Coordinate, plain
+from analyzer.catalog.lookup import KnownCoordinate
+from analyzer.diff.comparison import compare
+from analyzer.diff.records import LargestChange, LayerChange
+from analyzer.diff.sides import known_weights, parse_side, side_of_scan
+from analyzer.scan.records import Outlier, ScanResult
 
 
 def scan_result(weights, *, model="m", hidden=16, revision=None, layers=4):

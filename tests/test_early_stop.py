@@ -8,17 +8,18 @@ import pytest
 from models import (
     PLANTED,
     PROMPT,
-    TEXT,
     found_at,
     plant,
     random_llama,
     save,
+    settings,
     verify_folder,
 )
 
-from analyzer.analyze import run_verify
-from analyzer.checkpoint import Checkpoint
-from analyzer.source import FolderSource, open_source
+from analyzer.analyze.verifying import verify_model
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_early_stop_reads_a_few_blocks(deep_folder):
 
 def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder):
     hub.add("me/deep", deep_folder)
-    source = open_source("me/deep")
-    result = run_verify(source, prompt=PROMPT, text=TEXT, early_stop=True)[2]
+    source = open_model("me/deep")
+    result = verify_model(source, settings(early_stop=True))
     check_early(result, verify_folder(deep_folder))
     assert all(request.range is not None for request in hub.asked("cdn"))
     assert hub.body_bytes["cdn"] < 0.5 * result.checkpoint_bytes

@@ -7,9 +7,12 @@ import pytest
 import torch
 from models import HIDDEN, INTERMEDIATE, TEXT_IDS, cue, hooked, random_llama, save
 
-from analyzer.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, _random_weights, measure_effects
-from analyzer.errors import ForwardError
-from analyzer.records import Coordinate, SuperWeight
+from analyzer.base.errors import ForwardError
+from analyzer.base.records import Coordinate
+from analyzer.forward.losses import losses
+from analyzer.verify.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, _random_weights, measure_effects
+from analyzer.verify.preparation import Statics
+from analyzer.verify.records import SuperWeight
 
 CAUSE, SECOND, IDLE = (Coordinate(1, None, 7, 3), Coordinate(2, None, 9, 4), Coordinate(3, None, 11, 5))
 WINDOWS = [TEXT_IDS[:40], TEXT_IDS[40:]]
@@ -61,21 +64,23 @@ def nearest_by_brute_force(model, coordinate, count):
     return [coordinate._replace(row=place // INTERMEDIATE, col=place % INTERMEDIATE) for place in places]
 
 
+def statics_of(model, nearest=None):
+    nearest = nearest or (lambda c, count: nearest_by_brute_force(model, c, count))
+    return Statics("cued", (), dict, nearest, lambda _: (HIDDEN, INTERMEDIATE))
+
+
 def measure(cued, found, windows=WINDOWS, nearest=None):
     """Return what is measured, and the interventions in the order in which they were asked for."""
     model, analyzed = cued
     asked = []
 
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(analyzed, name)
+    def watched(windows, interventions, progress):
+        sets = [tuple(edit.coordinate for edit in each.edits) for each in interventions]
+        asked.append((len(windows), sets))
+        return analyzed.losses(windows, sets, progress)
 
-        def losses(self, windows, interventions, progress):
-            asked.append((len(windows), list(interventions)))
-            return analyzed.losses(windows, interventions, progress)
-
-    nearest = nearest or (lambda c, count: nearest_by_brute_force(model, c, count))
-    measured, joint = measure_effects(Watched(), found, windows, nearest, lambda *_: None)
+    windows = [analyzed.tokens.window(ids) for ids in windows]
+    measured, joint = measure_effects(watched, found, windows, statics_of(model, nearest), lambda *_: None)
     return {w.coordinate: w for w in measured}, joint, asked
 
 
@@ -117,11 +122,11 @@ def test_a_random_control_is_in_another_row(cued):
     """Also for a weight in the very row that would be drawn first."""
     drawn = int(np.random.default_rng([0, 1, 0]).integers(HIDDEN, size=1000)[0])
     coordinate = Coordinate(1, None, drawn, 3)
-    _, analyzed = cued
-    random = _random_weights(analyzed, coordinate)
+    statics = statics_of(None)
+    random = _random_weights(statics, coordinate)
     assert len(random) > 900
     assert drawn not in {c.row for c in random}
-    assert _random_weights(analyzed, CAUSE)[0].row == drawn
+    assert _random_weights(statics, CAUSE)[0].row == drawn
 
 
 def test_what_costs_no_more_than_its_controls_is_inert(cued):
@@ -134,7 +139,7 @@ def test_what_costs_no_more_than_its_controls_is_inert(cued):
 
 
 def test_without_any_control_nothing_is_critical(cued, monkeypatch):
-    monkeypatch.setattr("analyzer.effects.RANDOM_CONTROLS", 0)
+    monkeypatch.setattr("analyzer.verify.effects.RANDOM_CONTROLS", 0)
     found, _, _ = measure(cued, [weight(CAUSE)], nearest=lambda *_: [])
     assert (found[CAUSE].effect, found[CAUSE].control_loss_max) == ("inert", None)
 
@@ -203,10 +208,10 @@ def test_progress_counts_windows_by_interventions(cued):
     model, analyzed = cued
     calls = []
     measure_effects(
-        analyzed,
+        lambda windows, sets, progress: losses(analyzed.runner, windows, sets, progress),
         [weight(CAUSE), weight(IDLE)],
-        WINDOWS,
-        lambda c, count: nearest_by_brute_force(model, c, count),
+        [analyzed.tokens.window(ids) for ids in WINDOWS],
+        statics_of(model),
         lambda *call: calls.append(call),
     )
     assert calls == [
@@ -241,8 +246,8 @@ class Infinite:
         return getattr(self._model, name)
 
     def losses(self, windows, interventions, progress):
-        losses = self._model.losses(windows, interventions, progress)
-        return [float("inf") if CAUSE in zeroed else loss for zeroed, loss in zip(interventions, losses, strict=True)]
+        found = self._model.losses(windows, interventions, progress)
+        return [float("inf") if CAUSE in zeroed else loss for zeroed, loss in zip(interventions, found, strict=True)]
 
 
 def test_a_weight_keeps_what_was_known_of_it(cued):

@@ -46,11 +46,13 @@ from quantized import (
     write,
 )
 
-from analyzer.checkpoint import Checkpoint
-from analyzer.errors import ArchitectureError
-from analyzer.records import Coordinate
-from analyzer.scan import down_projections, read_weights, scan
-from analyzer.source import FolderSource
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.weights import read_weights
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -322,10 +324,10 @@ def test_decoding_imports_no_torch(tmp_path):
     for number, name in enumerate(names):
         write(tmp_path / str(number), MODELS[name]())
     program = (
-        "import sys; from analyzer.checkpoint import Checkpoint; from analyzer.source import open_source\n"
-        "from analyzer.scan import scan, down_projections\n"
+        "import sys\n"
+        "from analyzer.analyze.scanning import scan_model; from analyzer.source.opening import open_model\n"
         "for folder in sys.argv[1:]:\n"
-        "    checkpoint = Checkpoint(open_source(folder)); scan(checkpoint, down_projections(checkpoint))\n"
+        "    scan_model(open_model(folder))\n"
         "print(*sorted({'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", program, *(str(tmp_path / str(number)) for number in range(len(names)))]

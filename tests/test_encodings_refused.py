@@ -26,8 +26,8 @@ from quantized import (
     write,
 )
 
-from analyzer.errors import AnalyzerError, ArchitectureError, CheckpointError
-from analyzer.scan import scan
+from analyzer.base.errors import AnalyzerError, ArchitectureError, CheckpointError
+from analyzer.scan.scanner import scan
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

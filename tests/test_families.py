@@ -8,9 +8,11 @@ import transformers
 from families import FAMILIES, HIDDEN, ROUTED, SQUARE_CONFIGS, build, plant
 from safetensors.torch import load_file, save_file
 
-from analyzer.checkpoint import INDEX, SINGLE, Checkpoint
-from analyzer.scan import down_projections, scan
-from analyzer.source import FolderSource
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.shards import INDEX, SINGLE
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
 
 
 def check(folder, weight, shapes):

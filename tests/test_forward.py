@@ -23,8 +23,8 @@ from models import (
     streams,
 )
 
-from analyzer.errors import AnalyzerError, CheckpointError, ForwardError
-from analyzer.records import Coordinate
+from analyzer.base.errors import AnalyzerError, CheckpointError, ForwardError
+from analyzer.base.records import Coordinate
 
 PLANTED = Coordinate(LAYER, None, ROW, COL)
 
@@ -37,7 +37,7 @@ def planted(tmp_path_factory):
 
 def test_trace_is_what_transformers_computes(planted):
     model, analyzed = planted
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     trace = analyzed.trace(ids)
     with torch.no_grad():
         # The library's own record: its last entry has been through the final norm, the others are the stream.
@@ -52,7 +52,7 @@ def test_trace_is_what_transformers_computes(planted):
 
 def test_trace_of_a_down_projection_is_its_input_and_output(planted):
     model, analyzed = planted
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     seen = {}
     handles = [
         block.mlp.down_proj.register_forward_hook(
@@ -75,9 +75,9 @@ def test_trace_of_a_down_projection_is_its_input_and_output(planted):
 
 def test_what_is_recorded_is_what_the_model_goes_on_with(planted):
     _, analyzed = planted
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     trace = analyzed.trace(ids, [PLANTED])
-    (stream,) = analyzed.residuals([ids], [[PLANTED]])
+    (stream,) = analyzed.streams([ids], [[PLANTED]])
     np.testing.assert_array_equal(trace.residual, stream)
     before, after = (analyzed.trace(ids, zeroed).outputs[LAYER][0, ROW] for zeroed in ((), [PLANTED]))
     assert before > 100 * abs(after)
@@ -99,7 +99,7 @@ def test_a_falcons_output_is_without_its_attention(tmp_path):
 
 def test_a_pass_ends_where_it_is_enough(planted):
     _, analyzed = planted
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     whole = analyzed.trace(ids)
     asked = []
 
@@ -113,7 +113,7 @@ def test_a_pass_ends_where_it_is_enough(planted):
     assert part.layers == (0, 1, 2)
     assert set(part.entries) == set(part.outputs) == {0, 1, 2}
     np.testing.assert_array_equal(part.residual, whole.residual[:3])
-    stopped = analyzed.residuals([ids], [()], last_layer=1)
+    stopped = analyzed.streams([ids], [()], last_layer=1)
     np.testing.assert_array_equal(stopped[0], whole.residual[:2])
 
 
@@ -121,7 +121,6 @@ def test_weights_are_read_as_they_are(planted):
     model, analyzed = planted
     down = model.model.layers[2].mlp.down_proj.weight.detach()
     np.testing.assert_array_equal(analyzed.weight_row(2, None, 7), down[7])
-    assert analyzed.down_shape(2, None) == tuple(down.shape)
     assert analyzed.weight_row(LAYER, None, ROW)[COL] == VALUE
 
 
@@ -142,11 +141,11 @@ def test_losses_over_windows_are_a_mean_over_tokens(planted):
 @pytest.mark.parametrize("limit", ["PASS_BYTES", "LOGIT_BYTES"])
 def test_small_batches_give_the_same_losses(planted, monkeypatch, limit):
     _, analyzed = planted
-    windows, sets = [*analyzed.windows(TEXT), [5, 6, 7]], [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
+    windows, sets = [*analyzed.tokens.windows(TEXT), [5, 6, 7]], [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
     done = []
     at_once = analyzed.losses(windows, sets, done.append)
     assert sum(done) == len(windows) * len(sets)
-    monkeypatch.setattr(f"analyzer.forward.{limit}", 1)
+    monkeypatch.setattr(f"analyzer.forward.losses.{limit}", 1)
     assert analyzed.losses(windows, sets) == pytest.approx(at_once, rel=1e-6)
 
 
@@ -158,18 +157,18 @@ def test_a_loss_that_is_no_number_is_infinite(tmp_path):
 
 def test_windows_fit_the_model_and_cover_the_text(planted):
     _, analyzed = planted
-    windows = analyzed.windows(TEXT + " apple banana")
-    assert [len(window) for window in windows] == [64, 2]
-    assert windows[0] == [WORDS.index(word) + 1 for word in TEXT.split()]
+    windows = analyzed.tokens.windows(TEXT + " apple banana")
+    assert [len(window.ids) for window in windows] == [64, 2]
+    assert list(windows[0].ids) == [WORDS.index(word) + 1 for word in TEXT.split()]
 
 
 def test_every_window_begins_as_a_text_does(tmp_path):
     random_llama().save_pretrained(tmp_path)
     save_tokenizer(tmp_path, bos=True)
-    windows = hooked(tmp_path).windows(TEXT + " apple banana")
-    assert [len(window) for window in windows] == [64, 4]
-    assert [window[0] for window in windows] == [18, 18]
-    assert [i for window in windows for i in window[1:]] == [
+    windows = hooked(tmp_path).tokens.windows(TEXT + " apple banana")
+    assert [len(window.ids) for window in windows] == [64, 4]
+    assert [window.ids[0] for window in windows] == [18, 18]
+    assert [i for window in windows for i in window.ids[1:]] == [
         WORDS.index(word) + 1 for word in (TEXT + " apple banana").split()
     ]
 
@@ -199,19 +198,19 @@ def test_a_masked_model_without_a_mask_token_says_so(tmp_path):
 
 def test_a_text_of_one_token_has_no_loss(planted):
     with pytest.raises(ForwardError, match="fewer than two tokens"):
-        planted[1].windows("apple")
+        planted[1].tokens.windows("apple")
 
 
 def test_a_model_without_tokenizer_says_so(tmp_path):
     random_llama().save_pretrained(tmp_path)
     with pytest.raises(ForwardError, match="has no tokenizer"):
-        hooked(tmp_path).tokenize(PROMPT)
+        hooked(tmp_path).tokens.ids(PROMPT)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     analyzed = hooked(save(random_llama(vocab_size=4), tmp_path))
     with pytest.raises(ForwardError, match=r"ids up to 8, its embedding has 4 rows"):
-        analyzed.tokenize(PROMPT)
+        analyzed.tokens.ids(PROMPT)
 
 
 def test_an_unknown_device_is_one_line(planted, tmp_path):
@@ -235,7 +234,7 @@ def test_code_in_a_repository_is_not_run(tmp_path):
 def test_overflow_in_float16_is_reported(tmp_path):
     analyzed = hooked(save(plant(random_llama(), value=3000.0), tmp_path), dtype="float16")
     with pytest.raises(ForwardError, match="not finite in float16: run with --dtype float32"):
-        analyzed.trace(analyzed.tokenize(PROMPT))
+        analyzed.trace(analyzed.tokens.ids(PROMPT))
 
 
 def test_weights_that_are_not_finite_are_reported(tmp_path):
@@ -243,7 +242,7 @@ def test_weights_that_are_not_finite_are_reported(tmp_path):
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
     analyzed = hooked(save(model, tmp_path))
     with pytest.raises(ForwardError, match="not finite in float32: its weights hold NaN or Inf"):
-        analyzed.trace(analyzed.tokenize(PROMPT))
+        analyzed.trace(analyzed.tokens.ids(PROMPT))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ def test_weights_that_are_not_finite_are_reported(tmp_path):
 )
 def test_a_bidirectional_model_is_told_from_a_causal_one(tmp_path, name, causal):
     analyzed = hooked(save_random(name, tmp_path))
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     assert analyzed.is_causal(ids, analyzed.trace(ids)) == causal
     stopped = analyzed.trace(ids, enough=lambda layers, _: len(layers) == 1)
     assert analyzed.is_causal(ids, stopped) == causal
@@ -279,8 +278,8 @@ def test_a_model_without_head_is_refused(tmp_path):
 def test_cuda_agrees_with_the_cpu(planted, tmp_path):
     model, analyzed = planted
     on_gpu = hooked(save(model, tmp_path), device="cuda", dtype="float32", keep_bytes=0)
-    ids = analyzed.tokenize(PROMPT)
+    ids = analyzed.tokens.ids(PROMPT)
     sets = [(), (PLANTED,)]
-    expected = analyzed.residuals([ids] * 2, sets)
-    np.testing.assert_allclose(on_gpu.residuals([ids] * 2, sets), expected, rtol=1e-2, atol=1e-2)
+    expected = analyzed.streams([ids] * 2, sets)
+    np.testing.assert_allclose(on_gpu.streams([ids] * 2, sets), expected, rtol=1e-2, atol=1e-2)
     assert on_gpu.losses([ids], sets) == pytest.approx(analyzed.losses([ids], sets), rel=1e-3)

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from analyzer.errors import HeaderError
-from analyzer.header import DTYPE_BITS, header_length, parse_header
+from analyzer.base.errors import HeaderError
+from analyzer.checkpoint.header import DTYPE_BITS, header_length, parse_header
 
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 ARRAY_DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.uint16, np.int8, np.bool_]

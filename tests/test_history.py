@@ -3,9 +3,9 @@
 import pytest
 from test_diff import scan_result
 
-from analyzer.diff_records import RevisionSummary
-from analyzer.history import follow, followed
-from analyzer.records import Coordinate
+from analyzer.base.records import Coordinate
+from analyzer.diff.history import follow, followed
+from analyzer.diff.records import RevisionSummary
 
 A, B, C, D, E = (Coordinate(layer, None, 1, 2) for layer in range(5))
 

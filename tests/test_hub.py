@@ -6,15 +6,16 @@ import pytest
 from checkpoints import random_downs, refused, write_llama
 from hub_server import Reply
 
-from analyzer.hub import HubSource
-from analyzer.source import FolderSource, open_source
+from analyzer.source.folder import FolderSource
+from analyzer.source.hub import HubSource
+from analyzer.source.opening import open_model
 
 WEIGHTS = "model.safetensors"
 
 
 def test_the_hub_is_read_exactly(hub, folder):
     commit = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     data = (folder / WEIGHTS).read_bytes()
     assert source.sizes == {WEIGHTS: len(data), "config.json": (folder / "config.json").stat().st_size}
     assert (source.model, source.revision, source.commit) == ("owner/tiny", None, commit)
@@ -26,7 +27,7 @@ def test_the_hub_is_read_exactly(hub, folder):
 
 def test_a_signed_url_is_asked_for_once_and_used_again(hub, folder):
     commit = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     assert [r.path for r in hub.requests] == ["/api/models/owner/tiny?blobs=true"]
     for _ in range(3):
         source.read(WEIGHTS, 0, 8)
@@ -44,7 +45,7 @@ def test_redirects_on_the_hub_itself(hub, folder):
     hub.add("owner/new", folder, token="hf_right")
     hub.renamed["owner/old"] = "owner/new"
     hub.small_files_elsewhere = True
-    source = open_source("owner/old", token="hf_right")
+    source = open_model("owner/old", token="hf_right")
     for filename in ("config.json", WEIGHTS):
         for _ in range(2):
             assert source.read(filename, 2, 9) == (folder / filename).read_bytes()[2:9]
@@ -55,39 +56,39 @@ def test_redirects_on_the_hub_itself(hub, folder):
 
 def test_the_commit_is_pinned(hub, folder):
     first = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny", revision="main")
+    source = open_model("owner/tiny", revision="main")
     before = (folder / WEIGHTS).read_bytes()
     write_llama(folder, random_downs(seed=1))
     second = hub.add("owner/tiny", folder)
     assert source.read(WEIGHTS, 0, len(before)) == before
-    moved = open_source("owner/tiny@main")
+    moved = open_model("owner/tiny@main")
     assert (source.commit, moved.commit, moved.revision) == (first, second, "main")
     assert moved.read(WEIGHTS, 0, len(before)) == (folder / WEIGHTS).read_bytes() != before
-    assert open_source(f"owner/tiny@{first}").commit == first
+    assert open_model(f"owner/tiny@{first}").commit == first
 
 
 def test_branches_with_a_slash(hub, folder):
     hub.add("owner/tiny", folder)
     write_llama(folder, random_downs(seed=1))
     commit = hub.add("owner/tiny", folder, branch="refs/pr/1")
-    assert open_source("owner/tiny", revision="refs/pr/1").commit == commit
+    assert open_model("owner/tiny", revision="refs/pr/1").commit == commit
 
 
 def test_two_revisions_at_once(hub, folder):
     hub.add("owner/tiny", folder)
-    assert "name two revisions" in refused(open_source, "owner/tiny@main", revision="v1")
-    assert open_source("owner/tiny@main", revision="main").revision == "main"
-    assert "already has its name" in refused(open_source, "owner/tiny", model_id="a/b")
+    assert "name two revisions" in refused(open_model, "owner/tiny@main", revision="v1")
+    assert open_model("owner/tiny@main", revision="main").revision == "main"
+    assert "already has its name" in refused(open_model, "owner/tiny", model_id="a/b")
 
 
 def test_a_folder_goes_before_a_hub_id(hub, folder, tmp_path, monkeypatch):
     hub.add("owner/tiny", folder)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, "owner/tiny")
-    assert isinstance(open_source("owner/tiny"), FolderSource)
+    assert isinstance(open_model("owner/tiny"), FolderSource)
     assert hub.requests == []
     shutil.rmtree("owner")
-    assert isinstance(open_source("owner/tiny"), HubSource)
+    assert isinstance(open_model("owner/tiny"), HubSource)
 
 
 def test_hub_subfolders(hub, folder, tmp_path):
@@ -95,17 +96,17 @@ def test_hub_subfolders(hub, folder, tmp_path):
     (tmp_path / "repo" / "config.json").write_text("other")
     (tmp_path / "repo" / "fp16" / "fp16.json").write_text("same name")
     hub.add("owner/tiny", tmp_path / "repo")
-    source = open_source("owner/tiny", subfolder="fp16/")
+    source = open_model("owner/tiny", subfolder="fp16/")
     assert set(source.sizes) == {WEIGHTS, "config.json", "fp16.json"}
     assert source.read("config.json", 0, 1) == b"{"
     assert source.folder([WEIGHTS]).joinpath(WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     for subfolder in ["..", "fp16/../..", "/etc/..", "a\\b", "%2e%2e"]:
-        assert "not a plain path" in refused(open_source, "owner/tiny", subfolder=subfolder)
+        assert "not a plain path" in refused(open_model, "owner/tiny", subfolder=subfolder)
 
 
 def test_the_token_goes_to_the_hub_and_not_to_the_cdn(hub, folder):
     hub.add("owner/secret", folder, token="hf_right")
-    source = open_source("owner/secret", token="hf_right")
+    source = open_model("owner/secret", token="hf_right")
     for _ in range(3):
         source.read(WEIGHTS, 0, 8)
         source.read("config.json", 0, 8)
@@ -118,21 +119,21 @@ def test_the_token_goes_to_the_hub_and_not_to_the_cdn(hub, folder):
 def test_the_token_of_the_environment(hub, folder, monkeypatch):
     hub.add("owner/secret", folder, token="hf_right")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert open_source("owner/secret").read("config.json", 0, 1) == b"{"
+    assert open_model("owner/secret").read("config.json", 0, 1) == b"{"
 
 
 def test_the_stored_token(hub, folder, tmp_path, monkeypatch):
     hub.add("owner/secret", folder, token="hf_right")
     (tmp_path / "token").write_text("hf_right\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert open_source("owner/secret").read("config.json", 0, 1) == b"{"
-    assert "if it is private" in refused(open_source, "owner/secret", token="hf_wrong")  # goes before the stored one
+    assert open_model("owner/secret").read("config.json", 0, 1) == b"{"
+    assert "if it is private" in refused(open_model, "owner/secret", token="hf_wrong")  # goes before the stored one
 
 
 @pytest.mark.parametrize("token", ["hf_right\n", "hf_räight", "", "hf\x00right"])
 def test_a_token_that_cannot_be_sent_is_not_shown(hub, folder, token):
     hub.add("owner/secret", folder, token="hf_right")
-    message = refused(open_source, "owner/secret", token=token)
+    message = refused(open_model, "owner/secret", token=token)
     assert "check --token" in message
     assert "hf_" not in message
     assert hub.requests == []
@@ -143,11 +144,11 @@ def test_what_the_hub_says_no_to(hub, folder):
     hub.add("owner/secret", folder, token="hf_right")
     for model in ["owner/missing", "owner/secret"]:
         for token in [None, "hf_wrong"]:
-            message = refused(open_source, model, token=token)
+            message = refused(open_model, model, token=token)
             assert f"there is no folder {model}, and no such model on the Hub (if it is private, log in" in message
-    assert "owner/tiny has no revision v9 on the Hub" in refused(open_source, "owner/tiny@v9")
-    assert "not a Hub id" in refused(open_source, "owner/tiny--x")
-    source = open_source("owner/tiny")
+    assert "owner/tiny has no revision v9 on the Hub" in refused(open_model, "owner/tiny@v9")
+    assert "not a Hub id" in refused(open_model, "owner/tiny--x")
+    source = open_model("owner/tiny")
     assert f"has no file gone.json at commit {source.commit}" in refused(source.read, "gone.json", 0, 8)
 
 
@@ -155,10 +156,10 @@ def test_gated_models(hub, folder):
     # Anybody may list a gated repository's files, only those who were let in may read them.
     hub.add("owner/gated", folder, token="hf_right", gated=True)
     for token in [None, "hf_wrong"]:
-        message = refused(open_source("owner/gated", token=token).read, "config.json", 0, 8)
+        message = refused(open_model("owner/gated", token=token).read, "config.json", 0, 8)
         assert f"owner/gated is gated: accept its terms at {hub.url}/owner/gated, then log in" in message
-        assert "is gated" in refused(open_source("owner/gated", token=token).folder, [WEIGHTS])
-    assert open_source("owner/gated", token="hf_right").read("config.json", 0, 1) == b"{"
+        assert "is gated" in refused(open_model("owner/gated", token=token).folder, [WEIGHTS])
+    assert open_model("owner/gated", token="hf_right").read("config.json", 0, 1) == b"{"
 
 
 @pytest.mark.parametrize(
@@ -178,34 +179,34 @@ def test_gated_models(hub, folder):
 def test_other_refusals(hub, folder, status, headers, said):
     hub.add("owner/tiny", folder)
     hub.tamper = lambda request, reply: Reply(status, headers, b"<html>Log in</html>")
-    assert said in refused(open_source, "owner/tiny")
+    assert said in refused(open_model, "owner/tiny")
     assert len(hub.requests) == 1
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"null", b'{"id": "owner/tiny", "siblings": [{}]}'])
 def test_json_that_is_not_a_model(hub, body):
     hub.tamper = lambda request, reply: Reply(200, {}, body)
-    assert "did not answer for owner/tiny as the Hub does" in refused(open_source, "owner/tiny")
+    assert "did not answer for owner/tiny as the Hub does" in refused(open_model, "owner/tiny")
 
 
 @pytest.mark.parametrize("sha", ["null", '""', '"main"', '"../x"'])
 def test_no_commit(hub, sha):
     hub.tamper = lambda request, reply: Reply(200, {}, b'{"id": "owner/tiny", "sha": %s}' % sha.encode())
-    assert "the Hub named no commit for owner/tiny" in refused(open_source, "owner/tiny")
+    assert "the Hub named no commit for owner/tiny" in refused(open_model, "owner/tiny")
 
 
 def test_no_network(hub):
     hub.stop()
-    message = refused(open_source, "owner/tiny")
+    message = refused(open_model, "owner/tiny")
     assert message.startswith(f"owner/tiny: cannot reach {hub.url} (")
     assert message.endswith("tried 4 times over 0 s: check the network, then try again")
 
 
 def test_offline(hub, folder, monkeypatch):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in refused(open_source, "owner/tiny")
+    assert "HF_HUB_OFFLINE is set" in refused(open_model, "owner/tiny")
     assert "HF_HUB_OFFLINE is set" in refused(source.read, WEIGHTS, 0, 8)
     assert "HF_HUB_OFFLINE is set" in refused(source.folder, [WEIGHTS])
 
@@ -216,7 +217,7 @@ def test_a_file_in_the_local_cache_is_read_from_there(hub, folder):
     hub.add("owner/tiny", folder)
     hf_hub_download("owner/tiny", WEIGHTS)
     hub.forget()
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     data = (folder / WEIGHTS).read_bytes()
     assert source.read(WEIGHTS, 3, 99) == data[3:99]
     assert source.read("config.json", 0, 1) == b"{"
@@ -225,11 +226,11 @@ def test_a_file_in_the_local_cache_is_read_from_there(hub, folder):
     # Of another commit, or cut short, it is not this file.
     write_llama(folder, random_downs(seed=1))
     hub.add("owner/tiny", folder)
-    assert open_source("owner/tiny").read(WEIGHTS, 3, 99) == (folder / WEIGHTS).read_bytes()[3:99]
+    assert open_model("owner/tiny").read(WEIGHTS, 3, 99) == (folder / WEIGHTS).read_bytes()[3:99]
     assert len(hub.asked("cdn")) == 1
     cached = source._files[WEIGHTS].cached.resolve()
     cached.write_bytes(data[:-1])
-    assert open_source(f"owner/tiny@{source.commit}").read(WEIGHTS, 3, 99) == data[3:99]
+    assert open_model(f"owner/tiny@{source.commit}").read(WEIGHTS, 3, 99) == data[3:99]
     assert len(hub.asked("cdn")) == 2
 
 
@@ -243,7 +244,7 @@ def test_a_download_has_what_a_model_needs_and_nothing_else(hub, folder):
     (folder / "onnx" / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     commit = hub.add("owner/tiny", folder)
-    downloaded = open_source("owner/tiny").folder([WEIGHTS])
+    downloaded = open_model("owner/tiny").folder([WEIGHTS])
     expected = {WEIGHTS, "config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja"}
     assert {path.name for path in downloaded.iterdir()} == expected
     assert {path.name: path.read_bytes() for path in downloaded.iterdir()} == {
@@ -255,7 +256,7 @@ def test_a_download_has_what_a_model_needs_and_nothing_else(hub, folder):
 
 def test_a_download_is_of_the_pinned_commit(hub, folder):
     hub.add("owner/secret", folder, token="hf_right")
-    source = open_source("owner/secret", token="hf_right")
+    source = open_model("owner/secret", token="hf_right")
     before = (folder / WEIGHTS).read_bytes()
     write_llama(folder, random_downs(seed=1))
     hub.add("owner/secret", folder)
@@ -266,7 +267,7 @@ def test_a_download_is_of_the_pinned_commit(hub, folder):
 
 def test_a_second_download_comes_from_the_cache(hub, folder):
     hub.add("owner/tiny", folder)
-    first = open_source("owner/tiny").folder([WEIGHTS])
+    first = open_model("owner/tiny").folder([WEIGHTS])
     hub.requests.clear()
-    assert open_source("owner/tiny").folder([WEIGHTS]) == first
+    assert open_model("owner/tiny").folder([WEIGHTS]) == first
     assert hub.asked("cdn") == []

@@ -11,8 +11,9 @@ import pytest
 from checkpoints import refused
 from hub_server import NOTHING, PASSING_FAULTS, Reply, on, once_a_read, status
 
-from analyzer import hub as hub_module
-from analyzer.source import open_source
+from analyzer.source import patience
+from analyzer.source.opening import open_model
+from analyzer.source.signed_urls import HubFile
 
 WEIGHTS = "model.safetensors"
 
@@ -23,7 +24,7 @@ WEIGHTS = "model.safetensors"
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_what_passes_is_tried_again(hub, folder, fault, origin):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = once_a_read(origin, PASSING_FAULTS[fault])
     for filename in (WEIGHTS, "config.json"):
         data = (folder / filename).read_bytes()
@@ -34,7 +35,7 @@ def test_what_passes_is_tried_again(hub, folder, fault, origin):
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_what_does_not_pass_is_given_up(hub, folder, fault):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("cdn", PASSING_FAULTS[fault])
     message = refused(source.read, WEIGHTS, 8, 80)
     assert message.startswith("owner/tiny/model.safetensors: ")
@@ -61,7 +62,7 @@ def test_what_does_not_pass_is_given_up(hub, folder, fault):
 )
 def test_what_is_said_of_it(hub, folder, change, said):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("cdn", change)
     assert said.format(cdn=hub.cdn_url) in refused(source.read, WEIGHTS, 8, 16)
     hub.tamper = lambda request, reply: reply
@@ -70,7 +71,7 @@ def test_what_is_said_of_it(hub, folder, change, said):
 
 def test_a_body_that_breaks_off_goes_on_where_it_broke(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("cdn", lambda reply: replace(reply, cut=5))
     assert source.read(WEIGHTS, 8, 24) == (folder / WEIGHTS).read_bytes()[8:24]
     assert [r.range for r in hub.asked("cdn")] == ["bytes=8-23", "bytes=13-23", "bytes=18-23", "bytes=23-23"]
@@ -78,7 +79,7 @@ def test_a_body_that_breaks_off_goes_on_where_it_broke(hub, folder):
 
 def test_a_file_that_changes_in_mid_body_is_not_put_together(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
 
     def tamper(request, reply):
         if len(hub.asked("cdn")) == 1:
@@ -93,7 +94,7 @@ def test_a_file_that_changes_in_mid_body_is_not_put_together(hub, folder):
 def test_a_connection_that_stalls(hub, folder, monkeypatch, origin):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     for cut in (NOTHING, 0, 5):
         hub.tamper = once_a_read(origin, lambda reply, cut=cut: replace(reply, cut=cut, stall=True))
         assert source.read(WEIGHTS, 8, 24) == (folder / WEIGHTS).read_bytes()[8:24]
@@ -105,31 +106,31 @@ def test_a_connection_that_stalls(hub, folder, monkeypatch, origin):
 
 
 def test_a_body_that_trickles(hub, folder, monkeypatch):
-    monkeypatch.setattr(hub_module, "SLOW_S", 0.05)
+    monkeypatch.setattr(patience, "SLOW_S", 0.05)
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     trickle = lambda reply: replace(reply, drip=0.01)  # noqa: E731
     hub.tamper = once_a_read("cdn", trickle)
     assert source.read(WEIGHTS, 8, 3000) == (folder / WEIGHTS).read_bytes()[8:3000]
     assert len(hub.asked("cdn")) == 2
     hub.tamper = on("cdn", trickle)
     assert "the server sent only" in refused(source.read, WEIGHTS, 8, 3000)
-    monkeypatch.setattr(hub_module, "SLOW_BYTES", 1)  # slow, but not as slow as that
+    monkeypatch.setattr(patience, "SLOW_BYTES", 1)  # slow, but not as slow as that
     assert source.read(WEIGHTS, 8, 40) == (folder / WEIGHTS).read_bytes()[8:40]
 
 
 def test_a_body_that_begins_well_and_then_trickles(monkeypatch):
     ticks = iter([0, 10, 40, 50, 80])
-    monkeypatch.setattr(hub_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     got = []
-    with pytest.raises(hub_module.Passing, match="the server sent only 7 bytes in 40 s"):
-        for piece in hub_module.in_time(iter([bytes(9000), bytes(9000), bytes(3), bytes(4), bytes(5)]), 10**6):
+    with pytest.raises(patience.Passing, match="the server sent only 7 bytes in 40 s"):
+        for piece in patience.in_time(iter([bytes(9000), bytes(9000), bytes(3), bytes(4), bytes(5)]), 10**6):
             got.append(len(piece))
     assert got == [9000, 9000, 3, 4]
 
 
 def test_a_reader_with_an_old_url_does_not_forget_a_new_one():
-    file = hub_module._RemoteFile(WEIGHTS, 8, None, signed_url="new", reused=True)
+    file = HubFile(WEIGHTS, 8, None, signed_url="new", reused=True)
     file.distrust("old")
     assert (file.signed_url, file.one_range_only) == ("new", False)
     file.distrust("new")
@@ -138,7 +139,7 @@ def test_a_reader_with_an_old_url_does_not_forget_a_new_one():
 
 def test_sixteen_readers_that_fail_at_once(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     data = (folder / WEIGHTS).read_bytes()
     hub.uses_of_a_url = 5
     hub.tamper = once_a_read("cdn", PASSING_FAULTS["closed in mid-body"])
@@ -172,8 +173,8 @@ class Clock:
 @pytest.fixture
 def clock(hub, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(hub_module, "time", clock)
-    monkeypatch.setattr(hub_module, "PAUSES", (0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(patience, "PAUSES", (0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
     return clock
 
 
@@ -200,7 +201,7 @@ def in_seconds(seconds):
 )
 def test_the_pauses_between_tries(hub, folder, clock, number, headers, slept):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = lambda request, reply: Reply(number, headers, b"busy")
     assert f"; tried 7 times over {sum(slept):.0f} s: try again later" in refused(source.read, WEIGHTS, 8, 16)
     assert clock.slept == slept
@@ -209,7 +210,7 @@ def test_the_pauses_between_tries(hub, folder, clock, number, headers, slept):
 
 def test_a_date_to_wait_for(hub, folder, clock):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = once_a_read("cdn", status(503, Retry_After=in_seconds(100)))
     source.read(WEIGHTS, 8, 16)
     assert len(clock.slept) == 1
@@ -227,7 +228,7 @@ def test_a_date_to_wait_for(hub, folder, clock):
 )
 def test_nobody_waits_forever(hub, folder, clock, headers, asked, tries):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("cdn", lambda reply: Reply(429, headers))
     message = refused(source.read, WEIGHTS, 8, 16)
     assert message == (
@@ -241,20 +242,20 @@ def test_nobody_waits_forever(hub, folder, clock, headers, asked, tries):
 def test_the_listing_may_break_off(hub, folder, fault):
     hub.add("owner/tiny", folder)
     hub.tamper = once_a_read("hub", PASSING_FAULTS[fault])
-    assert open_source("owner/tiny").read("config.json", 0, 1) == b"{"
+    assert open_model("owner/tiny").read("config.json", 0, 1) == b"{"
     hub.tamper = on("hub", PASSING_FAULTS[fault])
-    assert refused(open_source, "owner/tiny").startswith(f"owner/tiny: lost the connection to {hub.url} (")
+    assert refused(open_model, "owner/tiny").startswith(f"owner/tiny: lost the connection to {hub.url} (")
 
 
 @pytest.mark.parametrize("fault", [fault for fault in PASSING_FAULTS if fault[0] in "45"])
 def test_the_listing_is_tried_again(hub, folder, clock, fault):
     hub.add("owner/tiny", folder)
     hub.tamper = once_a_read("hub", PASSING_FAULTS[fault])
-    assert open_source("owner/tiny").read("config.json", 0, 1) == b"{"
+    assert open_model("owner/tiny").read("config.json", 0, 1) == b"{"
     hub.forget()
     clock.slept.clear()
     hub.tamper = on("hub", PASSING_FAULTS[fault])
-    message = refused(open_source, "owner/tiny")
+    message = refused(open_model, "owner/tiny")
     assert message == f"owner/tiny: {hub.url} answered HTTP {fault[:3]}; tried 4 times over 4 s: try again later"
     assert clock.slept == [0.5, 1, 2]
     assert len(hub.requests) == 4
@@ -265,7 +266,7 @@ def test_the_listing_is_tried_again(hub, folder, clock, fault):
 
 def test_signed_urls_may_expire_between_reads(hub, folder, clock):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     data = (folder / WEIGHTS).read_bytes()
     source.read(WEIGHTS, 0, 8)
     source.read(WEIGHTS, 0, 8)
@@ -281,7 +282,7 @@ def test_signed_urls_may_expire_between_reads(hub, folder, clock):
 @pytest.mark.parametrize("number", [400, 401, 403, 404, 410])
 def test_a_signed_url_may_be_refused_in_many_ways(hub, folder, number):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     source.read(WEIGHTS, 0, 8)
     hub.tamper = once_a_read("cdn", status(number))
     assert source.read(WEIGHTS, 8, 16) == (folder / WEIGHTS).read_bytes()[8:16]
@@ -290,7 +291,7 @@ def test_a_signed_url_may_be_refused_in_many_ways(hub, folder, number):
 def test_signed_urls_that_serve_a_single_range(hub, folder, clock):
     hub.bind_range = True
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.forget()
     hub.tamper = once_a_read("cdn", lambda reply: replace(reply, cut=4))
     for start in range(0, 80, 8):
@@ -302,7 +303,7 @@ def test_signed_urls_that_serve_a_single_range(hub, folder, clock):
 
 def test_a_url_that_is_refused_when_fresh_is_a_fault_that_may_pass(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = once_a_read("cdn", status(403))
     assert source.read(WEIGHTS, 8, 16) == (folder / WEIGHTS).read_bytes()[8:16]
     assert [r.origin for r in hub.requests[1:]] == ["hub", "cdn"] * 2
@@ -324,7 +325,7 @@ def test_a_url_that_is_refused_when_fresh_is_a_fault_that_may_pass(hub, folder):
 )
 def test_a_redirect_to_nowhere(hub, folder, location, said):
     commit = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny", token="hf_right")
+    source = open_model("owner/tiny", token="hf_right")
     hub.tamper = on("hub", lambda reply: reply.with_headers(Location=location.format(commit=commit)))
     message = refused(source.read, WEIGHTS, 8, 16)
     assert said in message
@@ -363,7 +364,7 @@ def test_a_redirect_to_nowhere(hub, folder, location, said):
 )
 def test_another_range(hub, folder, origin, change, said):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     filename = WEIGHTS if origin == "cdn" else "config.json"
     data = (folder / filename).read_bytes()
     assert source.read(filename, 8, 16) == data[8:16]
@@ -378,7 +379,7 @@ def test_another_range(hub, folder, origin, change, said):
 
 def test_etags_may_be_weak(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     source.read(WEIGHTS, 8, 16)
     hub.tamper = on("cdn", lambda reply: reply.with_headers(ETag=f"W/{reply.headers['ETag']}"))
     assert source.read(WEIGHTS, 8, 16) == (folder / WEIGHTS).read_bytes()[8:16]
@@ -386,14 +387,14 @@ def test_etags_may_be_weak(hub, folder):
 
 def test_a_file_that_is_not_that_of_the_listing(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("hub", lambda reply: reply.with_headers(X_Linked_Etag=f'"{"f" * 64}"'))
     message = refused(source.read, WEIGHTS, 8, 16)
     assert message.startswith("owner/tiny/model.safetensors is not the file of its listing (sha256 ffffffffffff… in ")
     assert [r.origin for r in hub.requests] == ["hub", "hub", "cdn"]
     # What is no hash of the content only has to stay the same.
     hub.tamper = on("hub", lambda reply: reply.with_headers(X_Linked_Etag='"storage-7"'))
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     source.read(WEIGHTS, 8, 16)
     hub.expire_signed_urls()
     hub.tamper = on("hub", lambda reply: reply.with_headers(X_Linked_Etag='"storage-8"'))
@@ -402,7 +403,7 @@ def test_a_file_that_is_not_that_of_the_listing(hub, folder):
 
 def test_another_commit(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on("hub", lambda reply: reply.with_headers(X_Repo_Commit="f" * 40))
     for filename in [WEIGHTS, "config.json"]:
         assert f"was answered with commit {'f' * 40} in place of {source.commit}" in refused(
@@ -414,14 +415,14 @@ def test_another_commit(hub, folder):
 def test_another_commit_further_on(hub, folder):
     hub.add("owner/tiny", folder)
     hub.renamed["owner/old"] = "owner/tiny"
-    source = open_source("owner/old")
+    source = open_model("owner/old")
     hub.tamper = on("hub", lambda reply: reply.with_headers(X_Repo_Commit="f" * 40) if reply.status == 302 else reply)
     assert f"was answered with commit {'f' * 40}" in refused(source.read, WEIGHTS, 0, 8)
 
 
 def test_a_range_past_the_end(hub, folder):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     size = source.sizes[WEIGHTS]
     assert f"has no bytes {size} to {size + 7}" in refused(source.read, WEIGHTS, size, size + 8)
     assert "did not answer with the range" in refused(source.read, WEIGHTS, size - 4, size + 4)
@@ -435,7 +436,7 @@ def test_a_range_past_the_end(hub, folder):
 )
 def test_the_body_of_a_refusal_is_not_looked_at(hub, folder, origin, reply):
     hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = on(origin, lambda _: reply)
     message = refused(source.read, WEIGHTS, 8, 16)
     assert message == "the Hub answered HTTP 404 for owner/tiny, file model.safetensors: try again later"
@@ -443,7 +444,7 @@ def test_the_body_of_a_refusal_is_not_looked_at(hub, folder, origin, reply):
 
 def test_a_listed_file_that_is_not_there(hub, folder):
     commit = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     del hub.repositories["owner/tiny"].history[commit][WEIGHTS]
     message = refused(source.read, WEIGHTS, 8, 16)
     assert message == f"owner/tiny has no file {WEIGHTS} at commit {commit}, though it lists one: try again later"

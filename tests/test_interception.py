@@ -15,8 +15,8 @@ from models import (
     streams,
 )
 
-from analyzer.errors import ArchitectureError
-from analyzer.records import Coordinate
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import Coordinate
 
 OTHER_IDS = [9, 3, 16, 1, 2, 9, 12, 4]
 WINDOWS = [PROMPT_IDS, OTHER_IDS, [5, 6, 7, 8, 1]]
@@ -77,7 +77,7 @@ def check_zeroing(plain, model, coordinate):
     after = edited(plain, [coordinate], lambda: plain_stream(plain, PROMPT_IDS))
     scale = np.abs(before).max()
     assert np.abs(after - before).max() > 1e-2 * scale
-    untouched, zeroed = model.residuals([PROMPT_IDS] * 2, [(), (coordinate,)])
+    untouched, zeroed = model.streams([PROMPT_IDS] * 2, [(), (coordinate,)])
     np.testing.assert_allclose(untouched, before, rtol=0, atol=1e-4 * scale)
     np.testing.assert_allclose(zeroed, after, rtol=0, atol=1e-4 * scale)
     if plain.name in MASKED:
@@ -117,7 +117,7 @@ def test_an_expert_that_no_token_is_sent_to_changes_nothing(pair):
     plain, model = pair("mixtral")
     ids = [3, 3, 3]  # all alike, so two experts have them all
     idle = min({0, 1, 2, 3} - {expert for _, expert in fired(plain, 0, ids)})
-    untouched, zeroed = model.residuals([ids] * 2, [(), (Coordinate(0, idle, ROW, COL),)])
+    untouched, zeroed = model.streams([ids] * 2, [(), (Coordinate(0, idle, ROW, COL),)])
     np.testing.assert_array_equal(untouched[0], zeroed[0])
 
 
@@ -209,7 +209,7 @@ def test_every_output_is_the_sum_of_its_terms(pair, name):
     trace = model.trace(PROMPT_IDS)
     matrices = {}
     for (layer, expert), down in plain.downs.items():
-        rows = [model.weight_row(layer, expert, row) for row in range(model.down_shape(layer, expert)[0])]
+        rows = [model.weight_row(layer, expert, row) for row in range(plain.downs[layer, expert].shape[0])]
         np.testing.assert_allclose(rows, down.detach(), rtol=1e-6)
         matrices[layer, expert] = np.array(rows)
     for layer, block in enumerate(plain.blocks):
@@ -257,9 +257,9 @@ SETS = [
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "bloom", "mpt", "falcon_new", "gemma3_text", "bert"])
 def test_interventions_in_one_batch_do_not_touch_each_other(pair, monkeypatch, name, row_bytes):
     plain, model = pair(name)
-    monkeypatch.setattr(model._blockwise, "_row_bytes", row_bytes)
-    alone = [model.residuals([PROMPT_IDS], [zeroed])[0] for zeroed in SETS]
-    together = model.residuals([PROMPT_IDS] * len(SETS), SETS)
+    monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
+    alone = [model.streams([PROMPT_IDS], [zeroed])[0] for zeroed in SETS]
+    together = model.streams([PROMPT_IDS] * len(SETS), SETS)
     for found, expected, zeroed in zip(together, alone, SETS, strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
@@ -271,7 +271,7 @@ def test_interventions_in_one_batch_do_not_touch_each_other(pair, monkeypatch, n
 def test_each_row_runs_its_own_prompt(pair):
     plain, model = pair("llama")
     zeroed = (Coordinate(1, None, ROW, COL),)
-    both = model.residuals([PROMPT_IDS, OTHER_IDS, OTHER_IDS], [(), (), zeroed])
+    both = model.streams([PROMPT_IDS, OTHER_IDS, OTHER_IDS], [(), (), zeroed])
     expected = [
         plain_stream(plain, PROMPT_IDS),
         plain_stream(plain, OTHER_IDS),
@@ -292,7 +292,7 @@ def test_rows_that_are_alike_run_once_and_lose_nothing(pair, monkeypatch, name, 
     """Losses of many interventions over windows of two lengths, and each alone over each window alone."""
     plain, model = pair(name)
     sets = expert_sets(plain) if name in MIXTURES else SETS
-    monkeypatch.setattr(model._blockwise, "_row_bytes", row_bytes)
+    monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
     predicted = [model.predicted([window]) for window in WINDOWS]
     expected = [
         sum(model.losses([window], [zeroed])[0] * n for window, n in zip(WINDOWS, predicted, strict=True))
@@ -311,7 +311,7 @@ def test_rows_that_are_alike_run_once_and_lose_nothing(pair, monkeypatch, name, 
 
 def test_rows_run_apart_only_from_the_block_that_zeroes(pair, monkeypatch):
     _, model = pair("llama")
-    monkeypatch.setattr(model._blockwise, "_row_bytes", 1)  # so that each row in hand is one call
+    monkeypatch.setattr(model.blocks.rows, "row_bytes", 1)  # so that each row in hand is one call
     calls = dict.fromkeys(model.layers, 0)
 
     def counter(layer):
@@ -320,7 +320,7 @@ def test_rows_run_apart_only_from_the_block_that_zeroes(pair, monkeypatch):
 
         return count
 
-    handles = [mlp.dense.register_forward_hook(counter(layer)) for layer, mlp in model._mlps.items()]
+    handles = [mlp.dense.register_forward_hook(counter(layer)) for layer, mlp in model.mlps.items()]
     try:
         model.losses([PROMPT_IDS, OTHER_IDS], SETS)
     finally:
@@ -338,7 +338,7 @@ def attached(model):
             tuple(module._forward_pre_hooks),
             {key: value for key, value in vars(module).items() if key == "forward"},
         )
-        for name, module in model._model.named_modules()
+        for name, module in model.blocks.model.named_modules()
     }
 
 
@@ -346,7 +346,7 @@ def attached(model):
 def test_nothing_stays_behind(pair, name):
     plain, model = pair(name)
     sets = expert_sets(plain) if name in MIXTURES else SETS
-    before, kind = attached(model), model._blockwise.kind
+    before, kind = attached(model), model.blocks.rows.kind
     expected = model.trace(PROMPT_IDS).residual
 
     class BrokenError(Exception):
@@ -362,7 +362,7 @@ def test_nothing_stays_behind(pair, name):
         model.losses([PROMPT_IDS], sets, fail)
 
     def failing_module():
-        activation = next(m for m in model._mlps[1].whole.modules() if m is not model._mlps[1].experts)
+        activation = next(m for m in model.mlps[1].whole.modules() if m is not model.mlps[1].experts)
         handle = activation.register_forward_pre_hook(fail)
         try:
             model.losses([PROMPT_IDS], sets)
@@ -373,10 +373,10 @@ def test_nothing_stays_behind(pair, name):
         with pytest.raises(BrokenError):
             attempt()
         assert attached(model) == before
-        assert model._blockwise.kind is kind
+        assert model.blocks.rows.kind is kind
     with pytest.raises(ArchitectureError, match="has no weight"):
-        model.residuals([PROMPT_IDS], [(Coordinate(0, None, 10**6, 0),)])
-    model.residuals([PROMPT_IDS] * len(sets), sets, last_layer=1)
+        model.streams([PROMPT_IDS], [(Coordinate(0, None, 10**6, 0),)])
+    model.streams([PROMPT_IDS] * len(sets), sets, last_layer=1)
     model.losses([PROMPT_IDS], sets)
     assert attached(model) == before
     np.testing.assert_array_equal(model.trace(PROMPT_IDS).residual, expected)
@@ -385,11 +385,11 @@ def test_nothing_stays_behind(pair, name):
 def test_no_weight_is_written(pair):
     _, model = pair("llama")
     model.losses([PROMPT_IDS], SETS)
-    kept = {name: value.clone() for name, value in model._model.named_parameters() if ".layers." in name}
+    kept = {name: value.clone() for name, value in model.blocks.model.named_parameters() if ".layers." in name}
     assert kept
     model.losses([OTHER_IDS], SETS)
     model.trace(PROMPT_IDS, SETS[3])
-    now = dict(model._model.named_parameters())
+    now = dict(model.blocks.model.named_parameters())
     assert all(torch.equal(now[name], value) for name, value in kept.items())
 
 
@@ -400,7 +400,7 @@ def test_half_precision_zeroing_is_close_to_editing(tmp_path):
     model = hooked(tmp_path, dtype="bfloat16")
     coordinate = Coordinate(1, None, ROW, COL)
     after = edited(plain, [coordinate], lambda: torch.stack(streams(plain.model, plain.blocks, PROMPT_IDS))[:, 0])
-    (stream,) = model.residuals([PROMPT_IDS], [(coordinate,)])
+    (stream,) = model.streams([PROMPT_IDS], [(coordinate,)])
     # The output was rounded with the product in it: bfloat16 keeps 8 bits of that.
     left = np.abs(model.trace(PROMPT_IDS).outputs[1]).max() * 2**-8
     np.testing.assert_allclose(stream[1], after[1].float(), rtol=2**-8, atol=2 * left)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzer.layers import overlap
-from analyzer.records import Coordinate
+from analyzer.base.records import Coordinate
+from analyzer.diff.layers import overlap
 
 
 def coordinates(numbers):

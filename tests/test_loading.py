@@ -14,6 +14,7 @@ from models import (
     MASKED,
     MIXTURES,
     PROMPT_IDS,
+    Hooked,
     hooked,
     load_plain,
     random_llama,
@@ -22,25 +23,25 @@ from models import (
 )
 from safetensors.torch import load_file, save_file
 
-from analyzer.checkpoint import INDEX, SINGLE, Checkpoint
-from analyzer.errors import AnalyzerError, SourceError
-from analyzer.forward import HookedModel
-from analyzer.scan import down_projections
-from analyzer.source import FolderSource, open_source
+from analyzer.base.errors import AnalyzerError, SourceError
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.shards import INDEX, SINGLE
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 KEEP = {"dropped": 0, "kept": 1 << 40}
 WINDOWS = [list(range(1, 17)), [4, 4, 9, 2, 16, 1, 3], [7, 1, 2, 3, 16, 16, 5]]
 
 
 def blocks_of(model):
-    return [model._model.get_submodule(mlp.block) for mlp in model._mlps.values()]
+    return [model.blocks.model.get_submodule(mlp.block) for mlp in model.mlps.values()]
 
 
 def run(model, ids):
     """Return the hidden states that leave the body, [rows, T, hidden_size], and the logits, [rows, T, vocabulary]."""
     with torch.inference_mode():
-        hidden = model._blockwise.body(torch.tensor(ids))
-        return hidden, torch.stack([model._head(row[None]) for row in hidden])
+        hidden = model.blocks.body(torch.tensor(ids))
+        return hidden, torch.stack([model.blocks.head(row[None]) for row in hidden])
 
 
 def plain_loss(plain, windows):
@@ -159,9 +160,9 @@ def test_blocks_on_few_rows_at_a_time(tmp_path, name, shape):
         expected = load_plain(name, tmp_path).body(input_ids=ids)[0]
     model = hooked(tmp_path)
     for rows in (1, 2, 3):
-        model._blockwise._row_bytes = rows * model._blockwise._bytes_of_a_row(expected)
+        model.blocks.rows.row_bytes = rows * model.blocks.rows.bytes_of_one(expected)
         with torch.inference_mode():
-            assert_close(model._blockwise.body(ids), expected)
+            assert_close(model.blocks.body(ids), expected)
 
 
 @pytest.fixture(scope="module")
@@ -182,32 +183,32 @@ def test_what_is_read_and_when(llama, keep):
     headers = Checkpoint(FolderSource(llama)).bytes_read
     blocks, head, row = stored_bytes(llama, of=".layers."), stored_bytes(llama, of="lm_head"), 16 * 4
     read = headers + stored_bytes(llama, of="model.norm")
-    assert model.bytes_read == read
+    assert model.checkpoint.bytes_read == read
     model.trace([3, 4, 5, 3, 3])
     read += blocks + 3 * row
-    assert model.bytes_read == read
+    assert model.checkpoint.bytes_read == read
     model.trace([3, 4, 6, 7])
     read += 2 * row + (blocks if keep == "dropped" else 0)
-    assert model.bytes_read == read
+    assert model.checkpoint.bytes_read == read
     assert head == 1000 * row
     for _ in range(2):
         model.losses([[3, 4, 5]], [()])
     read += head + (2 * blocks if keep == "dropped" else 0)
-    assert model.bytes_read == read
+    assert model.checkpoint.bytes_read == read
 
 
 def test_a_tied_head_reads_the_embedding_once_it_is_needed(tmp_path):
     save_random("llama", tmp_path, vocab_size=1000, tie_word_embeddings=True)
     model = hooked(tmp_path)
     model.trace([3, 4, 5])
-    assert model.bytes_read < stored_bytes(tmp_path, of="embed_tokens")
+    assert model.checkpoint.bytes_read < stored_bytes(tmp_path, of="embed_tokens")
     model.losses([[3, 4, 5]], [()])
-    assert model.bytes_read < stored_bytes(tmp_path) + 10_000
+    assert model.checkpoint.bytes_read < stored_bytes(tmp_path) + 10_000
 
 
 def test_the_head_is_multiplied_in_slices(llama, monkeypatch):
     plain, model = load_plain("llama", llama), hooked(llama)
-    monkeypatch.setattr("analyzer.loading.HEAD_NUMBERS", 16 * 7)
+    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 16 * 7)
     with torch.no_grad():
         expected = plain.model(input_ids=torch.tensor([PROMPT_IDS])).logits
     assert_close(run(model, [PROMPT_IDS])[1], expected)
@@ -305,7 +306,7 @@ class LosingSource(FolderSource):
 def test_a_source_that_fails_in_the_third_block_says_so(tmp_path, keep):
     source = LosingSource(save_random("llama", tmp_path))
     checkpoint = Checkpoint(source)
-    model = HookedModel(checkpoint, down_projections(checkpoint), tmp_path, keep_bytes=KEEP[keep])
+    model = Hooked(checkpoint, tmp_path, keep_bytes=KEEP[keep])
     record = checkpoint.tensors["model.layers.2.mlp.up_proj.weight"].record
     source.lost = range(record.start, record.stop)
     reached, errors = [], []
@@ -333,9 +334,9 @@ def test_a_source_that_fails_in_the_third_block_says_so(tmp_path, keep):
 def test_from_the_hub_by_ranges(hub, tmp_path):
     local = save_random("qwen3_moe", tmp_path / "local", vocab_size=5000)
     hub.add("me/streamed", local)
-    source = open_source("me/streamed")
+    source = open_model("me/streamed")
     checkpoint = Checkpoint(source)
-    model = HookedModel(checkpoint, down_projections(checkpoint), source.folder(()), keep_bytes=0)
+    model = Hooked(checkpoint, source.folder(()), keep_bytes=0)
     found, expected = model.trace(PROMPT_IDS), hooked(local).trace(PROMPT_IDS)
     assert (found.residual == expected.residual).all()
     assert all((found.outputs[layer] == expected.outputs[layer]).all() for layer in expected.outputs)
@@ -343,7 +344,7 @@ def test_from_the_hub_by_ranges(hub, tmp_path):
     size = (local / SINGLE).stat().st_size
     assert all(request.range is not None for request in hub.asked("cdn"))
     assert hub.body_bytes["cdn"] < size - 2 * 5000 * 16 * 4 * 0.95  # neither the embedding nor the head
-    assert model.bytes_read < size - 2 * 5000 * 16 * 4 * 0.95
+    assert model.checkpoint.bytes_read < size - 2 * 5000 * 16 * 4 * 0.95
 
 
 CHILD = """

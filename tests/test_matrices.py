@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from analyzer import matrices
-from analyzer.encodings import AWQ, GPTQ, MXFP4, Plain
-from analyzer.matrices import Matrix, Part, turned
+from analyzer.encodings import matrices
+from analyzer.encodings.awq import AWQ
+from analyzer.encodings.gptq import GPTQ
+from analyzer.encodings.matrices import Matrix, Part, turned
+from analyzer.encodings.mxfp4 import MXFP4
+from analyzer.encodings.plain import Plain
 
 GPTQ_4 = GPTQ(32, first_version=True, named_groups=False)
 

@@ -10,7 +10,8 @@ from checkpoints import DTYPES
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from analyzer.outliers import FORMATS, TILE_NUMBERS, Magnitudes, TopK, count_before
+from analyzer.encodings.floats import FORMATS
+from analyzer.scan.outliers import TILE_NUMBERS, Magnitudes, TopK, count_before
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's warnings of NaN would reach the user
 

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 from checkpoints import DTYPES, LLAMA_DOWN, edited, random_downs, write_config, write_gpt2, write_llama, write_tensors
 
-from analyzer.cache import ResultCache
-from analyzer.checkpoint import Checkpoint
-from analyzer.layers import layers_of_pairs
-from analyzer.pairs import _Both, _in_step, scan_pair
-from analyzer.scan import down_projections, scan
-from analyzer.source import FolderSource, open_source
-from analyzer.streaming import Want
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.diff.layers import layers_of_pairs
+from analyzer.diff.pairs import _Both, _in_step, scan_pair
+from analyzer.scan.kept import ResultCache
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
+from analyzer.source.streaming import Want
 
 DOWN_BYTES = 8 * 20 * 2  # of the checkpoints here
 
@@ -160,7 +162,7 @@ def test_files_of_the_same_content_are_not_read(hub, tmp_path):
     contents = [{file.name: file.read_bytes() for file in (tmp_path / n).glob("*.safetensors")} for n in ("old", "new")]
     changed = {name for name in contents[0] if contents[0][name] != contents[1][name]}
     assert len(changed) == 1
-    sources = [open_source("owner/tiny", revision=commit) for commit in (first, second)]
+    sources = [open_model("owner/tiny", revision=commit) for commit in (first, second)]
     hub.forget()
     scanned, read = paired(*sources)
     assert [pair.projections[0].layer for pair in scanned.pairs if not pair.shared] == [0, 4]  # of one shard
@@ -173,7 +175,7 @@ def test_files_of_the_same_content_are_not_read(hub, tmp_path):
 
 def test_a_local_copy_of_a_hub_model_is_hashed_and_nothing_downloaded(hub, folder):
     commit = hub.add("owner/tiny", folder)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     local = FolderSource(folder)
     scanned, read = paired(source, local)
     assert commit == source.commit
@@ -235,7 +237,7 @@ def test_both_sides_are_read_in_step():
 
 def test_as_many_readers_as_the_more_patient_side_wants(hub, folder):
     hub.add("owner/tiny", folder)
-    sides = [Checkpoint(open_source("owner/tiny")), Checkpoint(FolderSource(folder))]
+    sides = [Checkpoint(open_model("owner/tiny")), Checkpoint(FolderSource(folder))]
     assert _Both(sides).readers == _Both(sides[::-1]).readers == sides[0].source.readers
 
 
@@ -244,7 +246,7 @@ def test_a_second_comparison_reads_nothing(hub, tmp_path):
     for name, downs in (("old", random_downs()), ("new", random_downs(seed=1))):
         write_llama(tmp_path / name, downs)
         hub.add(f"owner/{name}", tmp_path / name)
-    sources = [open_source(f"owner/{name}") for name in ("old", "new")]
+    sources = [open_model(f"owner/{name}") for name in ("old", "new")]
     first, read = paired(*sources, cache=cache)
     again, read_again = paired(*sources, cache=cache)
     assert (read, read_again) == ([3 * DOWN_BYTES] * 2, [0, 0])
@@ -264,7 +266,7 @@ def test_a_damaged_cache_is_read_over(hub, tmp_path):
     for name, downs in (("old", random_downs(layers=1)), ("new", random_downs(layers=1, seed=1))):
         write_llama(tmp_path / name, downs)
         hub.add(f"owner/{name}", tmp_path / name)
-    sources = [open_source(f"owner/{name}") for name in ("old", "new")]
+    sources = [open_model(f"owner/{name}") for name in ("old", "new")]
     first, _ = paired(*sources, cache=cache)
     for path in (tmp_path / "kept").glob("*/*.json"):
         path.write_text(path.read_text().replace("squares", "sqares"))

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from analyzer.cli import cli
-from analyzer.errors import PlotError
-from analyzer.plots import check_plot, draw, plot_verification
-from analyzer.records import Coordinate, LayerMaxima, Profile, SuperWeight, VerifyResult
+from analyzer.base.errors import PlotError
+from analyzer.base.pictures import check_plot
+from analyzer.base.records import Coordinate
+from analyzer.cli.main import cli
+from analyzer.verify.pictures import draw, plot_verification
+from analyzer.verify.records import LayerMaxima, Profile, SuperWeight, VerifyResult
 
 PEAK = LayerMaxima(2, -2999.0, 1229, 24045.0, 507, 24081.0, 507)
 LAYERS = (
@@ -211,15 +213,18 @@ def test_a_plot_that_fails_does_not_cost_the_result(folder, tmp_path, monkeypatc
     def full(*_):
         raise PlotError("the disk is full")
 
-    monkeypatch.setattr("analyzer.analyze.run_verify", lambda *_, **__: (None, RESULT))
-    monkeypatch.setattr("analyzer.plots.plot_verification", full)
+    monkeypatch.setattr("analyzer.analyze.verifying.verify_model", lambda *_, **__: RESULT)
+    monkeypatch.setattr("analyzer.verify.pictures.plot_verification", full)
     result = CliRunner().invoke(cli, ["verify", str(folder), "--plot", str(tmp_path / "x.png")])
     assert isinstance(result.exception, PlotError)
     assert "me/model (012345678901)" in result.stdout
 
 
 def test_no_command_without_a_plot_imports_matplotlib():
-    script = "import sys, analyzer.cli, analyzer.analyze, analyzer.render; sys.exit('matplotlib' in sys.modules)"
+    rooms = "analyzer.cli.main, analyzer.analyze.verifying, analyzer.verify.report"
+    script = f"import sys, {rooms}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent).returncode == 0
-    script = "import sys, analyzer.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    script = (
+        "import sys, analyzer.verify.pictures, analyzer.diff.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent).returncode == 0

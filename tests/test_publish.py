@@ -14,10 +14,10 @@ import pytest
 from catalogs import REPORTED, entry
 from hub_server import NOTHING, Reply, on, status
 
-from analyzer.catalog import save_entry, save_reported
-from analyzer.errors import CatalogError, SourceError
-from analyzer.publish import publish
-from analyzer.render_publish import render_publication
+from analyzer.base.errors import CatalogError, SourceError
+from analyzer.catalog.files import save_entry, save_reported
+from analyzer.publish.publication import publish
+from analyzer.publish.report import render_publication
 
 NAME = "me/super-weights"
 HELD = f"datasets/{NAME}"
@@ -332,7 +332,7 @@ def test_a_server_that_is_broken_is_one_line(published, catalog, tamper, fragmen
 
 
 def test_a_server_that_does_not_answer(published, catalog, monkeypatch):
-    monkeypatch.setattr("analyzer.repository.ANSWER_S", 0.2)
+    monkeypatch.setattr("analyzer.publish.repository.ANSWER_S", 0.2)
     save_entry(catalog, "x", entry(note="New."))
     published.tamper = at("/commit/", lambda reply: changed(reply, cut=NOTHING, stall=True))
     began = time.monotonic()
@@ -373,7 +373,7 @@ def test_the_command(shelf, catalog, superweight):
 def test_a_name_that_is_none_is_wrong_usage(name):
     from click.testing import CliRunner
 
-    from analyzer.cli import cli
+    from analyzer.cli.main import cli
 
     result = CliRunner().invoke(cli, ["catalog", "publish", "--repo-id", name, "--catalog", "/nowhere"])
     assert result.exit_code == 2
@@ -382,8 +382,8 @@ def test_a_name_that_is_none_is_wrong_usage(name):
 
 
 def test_datasets_reads_the_published_repository(shelf, catalog, tmp_path):
-    from analyzer.catalog import read_documents
-    from analyzer.dataset import COLUMNS, rows_of
+    from analyzer.catalog.files import read_documents
+    from analyzer.publish.dataset import COLUMNS, rows_of
 
     publish(catalog, NAME, token="writer")
     script = (
@@ -401,10 +401,11 @@ def test_datasets_reads_the_published_repository(shelf, catalog, tmp_path):
 def test_help_imports_neither_pyarrow_nor_the_hubs_client():
     script = (
         "import sys\n"
-        "from analyzer.cli import cli\n"
+        "from analyzer.cli.main import cli\n"
         "try: cli(['catalog', 'publish', '--help'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(any(name in sys.modules for name in ('pyarrow', 'huggingface_hub', 'analyzer.publish')))\n"
+        "heavy = ('pyarrow', 'huggingface_hub', 'analyzer.publish.publication')\n"
+        "sys.exit(any(name in sys.modules for name in heavy))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment).returncode == 0

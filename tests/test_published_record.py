@@ -16,10 +16,11 @@ from models import COL, LAYER, PROMPT, ROW, TEXT, plant, random_llama, save
 from published_record import CONFLICTS, NO_COORDINATE, SOURCES, main, read_table, reported_item
 from test_cli import superweight
 
-from analyzer.catalog import coordinates_of, read_documents, reported_in, reported_on, save_reported, validate
-from analyzer.export import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, export_recipe, module_of
-from analyzer.render_catalog import render_agreement, render_catalog
-from analyzer.reported import agreement, merged
+from analyzer.catalog.export import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, export_recipe, module_of
+from analyzer.catalog.files import read_documents, save_reported, validate
+from analyzer.catalog.lookup import coordinates_of, reported_in, reported_on
+from analyzer.catalog.report import render_agreement, render_catalog
+from analyzer.catalog.reported import agreement, merged
 
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "catalog"

@@ -20,8 +20,9 @@ from models import (
     with_large_weights,
 )
 
-from analyzer.detection import Thresholds, detect
-from analyzer.forward import HookedModel
+from analyzer.forward.runner import Runner
+from analyzer.verify.detection import detect
+from analyzer.verify.settings import Thresholds
 
 PROMPTS = [
     "apple banana cherry",
@@ -66,14 +67,14 @@ def test_recurrences_over_prompts_are_those_of_each_alone(tmp_path):
 def test_long_prompts_ride_in_as_many_passes_as_memory_asks_for(tmp_path, monkeypatch):
     save(plant(random_llama(), value=0.2), tmp_path)
     at_once = verify_folder(tmp_path, prompts=PROMPTS)
-    run, residuals = [], HookedModel.residuals
+    run, watch = [], Runner._watch
 
     def watched(self, prompts, interventions, **options):
         run.append(len(prompts))
-        return residuals(self, prompts, interventions, **options)
+        return watch(self, prompts, interventions, **options)
 
-    monkeypatch.setattr(HookedModel, "residuals", watched)
-    monkeypatch.setattr("analyzer.verify.STREAM_BYTES", 4 * 6 * 9 * 128 * 3)  # of three of the longest prompt
+    monkeypatch.setattr(Runner, "_watch", watched)
+    monkeypatch.setattr("analyzer.forward.runner.STREAM_BYTES", 4 * 6 * 9 * 128 * 3)
     apart = verify_folder(tmp_path, prompts=PROMPTS)
     assert run[-2:] == [3, 3]
     assert apart.recurrences == at_once.recurrences
@@ -110,13 +111,13 @@ def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path
     plant_in(model, "modernbert")
     save(model, tmp_path)
     prompts = [PROMPT, "apple banana cherry date elder", "iris juniper kiwi", PROMPT + " pear pear pear"]
-    run, residuals = [], HookedModel.residuals
+    run, watch = [], Runner._watch
 
     def watched(self, prompts, interventions, **options):
         run.append([len(prompt) for prompt in prompts])
-        return residuals(self, prompts, interventions, **options)
+        return watch(self, prompts, interventions, **options)
 
-    monkeypatch.setattr(HookedModel, "residuals", watched)
+    monkeypatch.setattr(Runner, "_watch", watched)
     result = verify_folder(tmp_path, prompts=prompts)
     assert run[-4:] == [[8], [5], [3], [11]]
     expected = counted_by_hand(load_plain("modernbert", tmp_path), prompts)

@@ -4,19 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from analyzer.records import (
-    Coordinate,
-    LayerMaxima,
-    Masking,
-    Outlier,
-    Recurrence,
-    ScanResult,
-    SuperActivation,
-    SuperWeight,
-    VerifyResult,
-    Write,
-)
-from analyzer.render import render_scan, render_verify
+from analyzer.base.records import Coordinate
+from analyzer.scan.records import Outlier, ScanResult
+from analyzer.scan.report import render_scan
+from analyzer.verify.records import LayerMaxima, Masking, Recurrence, SuperActivation, SuperWeight, VerifyResult, Write
+from analyzer.verify.report import render_verify
 
 ACTIVATION = SuperActivation(2, 507, 0, "Apple", 24081.2, 12632.7, 29)
 WEIGHT = SuperWeight(

@@ -14,10 +14,10 @@ from models import (
 from safetensors.torch import load_file, save_file
 from sample_model import sample_model_folder
 
-from analyzer.analyze import evaluation_text
-from analyzer.checkpoint import INDEX
-from analyzer.detection import Thresholds, detect
-from analyzer.records import Coordinate
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.shards import INDEX
+from analyzer.verify.detection import detect
+from analyzer.verify.settings import Thresholds, evaluation_text
 
 SAMPLE = sample_model_folder()
 needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")

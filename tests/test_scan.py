@@ -21,11 +21,14 @@ from checkpoints import (
     write_tensors,
 )
 
-from analyzer.checkpoint import INDEX, Checkpoint
-from analyzer.errors import ArchitectureError, SourceError
-from analyzer.records import Coordinate
-from analyzer.scan import down_projection_bytes, down_projections, scan, static_ranks
-from analyzer.source import FolderSource
+from analyzer.base.errors import ArchitectureError, SourceError
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projection_bytes, down_projections
+from analyzer.checkpoint.shards import INDEX
+from analyzer.scan.ranks import static_ranks
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -351,9 +354,9 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
 def test_scanning_imports_no_torch(tmp_path):
     write_llama(tmp_path, random_downs())
     program = (
-        "import sys; from analyzer.checkpoint import Checkpoint; from analyzer.source import open_source\n"
-        "from analyzer.scan import scan, down_projections\n"
-        "checkpoint = Checkpoint(open_source(sys.argv[1])); scan(checkpoint, down_projections(checkpoint))\n"
+        "import sys\n"
+        "from analyzer.analyze.scanning import scan_model; from analyzer.source.opening import open_model\n"
+        "scan_model(open_model(sys.argv[1]))\n"
         "print(*sorted({'torch', 'transformers', 'huggingface_hub', 'accelerate'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

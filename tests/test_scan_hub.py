@@ -35,11 +35,12 @@ from hub_scans import (
 )
 from hub_server import PASSING_FAULTS, Reply, on, once_a_read, status
 
-from analyzer.analyze import run_scan
-from analyzer.cache import ResultCache, cache_folder
-from analyzer.checkpoint import CONFIG, INDEX
-from analyzer.hub import HubSource
-from analyzer.source import open_source
+from analyzer.analyze.scanning import scan_model
+from analyzer.checkpoint.shards import CONFIG, INDEX
+from analyzer.scan.kept import ResultCache, cache_folder
+from analyzer.scan.records import ScanSettings
+from analyzer.source.hub import HubSource
+from analyzer.source.opening import open_model
 
 # What is read
 
@@ -79,7 +80,7 @@ def test_tensors_side_by_side_are_one_request(hub, tmp_path):
 
 def test_large_tensors_are_read_in_blocks(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(HubSource, "block_bytes", 4096)
-    monkeypatch.setattr("analyzer.matrices.TILE_NUMBERS", 1000)
+    monkeypatch.setattr("analyzer.encodings.matrices.TILE_NUMBERS", 1000)
     write_llama(tmp_path / "large", random_downs(layers=2, hidden=64, intermediate=200))
     hub.add("owner/large", tmp_path / "large")
     result = scan_hub("owner/large")
@@ -165,9 +166,9 @@ def test_a_private_model_in_a_process_of_its_own(hub, sharded, superweight, tmp_
 def test_faults_that_pass_change_nothing(hub, sharded, fault):
     change = PASSING_FAULTS[fault]
     on_hub, on_cdn = once_a_read("hub", change), once_a_read("cdn", change)
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = lambda request, reply: on_hub(request, on_cdn(request, reply))
-    result = run_scan(source)
+    result = scan_model(source)
     hub.tamper = lambda request, reply: reply
     assert facts(result) == facts(scan_folder(sharded))
     assert result.bytes_read == headers_and_json(sharded) + LAYERS * DOWN_BYTES
@@ -175,7 +176,7 @@ def test_faults_that_pass_change_nothing(hub, sharded, fault):
 
 
 def test_a_storm_of_faults(hub, sharded, monkeypatch):
-    monkeypatch.setattr("analyzer.hub.PAUSES", (0.0,) * 40)
+    monkeypatch.setattr("analyzer.source.patience.PAUSES", (0.0,) * 40)
     faults, chance, counting = list(PASSING_FAULTS.values()), random.Random(0), threading.Lock()
     faulty = 0
 
@@ -188,11 +189,11 @@ def test_a_storm_of_faults(hub, sharded, monkeypatch):
             return chance.choice(faults)(reply)
 
     expected = facts(scan_folder(sharded))
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = tamper
     hub.uses_of_a_url = 2
     for _ in range(3):
-        assert facts(run_scan(source, use_cache=False)) == expected
+        assert facts(scan_model(source, ScanSettings(use_cache=False))) == expected
     assert faulty > 6 * LAYERS
 
 
@@ -204,7 +205,7 @@ def test_stalled_connections_change_nothing(hub, sharded, monkeypatch, cut):
 
 
 def test_trickling_bodies_change_nothing(hub, sharded, monkeypatch):
-    monkeypatch.setattr("analyzer.hub.SLOW_S", 0.05)
+    monkeypatch.setattr("analyzer.source.patience.SLOW_S", 0.05)
     hub.tamper = once_a_read("cdn", lambda reply: replace(reply, drip=0.005))
     assert facts(scan_hub()) == facts(scan_folder(sharded))
 
@@ -237,11 +238,11 @@ def test_signed_urls_for_single_ranges_change_nothing(hub, sharded):
 
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_a_fault_that_never_ends(hub, sharded, fault):
-    source = open_source("owner/tiny")
+    source = open_model("owner/tiny")
     hub.tamper = lambda request, reply: (
         PASSING_FAULTS[fault](reply) if request.origin == "cdn" and first_byte(request) > 8 else reply
     )
-    message = refused(run_scan, source)
+    message = refused(scan_model, source)
     assert message.startswith("owner/tiny/model-0000")
     assert "; tried 4 times over 0 s: " in message
     assert ResultCache(cache_folder()).size() == (0, 0)

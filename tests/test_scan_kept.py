@@ -30,8 +30,8 @@ from hub_scans import (
 )
 from hub_server import Reply
 
-from analyzer.checkpoint import INDEX
-from analyzer.hub import HubSource
+from analyzer.checkpoint.shards import INDEX
+from analyzer.source.hub import HubSource
 
 # What is kept
 

@@ -14,10 +14,10 @@ from catalogs import REPORTED as ITEM
 from catalogs import WEIGHT
 from site_pages import ACTIVATION, ENTRIES, HOSTILE, NAMES, REPORTED, ROOT, documents, entry, hostile, read, rows
 
-from analyzer.catalog import read_documents
-from analyzer.errors import CatalogError, shown
-from analyzer.site import render_site, write_site
-from analyzer.site_drawing import Sizes, draw
+from analyzer.base.errors import CatalogError, shown
+from analyzer.catalog.files import read_documents
+from analyzer.site.drawing import Sizes, draw
+from analyzer.site.page import render_site, write_site
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from site_pages import ENTRIES, NAMES, REPORTED, ROOT, hostile
 
-from analyzer.catalog import read_documents
-from analyzer.site import render_site, write_site
+from analyzer.catalog.files import read_documents
+from analyzer.site.page import render_site, write_site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -3,13 +3,14 @@ import os
 import pytest
 from checkpoints import refused
 
-from analyzer.source import is_plain_path, open_source
+from analyzer.source.opening import open_model
+from analyzer.source.source import is_plain_path
 
 WEIGHTS = "model.safetensors"
 
 
 def test_a_folder_is_read_exactly(folder):
-    source = open_source(str(folder))
+    source = open_model(str(folder))
     data = (folder / WEIGHTS).read_bytes()
     assert source.sizes == {WEIGHTS: len(data), "config.json": (folder / "config.json").stat().st_size}
     assert (source.model, source.revision, source.commit) == ("tiny", None, None)
@@ -20,14 +21,14 @@ def test_a_folder_is_read_exactly(folder):
 
 def test_the_name_in_results_is_never_a_path(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert open_source(".").model == "tiny"
-    assert open_source(f"{folder}/").model == "tiny"
-    assert open_source(str(folder), model_id="owner/name").model == "owner/name"
+    assert open_model(".").model == "tiny"
+    assert open_model(f"{folder}/").model == "tiny"
+    assert open_model(str(folder), model_id="owner/name").model == "owner/name"
 
 
 def test_the_home_folder_is_expanded(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert open_source("~/tiny").model == "tiny"
+    assert open_model("~/tiny").model == "tiny"
 
 
 def test_links_to_files_are_followed(folder, tmp_path):
@@ -36,7 +37,7 @@ def test_links_to_files_are_followed(folder, tmp_path):
     linked.mkdir()
     (linked / WEIGHTS).symlink_to(folder / WEIGHTS)
     (linked / "gone.safetensors").symlink_to(folder / "gone")
-    source = open_source(str(linked))
+    source = open_model(str(linked))
     assert list(source.sizes) == [WEIGHTS]
     assert source.read(WEIGHTS, 3, 9) == (folder / WEIGHTS).read_bytes()[3:9]
 
@@ -44,18 +45,18 @@ def test_links_to_files_are_followed(folder, tmp_path):
 def test_only_regular_files_are_listed(folder):
     os.mkfifo(folder / "pipe.safetensors")
     (folder / "sub.safetensors").mkdir()
-    assert set(open_source(str(folder)).sizes) == {WEIGHTS, "config.json"}
+    assert set(open_model(str(folder)).sizes) == {WEIGHTS, "config.json"}
 
 
 def test_a_fifo_in_place_of_a_file_does_not_hang(folder):
-    source = open_source(str(folder))
+    source = open_model(str(folder))
     (folder / WEIGHTS).unlink()
     os.mkfifo(folder / WEIGHTS)
     assert "is not a regular file" in refused(source.read, WEIGHTS, 0, 8)
 
 
 def test_files_that_went_away_or_shrank(folder):
-    source = open_source(str(folder))
+    source = open_model(str(folder))
     os.truncate(folder / WEIGHTS, 100)
     assert source.read(WEIGHTS, 0, 100) == (folder / WEIGHTS).read_bytes()
     assert "ends at byte 100, expected 101: it is truncated" in refused(source.read, WEIGHTS, 90, 101)
@@ -67,29 +68,29 @@ def test_files_that_went_away_or_shrank(folder):
 
 
 def test_subfolders(folder):
-    source = open_source(str(folder.parent), subfolder="tiny")
+    source = open_model(str(folder.parent), subfolder="tiny")
     assert source.read("config.json", 0, 1) == b"{"
     assert source.folder([WEIGHTS]) == folder
-    assert "cannot list" in refused(open_source, str(folder), subfolder="missing")
-    assert "cannot list" in refused(open_source, str(folder), subfolder=WEIGHTS)
+    assert "cannot list" in refused(open_model, str(folder), subfolder="missing")
+    assert "cannot list" in refused(open_model, str(folder), subfolder=WEIGHTS)
 
 
 @pytest.mark.parametrize("subfolder", ["..", "../tiny2", "a/../../x", "/etc", "link"])
 def test_a_subfolder_that_leads_out(folder, tmp_path, subfolder):
     (tmp_path / "tiny2").mkdir()
     (folder / "link").symlink_to(tmp_path)
-    assert "leads out of" in refused(open_source, str(folder), subfolder=subfolder)
+    assert "leads out of" in refused(open_model, str(folder), subfolder=subfolder)
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert "is a file: give the folder" in refused(open_source, WEIGHTS)
-    assert "is a file: give the folder" in refused(open_source, str(folder / WEIGHTS))
+    assert "is a file: give the folder" in refused(open_model, WEIGHTS)
+    assert "is a file: give the folder" in refused(open_model, str(folder / WEIGHTS))
     for model in ["/no/such/folder", "a/b/c", "https://huggingface.co/a/b", "../x", "a b", "-x", "a/", "ä/b", "a\0b"]:
-        assert "is not a Hub id of the form owner/name" in refused(open_source, model)
+        assert "is not a Hub id of the form owner/name" in refused(open_model, model)
     for model in ["a" * 5000, "~nobody-of-that-name/x"]:
-        assert "cannot look for a folder" in refused(open_source, model)
-    assert "a local folder and has no revisions" in refused(open_source, ".", revision="main")
+        assert "cannot look for a folder" in refused(open_model, model)
+    assert "a local folder and has no revisions" in refused(open_model, ".", revision="main")
 
 
 @pytest.mark.parametrize(
@@ -125,4 +126,4 @@ def test_plain_paths(name, plain):
 def test_a_link_that_leads_in_a_circle_is_no_file(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "a.txt").write_text("abc")
-    assert dict(open_source(str(tmp_path)).sizes) == {"a.txt": 3}
+    assert dict(open_model(str(tmp_path)).sizes) == {"a.txt": 3}

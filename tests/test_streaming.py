@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from analyzer.errors import SourceError
-from analyzer.streaming import MAX_WORKERS, Want, in_parallel, stream
+from analyzer.base.errors import SourceError
+from analyzer.source.streaming import MAX_WORKERS, Want, in_parallel, stream
 
 SOON = 10  # seconds within which another thread must have come along, however slow the machine
 

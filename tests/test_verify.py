@@ -12,7 +12,6 @@ from models import (
     LAYER,
     MIXTURES,
     PLANTED,
-    PROMPT,
     PROMPT_IDS,
     ROW,
     TEXT,
@@ -21,7 +20,6 @@ from models import (
     arguments,
     cue,
     found_at,
-    hooked,
     load_plain,
     plant,
     plant_in,
@@ -34,14 +32,15 @@ from models import (
     with_large_weights,
 )
 
-from analyzer.analyze import run_scan
-from analyzer.checkpoint import Checkpoint
-from analyzer.detection import Thresholds
-from analyzer.errors import ArchitectureError, ForwardError
-from analyzer.records import Coordinate
-from analyzer.scan import down_projections, nearest_weights
-from analyzer.source import FolderSource
-from analyzer.verify import verify
+from analyzer.analyze.scanning import scan_model
+from analyzer.base.errors import ArchitectureError, ForwardError
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.scan.ranks import nearest_weights
+from analyzer.scan.records import ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.verify.detection import Thresholds
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_a_large_weight_on_the_channel_that_writes_nothing_is_rejected(tmp_path)
 
 
 def lone_outlier(folder, **options):
-    (outlier,) = run_scan(FolderSource(folder), top=1, use_cache=False, **options).outliers
+    (outlier,) = scan_model(FolderSource(folder), ScanSettings(top=1, use_cache=False, **options)).outliers
     return outlier.coordinate
 
 
@@ -240,11 +239,7 @@ def test_masking_tells_what_zeroing_does_to_other_activations(tmp_path):
 
 
 def test_thresholds_are_options(planted_folder):
-    options = {"prompt": PROMPT, "text": TEXT, "outliers": (), "rank": lambda cs: dict.fromkeys(cs, 1)}
-    options["nearest"] = lambda *_: ()
-    model = hooked(planted_folder)
-    assert verify(model, **options).verdict == "found"
-    assert verify(model, **options, thresholds=Thresholds(activation_ratio=1e7)).verdict == "none"
+    assert verify_folder(planted_folder, thresholds=Thresholds(activation_ratio=1e7)).verdict == "none"
 
 
 def test_a_prompt_must_have_some_tokens(planted_folder):
@@ -290,8 +285,8 @@ def test_the_same_input_gives_the_same_result(tmp_path, planted):
 
 
 def test_a_model_that_is_dropped_block_by_block_gives_the_same_result(planted_folder, planted, monkeypatch):
-    monkeypatch.setattr("analyzer.forward.KEEP_BYTES", 0)
-    monkeypatch.setattr("analyzer.forward.CPU_ROW_BYTES", 1)
+    monkeypatch.setattr("analyzer.model.devices.KEEP_BYTES", 0)
+    monkeypatch.setattr("analyzer.model.devices.CPU_ROW_BYTES", 1)
     again = verify_folder(planted_folder)
     assert again.bytes_read > planted.bytes_read
     for found, expected in zip(again.super_weights, planted.super_weights, strict=True):

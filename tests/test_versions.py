@@ -16,17 +16,20 @@ import pytest
 from checkpoints import edited, random_downs, write_config, write_llama, write_tensors
 from click.testing import CliRunner
 
-from analyzer.analyze import run_scan
-from analyzer.cache import ResultCache
-from analyzer.catalog import save_reported
-from analyzer.checkpoint import Checkpoint
-from analyzer.cli import cli
-from analyzer.diff_records import FollowedWeight, History, RevisionSummary
-from analyzer.records import Coordinate, plain
-from analyzer.render_diff import render_history
-from analyzer.scan import down_projections, kept_weights
-from analyzer.source import FolderSource, open_source
-from analyzer.versions import Model, run_diff, run_history
+from analyzer.analyze.scanning import scan_model
+from analyzer.base.records import Coordinate, plain
+from analyzer.catalog.files import save_reported
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.cli.main import cli
+from analyzer.diff.records import FollowedWeight, History, RevisionSummary
+from analyzer.diff.report import render_history
+from analyzer.diff.versions import Model, compare_models, compare_revisions
+from analyzer.scan.kept import ResultCache
+from analyzer.scan.records import ScanSettings
+from analyzer.scan.scanner import kept_weights
+from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 DOWNS = random_downs(layers=4)
 NEXT = edited(edited(DOWNS, 1, 2, 3, 1.5), 3, 7, 19, -2.0)
@@ -84,7 +87,11 @@ CHANGED = [
 
 def test_every_mix_of_models_gives_the_same_answer(versions, empty):
     sides = [("owner/tiny@v1", versions / "old/tiny"), ("owner/tiny@v2", versions / "new/tiny")]
-    results = [run_diff(str(old), str(new), top=2, catalog=empty) for old in sides[0] for new in sides[1]]
+    results = [
+        compare_models(str(old), str(new), settings=ScanSettings(top=2), catalog=empty)
+        for old in sides[0]
+        for new in sides[1]
+    ]
     for result in results:
         assert {change[:4] for change in what_changed(result)} >= {change[:4] for change in CHANGED}
         assert result.outliers_among == "changed"
@@ -97,9 +104,9 @@ def test_every_mix_of_models_gives_the_same_answer(versions, empty):
 
 def test_a_saved_result_against_the_model_it_is_of_and_the_next(versions, empty):
     saved = versions / "saved.json"
-    saved.write_text(json.dumps(plain(run_scan(FolderSource(versions / "old/tiny"), top=2))))
-    assert run_diff(str(saved), str(versions / "old/tiny"), top=2, catalog=empty).identical
-    result = run_diff(str(saved), "owner/tiny@v2", top=2, catalog=empty)
+    saved.write_text(json.dumps(plain(scan_model(FolderSource(versions / "old/tiny"), ScanSettings(top=2)))))
+    assert compare_models(str(saved), str(versions / "old/tiny"), settings=ScanSettings(top=2), catalog=empty).identical
+    result = compare_models(str(saved), "owner/tiny@v2", settings=ScanSettings(top=2), catalog=empty)
     assert (result.outliers_among, result.bytes_read > 0) == ("all", True)
     appeared = [change for change in what_changed(result) if change[0] == "appeared"]
     # What had no rank in the saved result is not known.
@@ -107,7 +114,7 @@ def test_a_saved_result_against_the_model_it_is_of_and_the_next(versions, empty)
 
 
 def test_the_super_weights_are_those_that_the_catalog_knows(versions, catalog):
-    result = run_diff("owner/tiny@v1", "owner/tiny@v2", catalog=catalog)
+    result = compare_models("owner/tiny@v1", "owner/tiny@v2", catalog=catalog)
     assert result.super_weights_from == "known"
     told = [(c.kind, c.layer, c.row, c.col, c.known, c.old, c.new) for c in result.super_weights]
     unchanged = {"value": float(DOWNS[1][0, 0])}
@@ -181,7 +188,7 @@ def test_the_commits_of_both_sides_are_named(versions, hub):
 
 
 def test_what_a_scan_has_kept_is_not_asked_for_again(versions, hub, tmp_path):
-    source = open_source("owner/tiny", revision="v2")
+    source = open_model("owner/tiny", revision="v2")
     checkpoint = Checkpoint(source)
     projections = down_projections(checkpoint)
     cache = ResultCache(tmp_path / "kept")
@@ -226,7 +233,9 @@ def test_the_known_weights_of_a_model_with_towers(tmp_path):
         write_tensors(tmp_path / name / "llava-9", tensors)
         write_config(tmp_path / name / "llava-9", model_type="llava")
     save_reported(tmp_path / "catalog", "llava", [reported("owner/llava-9", 1, 2, 3)])
-    result = run_diff(*(str(tmp_path / name / "llava-9") for name in ("old", "new")), catalog=tmp_path / "catalog")
+    result = compare_models(
+        *(str(tmp_path / name / "llava-9") for name in ("old", "new")), catalog=tmp_path / "catalog"
+    )
     assert [(c.tower, c.layer, c.kind, c.new) for c in result.super_weights] == [
         ("language", 1, "changed", {"value": 1.5})
     ]
@@ -285,9 +294,9 @@ def test_experts_small_values_and_long_names_fit_in_100_columns(tmp_path):
 
 
 def test_revisions_are_followed(versions, hub, catalog):
-    history = run_history("owner/tiny", ["v1", "v2"], top=3, catalog=catalog)
+    history = compare_revisions("owner/tiny", ["v1", "v2"], settings=ScanSettings(top=3), catalog=catalog)
     assert [(r.revision, r.commit) for r in history.revisions] == list(hub.repositories["owner/tiny"].branches.items())
-    scans = [run_scan(FolderSource(versions / name / "tiny"), top=3) for name in ("old", "new")]
+    scans = [scan_model(FolderSource(versions / name / "tiny"), ScanSettings(top=3)) for name in ("old", "new")]
     tops = [[o.coordinate for o in scan.outliers] for scan in scans]
     assert history.revisions[1].shared == len(set(tops[0]) & set(tops[1]))
     assert [w.known for w in history.weights] == ["reported", "reported", None, None, None]

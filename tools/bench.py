@@ -25,10 +25,11 @@ from safetensors.numpy import save_file
 from sample_model import built_sample_model
 from tabulate import tabulate
 
-from analyzer.checkpoint import Checkpoint
-from analyzer.records import Coordinate
-from analyzer.scan import down_projection_bytes, down_projections, scan
-from analyzer.source import FolderSource
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import down_projection_bytes, down_projections
+from analyzer.scan.scanner import scan
+from analyzer.source.folder import FolderSource
 
 LAYERS, ROWS, COLS = 22, 4096, 11008  # of a Llama-2-7b: 2 GB of bfloat16 down projections
 REPEATS = 5
@@ -287,19 +288,21 @@ def make_large_model(folder: Path) -> None:
 
 def bench_interventions() -> list[Row]:
     """Return the row about zeroing many weights in one pass over the sample model, its blocks dropped after use."""
-    from analyzer.forward import HookedModel
+    from analyzer.forward.edits import zeroing
+    from analyzer.forward.runner import Runner
+    from analyzer.model.tokens import Tokens
 
     folder = built_sample_model()
     checkpoint = Checkpoint(FolderSource(folder))
-    model = HookedModel(checkpoint, down_projections(checkpoint), folder, keep_bytes=0)
-    ids = model.tokenize(PROMPT)
-    zeroed = [(Coordinate(layer, None, 507, 1229),) for layer in range(INTERVENTIONS)]
+    runner = Runner(checkpoint, down_projections(checkpoint), folder, keep_bytes=0)
+    ids = Tokens(runner.name, folder, vocabulary=runner.vocabulary, max_tokens=runner.max_tokens).ids(PROMPT)
+    zeroed = [zeroing([Coordinate(layer, None, 507, 1229)]) for layer in range(INTERVENTIONS)]
 
     def at_once() -> np.ndarray:
-        return model.residuals([ids] * len(zeroed), zeroed)
+        return np.stack(list(runner.streams([ids] * len(zeroed), zeroed)))
 
     def one_by_one() -> np.ndarray:
-        return np.concatenate([model.residuals([ids], [one]) for one in zeroed])
+        return np.concatenate([list(runner.streams([ids], [one])) for one in zeroed])
 
     one_pass, passes = fastest(at_once), fastest(one_by_one, repeats=2)
     together, apart = at_once(), one_by_one()

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analyzer.catalog import family_of, save_reported
-from analyzer.errors import AnalyzerError, CatalogError, shown
-from analyzer.reported import NONE_FOUND, merged
+from analyzer.base.errors import AnalyzerError, CatalogError, shown
+from analyzer.catalog.families import family_of
+from analyzer.catalog.files import save_reported
+from analyzer.catalog.reported import NONE_FOUND, merged
 
 Source = tuple[str, str, str, str]  # name, kind, URL, what it says itself
 

@@ -1,0 +1,104 @@
+"""The dynamic job: scan a model, run it, and say which weights are super weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.progress import Progress
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import check_can_be_run, down_projections
+from analyzer.scan.ranks import nearest_weights, static_ranks
+from analyzer.scan.records import Outlier, ScanResult, ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.source.source import Source
+from analyzer.verify.preparation import Statics, prepare
+from analyzer.verify.records import VerifyResult
+from analyzer.verify.settings import VerifySettings
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A verification with what it was made from; `scanned` is null with early_stop."""
+
+    checkpoint: Checkpoint
+    scanned: ScanResult | None
+    result: VerifyResult
+
+
+def verify_model(
+    source: Source,
+    settings: VerifySettings | None = None,
+    *,
+    scan: ScanSettings = DEFAULT_SCAN,
+    progress: Progress = lambda *_: None,
+) -> VerifyResult:
+    """Run a model and return which weights are super weights, and what zeroing them does.
+
+    `source` is what open_model returns; `scan` says which static candidates are screened too. A model on the Hub is
+    downloaded first, since its weights are needed many times over; with `early_stop` they are read by ranges, as far
+    as they are needed. Raises AnalyzerError where the model cannot be read or run.
+
+    >>> result = verify_model(open_model("./my-model"), VerifySettings(prompt=PROMPT, text=TEXT))
+    >>> result.verdict
+    'found'
+    """
+    return verify_with_scan(source, settings or VerifySettings(), scan, progress).result
+
+
+def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSettings, progress: Progress) -> Verified:
+    """Do what verify_model does, and return the scan too."""
+    early_stop = settings.early_stop
+    checkpoint = Checkpoint(source)
+    # These fail, where they must, before gigabytes are read or a lying config is built.
+    check_can_be_run(source.model, down_projections(checkpoint), checkpoint.config)
+    folder = source.folder(() if early_stop else checkpoint.shards)
+    if not early_stop:
+        local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
+        checkpoint = Checkpoint(local)
+    projections = down_projections(checkpoint)
+    scanned: ScanResult | None = None
+    candidates: list[Outlier] = []
+    if not early_stop:
+        scanned = scan_projections(checkpoint, projections, scan, progress)
+        candidates += scanned.outliers
+        other = replace(scan, score="gain" if scan.score == "magnitude" else "magnitude")
+        with suppress(ArchitectureError):  # whose gain cannot be told
+            candidates += scan_projections(checkpoint, projections, other, progress).outliers
+
+    # These import torch, which a scan, and a refusal, never need.
+    from analyzer.forward.runner import Runner
+    from analyzer.model.tokens import Tokens
+    from analyzer.verify.verification import verify
+
+    progress("building the model", 0, 1)
+    runner = Runner(
+        checkpoint,
+        projections,
+        folder,
+        device=settings.device,
+        dtype=settings.dtype,
+        keep_bytes=1 << 62 if early_stop else None,  # the few blocks that run are needed twice
+    )
+    progress("building the model", 1, 1)
+    tokens = Tokens(
+        source.model, folder, vocabulary=runner.vocabulary, max_tokens=runner.max_tokens, masked=runner.masked
+    )
+    by_place = {projection.sort_key: projection for projection in projections}
+
+    def rank(coordinates: Sequence[Coordinate]) -> dict[Coordinate, int]:
+        return static_ranks(checkpoint, projections, coordinates)
+
+    def nearest(coordinate: Coordinate, count: int) -> list[Coordinate]:
+        return nearest_weights(checkpoint, by_place[coordinate.sort_key[:3]], coordinate, count)
+
+    def shape(coordinate: Coordinate) -> tuple[int, int]:
+        return by_place[coordinate.sort_key[:3]].shape
+
+    prepared = prepare(settings, tokens, source.model)
+    result = verify(runner, prepared, Statics(source.model, candidates, rank, nearest, shape), settings, progress)
+    return Verified(checkpoint, scanned, result)

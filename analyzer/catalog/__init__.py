@@ -1,0 +1,1 @@
+"""The catalog: families, entries, files, what others report, exports."""

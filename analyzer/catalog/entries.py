@@ -1,0 +1,52 @@
+"""An analysis -> the catalog's entry for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from analyzer import __version__
+from analyzer.base.records import plain
+from analyzer.catalog.documents import Entry as Entry
+from analyzer.scan.records import Outlier, ScanResult
+from analyzer.verify.records import VerifyResult
+
+SIGNIFICANT_DIGITS = 5  # of measured numbers; a weight's value is kept exactly
+
+
+def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, Any], note: str | None) -> Entry:
+    """Return the catalog's entry for one analysis, whose commit is a content hash for a local folder.
+
+    Rejected candidates are left out: they are no super weights.
+    """
+    kept = [w for w in result.super_weights if w.status != "rejected"]
+    return {
+        "model": result.model,
+        "commit": result.commit,
+        "note": note,
+        "model_type": scan.model_type,
+        "num_layers": scan.num_layers,
+        "hidden_size": scan.hidden_size,
+        "intermediate_size": scan.intermediate_size,
+        "method": {"tool": "superweight-analyzer", "version": __version__, **method},
+        "verdict": result.verdict,
+        "super_activations": _rounded(plain(result.super_activations)),
+        "super_weights": [
+            {**_rounded(plain(w)), "value": w.value} for w in sorted(kept, key=lambda w: w.coordinate.sort_key)
+        ],
+        "joint": _rounded(plain(result.joint)),
+        "outliers": [{**_rounded(_outlier_fields(o)), "value": o.value} for o in scan.outliers],
+    }
+
+
+def _outlier_fields(outlier: Outlier) -> dict[str, Any]:
+    fields = plain(outlier)
+    return {key: fields[key] for key in ("rank", "layer", "expert", "row", "col", "value", "zscore")}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_rounded(member) for member in value]
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value

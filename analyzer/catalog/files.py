@@ -1,0 +1,162 @@
+"""The catalog: one JSON file per model family, with this tool's entries and what others have reported.
+
+Writing the same analysis again leaves a file byte for byte the same. Writes are atomic (a temporary file, fsync,
+rename) and take a lock, so that two writers lose nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analyzer.base.errors import CatalogError, shown
+from analyzer.catalog.documents import (
+    SCHEMA_FILE,
+    Document,
+    Reported,
+    entry_key,
+    load,
+    problems,
+    read_document,
+    write_document,
+)
+from analyzer.catalog.documents import Entry as Entry
+from analyzer.catalog.families import FAMILY
+from analyzer.catalog.reported import merged
+
+DEFAULT_FOLDER = Path("catalog")
+LOCK_FILE = ".lock"
+LOCK_TIMEOUT_S = 30
+
+
+def check_destination(folder: Path, family: str) -> None:
+    """Raise the CatalogError that save_entry would, as far as it can be known before there is an entry."""
+    path = _family_path(folder, family)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise CatalogError(f"cannot write to the catalog folder {shown(folder)}: permission denied")
+        if path.exists():
+            read_document(path)
+    except OSError as error:
+        raise CatalogError(f"cannot write {shown(path)}: {error.strerror}") from error
+
+
+def _family_path(folder: Path, family: str) -> Path:
+    if not FAMILY.fullmatch(family) or family == "schema":
+        raise CatalogError(f"{shown(family)} cannot name a family: use lower-case letters, digits, '.', '_' and '-'")
+    return folder / f"{family}.json"
+
+
+def save_entry(folder: Path, family: str, entry: Entry) -> Path:
+    """Put an entry into the family's file; returns the file. Everything else in it stays as it is.
+
+    It takes the place of an entry of the same model and commit that was made in the same way (entry_key), whose note
+    it keeps where it has none; analyses made in another way stand beside it, since their figures do not mix.
+    Raises CatalogError where the file there is broken or newer, or cannot be written; it is then as it was.
+    """
+    with _changing(folder, family) as (path, document):
+        others = [other for other in document["entries"] if entry_key(other) != entry_key(entry)]
+        if entry["note"] is None:
+            same = (other["note"] for other in document["entries"] if entry_key(other) == entry_key(entry))
+            entry = {**entry, "note": next(same, None)}
+        write_document(path, family, entries=[*others, entry], reported=document["reported"])
+    return path
+
+
+def save_reported(folder: Path, family: str, reported: Iterable[Reported]) -> Path:
+    """Merge what others report into the family's file; returns the file. Its entries stay as they are.
+
+    Nothing that is there is lost: see merged. Raises CatalogError like save_entry.
+    """
+    with _changing(folder, family) as (path, document):
+        write_document(path, family, entries=document["entries"], reported=merged(document["reported"], reported))
+    return path
+
+
+@contextmanager
+def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
+    """Yield a family's file and its content, or that of an empty one, with all other writers locked out."""
+    import filelock
+
+    path = _family_path(folder, family)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S):
+            yield path, read_document(path) if path.exists() else {"entries": [], "reported": []}
+    except filelock.Timeout as error:
+        raise CatalogError(f"{shown(folder)} is locked by another writer: try again when it is done") from error
+    except OSError as error:
+        raise CatalogError(f"cannot write {shown(path)}: {error.strerror}; what was there is unchanged") from error
+
+
+def known_documents(folder: Path | None) -> dict[str, Document]:
+    """Return the content of a catalog by family, to look things up in.
+
+    Without a folder it is that of `catalog` in the current one, if there is such a folder, together with the record
+    that comes with the tool. Raises CatalogError like read_document.
+    """
+    return with_record(DEFAULT_FOLDER) if folder is None else read_documents(folder)
+
+
+def with_record(folder: Path) -> dict[str, Document]:
+    """Return the content of a catalog, where there is one, together with the record that comes with the tool.
+
+    Raises CatalogError like read_document.
+    """
+    record = read_documents(_record_folder())
+    if not folder.is_dir() or folder.samefile(_record_folder()):
+        return record
+    own = read_documents(folder)
+    nothing: Document = {"entries": [], "reported": []}
+    return {
+        family: _together(own.get(family, nothing), record.get(family, nothing)) for family in sorted({**own, **record})
+    }
+
+
+def _record_folder() -> Path:
+    """Return the catalog that was installed with the tool, or that of the checkout that it runs from."""
+    package = Path(__file__).parents[1]
+    installed = package / "record"
+    return installed if installed.is_dir() else package.parent / "catalog"
+
+
+def _together(own: Document, record: Document) -> Document:
+    keys = {entry_key(entry) for entry in own["entries"]}
+    return {
+        "entries": [*own["entries"], *(entry for entry in record["entries"] if entry_key(entry) not in keys)],
+        "reported": merged(own["reported"], record["reported"]),
+    }
+
+
+def read_documents(folder: Path) -> dict[str, Document]:
+    """Return the content of every file by its family, in order. Raises CatalogError like read_document."""
+    return {path.stem: read_document(path) for path in files(folder)}
+
+
+def validate(folder: Path) -> tuple[int, int, list[str]]:
+    """Return how many files and entries a catalog has, and every problem found, each on one line.
+
+    Raises CatalogError where there is no such folder.
+    """
+    entries, found = 0, []
+    paths = files(folder)
+    for path in paths:
+        try:
+            document = load(path)
+        except CatalogError as error:
+            found.append(str(error))
+            continue
+        faults = [f"{shown(path)}: {problem}" for problem in problems(document, path.stem)]
+        found += faults
+        entries += 0 if faults else len(document["entries"])
+    return len(paths), entries, found
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the catalog's files in order. Raises CatalogError where there is no such folder."""
+    if not folder.is_dir():
+        raise CatalogError(f"there is no catalog folder {shown(folder)}: give one with --catalog")
+    return sorted(path for path in folder.glob("*.json") if path.name != SCHEMA_FILE)

@@ -1,0 +1,66 @@
+"""What others have published about super weights, beside what this tool finds: pure functions on the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analyzer.catalog.documents import Entry, Reported, reported_key
+
+NONE_FOUND = "none found"  # the reason where a source looked for super weights and there were none
+FIELDS = ("model", "revision", "layer", "expert", "row", "col", "value", "standing", "reason", "sources")
+
+
+def merged(old: Iterable[Reported], new: Iterable[Reported]) -> list[Reported]:
+    """Return what both report, one item a coordinate of a model's revision, in order.
+
+    Nothing is lost: sources are added to those that are there (one of the same name and URL is brought up to date), a
+    coordinate once disputed stays so, and where two values contradict each other the first is kept, as disputed.
+    """
+    items = {reported_key(item): item for item in old}
+    for item in new:
+        key = reported_key(item)
+        items[key] = _merged_item(items[key], item) if key in items else item
+    return [{field: items[key][field] for field in FIELDS} for key in sorted(items)]
+
+
+def _merged_item(old: Reported, new: Reported) -> Reported:
+    sources = {(source["name"], source["url"]): source for source in old["sources"]}
+    sources |= {(source["name"], source["url"]): source for source in new["sources"]}
+    standing, reason = (new if new["reason"] is not None else old)["standing"], new["reason"] or old["reason"]
+    value = new["value"] if old["value"] is None else old["value"]
+    if new["value"] is not None and new["value"] != value:
+        standing, reason = "disputed", f"The sources give two values: {value!r} and {new['value']!r}."
+    return {**old, "value": value, "standing": standing, "reason": reason, "sources": list(sources.values())}
+
+
+def agreement(entry: Entry, reported: Sequence[Reported]) -> list[dict[str, Any]]:
+    """Return, for each coordinate that others report, whether an analysis of the model sees it too.
+
+    `here` is `confirmed`, `coincident` (on the super activation's channel, but zeroing it does not take the activation
+    away) or null; `weights` the confirmed ones that stand for it: the coordinate itself, or those in a reported row.
+    `agrees` is null where there is nothing to agree with; `same_commit` says whether the source looked at this commit.
+    """
+    return [
+        {
+            **{field: item[field] for field in ("revision", "layer", "expert", "row", "col", "standing", "reason")},
+            "sources": [source["name"] for source in item["sources"]],
+            "same_commit": item["revision"] == entry["commit"],
+            **_seen(entry, item),
+        }
+        for item in reported
+    ]
+
+
+def _seen(entry: Entry, item: Reported) -> dict[str, Any]:
+    if item["layer"] is None:
+        agrees = entry["verdict"] == "none" if item["reason"] == NONE_FOUND else None
+        return {"here": None, "agrees": agrees, "weights": []}
+    axes = ("layer", "row") if item["col"] is None else ("layer", "expert", "row", "col")
+    same = [weight for weight in entry["super_weights"] if all(weight[axis] == item[axis] for axis in axes)]
+    confirmed = [weight for weight in same if weight["status"] == "confirmed"]
+    return {
+        "here": "confirmed" if confirmed else "coincident" if same else None,
+        "agrees": bool(confirmed),
+        "weights": [{axis: weight[axis] for axis in ("layer", "expert", "row", "col")} for weight in confirmed],
+    }

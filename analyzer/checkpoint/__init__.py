@@ -1,0 +1,1 @@
+"""A safetensors checkpoint: headers, index and shards, and which of its tensors are down projections."""

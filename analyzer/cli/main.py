@@ -1,0 +1,30 @@
+"""The command line as a whole; each command parses, calls and renders, nothing else."""
+
+from __future__ import annotations
+
+import click
+
+from analyzer import __version__
+from analyzer.cli.analyze import analyze
+from analyzer.cli.cache import cache
+from analyzer.cli.catalog.group import catalog
+from analyzer.cli.diff import diff
+from analyzer.cli.scan import scan
+from analyzer.cli.verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="superweight")
+def cli() -> None:
+    """Find, verify and catalog the super weights of large language models.
+
+    MODEL is a Hub id (owner/name or owner/name@revision) or a local folder with safetensors.
+
+    \b
+    Example:
+      superweight analyze HuggingFaceTB/SmolLM2-135M
+    """
+
+
+for command in (scan, verify, analyze, diff, cache, catalog):
+    cli.add_command(command)

@@ -1,0 +1,43 @@
+"""`superweight verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from analyzer.base.progress import progress_bars
+from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options
+from analyzer.cli.output import check_picture, draw_verification, print_result
+
+if TYPE_CHECKING:
+    from analyzer.verify.settings import VerifySettings
+
+
+@click.command()
+@common_options
+@verify_options(early_stop_option)
+@plot_option
+def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | None, **where: Any) -> None:
+    """Run one prompt through the model: which weights are super weights, and what zeroing them does.
+
+    The weights come block by block: a model may be larger than memory.
+
+    \b
+    Examples:
+      superweight verify ./my-model
+      superweight verify HuggingFaceTB/SmolLM2-135M --json | jq '.super_weights[0]'
+      superweight verify mistralai/Mistral-7B-v0.1 --early-stop
+    """
+    from analyzer.analyze.verifying import verify_model
+    from analyzer.source.opening import open_model
+    from analyzer.verify.report import render_verify
+
+    check_picture(plot)
+    with progress_bars(quiet) as progress:
+        result = verify_model(open_model(**where), settings, progress=progress)
+    try:
+        draw_verification(result, plot)
+    finally:  # a full disk must not cost the result as well
+        print_result(result, as_json, render_verify)

@@ -1,0 +1,68 @@
+"""Comparisons -> CSV, a line for each weight or layer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analyzer.base.errors import shown
+from analyzer.base.records import plain
+from analyzer.diff.records import DiffResult, History
+
+DIFF_COLUMNS = (
+    "what", "kind", "tower", "layer", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value", "new_value",
+    "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
+    "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
+)  # fmt: skip
+HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "expert", "row", "col", "known", "rank", "value")
+
+
+def diff_csv(result: DiffResult) -> str:
+    """Return a comparison as one table: a line per super weight, outlier and layer."""
+    rows: list[dict[str, Any]] = []
+    for what, changes in (("super weight", result.super_weights), ("outlier", result.outliers)):
+        for change in changes:
+            fields = {
+                f"{side}_{key}": value
+                for side, said in (("old", change.old), ("new", change.new))
+                for key, value in (said or {}).items()
+            }
+            row = {**plain(change), "what": what, **plain(fields)}
+            rows.append(row)
+    for layer in result.layers:
+        fields = plain(layer)
+        largest = fields.pop("largest_change") or {}
+        place = {key: largest.get(key) for key in ("expert", "row", "col")}
+        values = {"old_value": largest.get("old"), "new_value": largest.get("new")}
+        rows.append({**fields, **place, **values, "what": "layer", "kind": layer.state})
+    return _csv(DIFF_COLUMNS, rows)
+
+
+def history_csv(history: History) -> str:
+    """Return the weights followed as one table: a line per weight and revision."""
+    return _csv(
+        HISTORY_COLUMNS,
+        (
+            {**plain(weight), "revision": revision.revision, "commit": revision.commit, "value": value, "rank": rank}
+            for weight in history.weights
+            for revision, value, rank in zip(history.revisions, weight.values, weight.ranks, strict=True)
+        ),
+    )
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _safe(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _safe(value: object) -> object:
+    """Return a text from a file as one that no terminal obeys and no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    line = shown(value)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

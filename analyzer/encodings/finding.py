@@ -1,0 +1,65 @@
+"""Which stored tensors make up a module's matrix, and how they are encoded: asks each encoding in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from analyzer.base.config import quantization_name
+from analyzer.base.errors import ArchitectureError, shown
+from analyzer.encodings.awq import find_awq
+from analyzer.encodings.fp8 import find_fp8
+from analyzer.encodings.gptq import find_gptq
+from analyzer.encodings.matrices import Matrix, Shapes
+from analyzer.encodings.module import StoredModule
+from analyzer.encodings.mxfp4 import find_mxfp4
+from analyzer.encodings.plain import find_plain
+
+FINDERS = (find_plain, find_fp8, find_mxfp4, find_gptq, find_awq)
+MAX_COMPANION_BYTES = 1 << 26  # scales are held whole; those of the largest known tensor are 15 MB
+
+# What a module's own name is followed by in the name of the tensor that holds its matrix.
+STORED_AS = (".weight", ".qweight", "_blocks", ".weight_packed", "")
+UNREADABLE = {  # what else tells a quantization, by the end of a tensor's name
+    ".weight.absmax": "bitsandbytes (4-bit)",
+    ".SCB": "bitsandbytes (int8)",
+    ".weight_scale_2": "NVFP4",
+    ".weight_packed": "compressed-tensors",
+    ".codebooks": "aqlm",
+    ".W_q": "hqq",
+    ".weight._data": "quanto",
+}
+
+
+def find_matrices(model: str, module: str, tensors: Shapes, config: Mapping[str, Any]) -> list[Matrix] | None:
+    """Return a module's matrix or, for fused experts, one for each; null where the checkpoint has no such module.
+
+    A matrix of fused experts is taken as [experts, rows, cols]; `turned` has it the other way round. Raises
+    ArchitectureError where the matrix is stored in a way that cannot be read, by the name of its quantization, or
+    where its scales are missing or do not fit it.
+    """
+    suffix = next((suffix for suffix in STORED_AS if module + suffix in tensors), None)
+    if suffix is None:
+        return None
+    stored = StoredModule(model, module, tensors, config)
+    matrices = next((found for find in FINDERS if (found := find(stored))), None)
+    if matrices is None:
+        raise _unreadable(stored, module + suffix)
+    for companion in matrices[0].companions:
+        if companion.stop - companion.start > MAX_COMPANION_BYTES:
+            raise stored.refused(
+                companion.tensor, f"of shape {shown(list(companion.shape), 60)} is too large for scales"
+            )
+    return matrices
+
+
+def _unreadable(module: StoredModule, name: str) -> ArchitectureError:
+    """Return the error about a quantization that is not known here, by its name."""
+    method = quantization_name(module.config) or next(
+        (said for end, said in UNREADABLE.items() if module.name + end in module.tensors), "an unknown quantization"
+    )
+    return module.refused(
+        name,
+        f"is stored as {module.tensors[name][0]} by {method}, which cannot be scanned: "
+        "use the model that it was made from",
+    )

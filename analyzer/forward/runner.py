@@ -1,0 +1,314 @@
+"""Runs prompts through a model, each row of a batch with its own edits: what blocks and MLPs do, or the last states.
+
+The stock model's weights come block by block (the room `model`); its down projections are watched and changed
+(interception.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from analyzer.base.errors import ForwardError, shown
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import DownProjection
+from analyzer.checkpoint.weights import read_row, read_weights
+from analyzer.forward.edits import UNTOUCHED, Intervention
+from analyzer.forward.interception import intercepted
+from analyzer.forward.mlps import Passage, find_mlps
+from analyzer.forward.trace import Entry, Stream, Trace
+from analyzer.model.blocks import BlockwiseModel
+from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
+from analyzer.model.stock import is_masked, loading, read_config
+from analyzer.model.weights import ChangeTensor
+
+Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
+"""Asked after each block, with the layers and the first row's residual stream so far, whether to stop there."""
+
+
+STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
+
+
+class _Enough(Exception):  # noqa: N818 - not an error
+    """Ends a pass over the model before its last block."""
+
+
+class Runner:
+    """A language model of transformers on one device that runs token ids; see the room `model` for its tokenizer."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        projections: Sequence[DownProjection],
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        keep_bytes: int | None = None,
+        change: ChangeTensor | None = None,
+    ) -> None:
+        """Build the model that `folder`'s config describes, with the checkpoint's weights.
+
+        Only safetensors are opened and no code of the repository is run. A model whose blocks take at most
+        `keep_bytes` keeps them, by default what the device can bear. `change` is asked for what to load in place of
+        each tensor of a block. Raises ForwardError where the device is not there or the model cannot be built,
+        CheckpointError where weights are missing.
+        """
+        self.checkpoint = checkpoint
+        self.name = checkpoint.source.model
+        self._projections = {(p.layer, p.expert): p for p in projections}
+        self._values: dict[Coordinate, float] = {}
+        if (folder / "adapter_config.json").exists():
+            raise ForwardError(
+                f"{self.name} holds an adapter, which would change its weights: merge it, or move it away"
+            )
+        place = pick_device(device)
+        with loading(f"the model {self.name}"):
+            self.blocks = BlockwiseModel(
+                checkpoint,
+                read_config(folder),
+                lambda model: [mlp.block for mlp in find_mlps(self.name, model).values()],
+                device=place,
+                dtype=pick_dtype(dtype, place, next(iter(self._projections.values())).matrix.encoding.name),
+                keep_bytes=bearable_bytes(place) if keep_bytes is None else keep_bytes,
+                row_bytes=row_bytes(place),
+                change=change,
+            )
+        self.mlps = find_mlps(self.name, self.blocks.model)
+        self.masked = is_masked(self.blocks.model)
+
+    @property
+    def device(self) -> str:
+        """The kind of the device it runs on."""
+        return self.blocks.device.type
+
+    @property
+    def dtype(self) -> str:
+        """The name of the weights' dtype while running."""
+        return str(self.blocks.dtype).removeprefix("torch.")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have a down projection."""
+        return tuple(self.mlps)
+
+    @property
+    def hidden_size(self) -> int:
+        """How many channels the residual stream has."""
+        return next(iter(self._projections.values())).shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows."""
+        return int(self.blocks.vocabulary)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens the model has positions for; null where its config sets no limit."""
+        positions = getattr(self.blocks.model.config, "max_position_embeddings", None)
+        return positions if isinstance(positions, int) else None
+
+    def weight_row(self, layer: int, expert: int | None, row: int) -> NDArray[np.float64]:
+        """Return the weights of one output channel of a down projection, [intermediate_size]."""
+        return read_row(self.checkpoint, self._projections[layer, expert], row)
+
+    def trace(
+        self, ids: Sequence[int], intervention: Intervention = UNTOUCHED, *, enough: Enough = lambda *_: False
+    ) -> Trace:
+        """Run one prompt and return what its down projections and its residual stream did.
+
+        Raises ForwardError where an activation is not finite.
+        """
+        entries: dict[int, list[Entry]] = {}
+
+        def record(passage: Passage) -> None:
+            entry = Entry(
+                passage.expert,
+                passage.tokens.cpu().numpy(),
+                _numpy(passage.entered),
+                _numpy(passage.routed),
+            )
+            entries.setdefault(passage.layer, []).append(entry)
+
+        streams, entering, outputs = self._watch([ids], [intervention], record=record, enough=enough)
+        layers = self.layers[: streams.shape[1]]
+        kept = {layer: tuple(entries[layer]) for layer in layers}
+        return Trace(layers, entering[0], streams[0], kept, {layer: outputs[layer] for layer in layers})
+
+    def streams(
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        *,
+        last_layer: int | None = None,
+    ) -> Iterator[Stream]:
+        """Yield the residual stream after each block, [layers, T, hidden_size], of each prompt with its intervention.
+
+        Prompts of one length that follow each other ride in one pass, as many as memory bears; `last_layer` ends it.
+        """
+        pairs = zip(prompts, interventions, strict=True)
+        for tokens, alike in groupby(pairs, key=lambda pair: len(pair[0])):
+            most = max(1, STREAM_BYTES // (4 * len(self.layers) * tokens * self.hidden_size))
+            rows = list(alike)
+            for start in range(0, len(rows), most):
+                some = rows[start : start + most]
+                yield from self._watch([ids for ids, _ in some], [row for _, row in some], last_layer=last_layer)[0]
+
+    def is_causal(self, ids: Sequence[int], trace: Trace) -> bool:
+        """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise.
+
+        `trace` is that of all the ids.
+        """
+        whole = trace.residual[:, :-1]
+        (shorter,) = self.streams([ids[:-1]], [UNTOUCHED], last_layer=trace.layers[-1])
+        tolerance = max(1e-3, 8 * torch.finfo(self.blocks.dtype).eps)  # for the rounding of other matrix shapes
+        # Medians: neither a super activation nor the rounding of its channel may decide this.
+        return bool(np.median(np.abs(whole - shorter)) <= tolerance * np.median(np.abs(whole)))
+
+    def states(self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> torch.Tensor:
+        """Return what goes into the output head, [rows, T, hidden_size], of prompts of one length.
+
+        Rows of the same prompt run once for all of them, up to the block where the first edit of theirs acts.
+        """
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
+        with (
+            self.running(),
+            self._once_for_all_alike(prompts, interventions),
+            intercepted(self.mlps, interventions, self._values_of(interventions), self._in_hand, ids.shape[1]),
+        ):
+            return self.blocks.body(ids)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits [n, vocabulary] of states [n, hidden_size]."""
+        with self.running():
+            return self.blocks.head(states[None])
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run without gradients; what goes wrong inside (no memory left, say) becomes one line."""
+        try:
+            with torch.inference_mode():
+                yield
+        except (RuntimeError, IndexError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ForwardError(f"{self.name} cannot be run: {shown(reason)}") from error
+
+    def _watch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        *,
+        record: Callable[[Passage], None] | None = None,
+        enough: Enough = lambda *_: False,
+        last_layer: int | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[int, NDArray[np.float32]]]:
+        """Run each prompt with its edits, all in one batch.
+
+        Returns the residual stream after each block, [rows, layers, T, hidden_size], and before the first, and where
+        `record` gets what goes through the down projections, what each MLP of the first row adds.
+        """
+        watched = _Watched(len(prompts))
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
+
+        def ends(layer: int) -> bool:
+            seen = tuple(watched.streams)
+            return layer == last_layer or enough(seen, np.stack([watched.streams[n][0] for n in seen]))
+
+        values = self._values_of(interventions)
+        # What watches is hung up after what changes, and so sees what the model goes on with.
+        with intercepted(self.mlps, interventions, values, self._in_hand, ids.shape[1], record), ExitStack() as stack:
+            for number, (layer, mlp) in enumerate(self.mlps.items()):
+                block = self.blocks.model.get_submodule(mlp.block)
+                if number == 0:
+                    handle = block.register_forward_pre_hook(watched.on_first, with_kwargs=True)
+                    stack.callback(handle.remove)
+                if record is not None:
+                    stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
+                stack.callback(block.register_forward_hook(watched.on_block(layer, ends)).remove)
+            with suppress(_Enough), self.running():
+                self.blocks.body(ids)
+        residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
+        if not np.isfinite(residual).all():
+            cure = "its weights hold NaN or Inf" if self.dtype == "float32" else "run with --dtype float32"
+            raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
+        return residual, watched.entering[0], watched.outputs
+
+    @contextmanager
+    def _once_for_all_alike(
+        self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
+    ) -> Iterator[None]:
+        """Run rows of the same prompt once for all of them, up to the block where an edit first tells them apart."""
+        layers = {mlp.block: layer for layer, mlp in self.mlps.items()}
+        numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
+        of_row = [numbers[tuple(prompt)] for prompt in prompts]
+        whole = self.blocks.rows.kind
+
+        def kind(block: str, row: int) -> Hashable:
+            return of_row[row], interventions[row].until(layers[block])
+
+        try:
+            self.blocks.rows.kind = kind
+            yield
+        finally:
+            self.blocks.rows.kind = whole
+
+    def _in_hand(self) -> list[int]:
+        return self.blocks.rows.in_hand
+
+    def _values_of(self, interventions: Sequence[Intervention]) -> dict[Coordinate, float]:
+        """Return the edited weights' values as the model has them."""
+        edited = {edit.coordinate for intervention in interventions for edit in intervention.edits}
+        unknown = sorted(edited - self._values.keys(), key=lambda c: c.sort_key)
+        for coordinate, value in read_weights(self.checkpoint, list(self._projections.values()), unknown).items():
+            self._values[coordinate] = float(torch.tensor(value, dtype=torch.float64).to(self.blocks.dtype))
+        return {coordinate: self._values[coordinate] for coordinate in edited}
+
+
+class _Watched:
+    """What the hooks of one pass have seen."""
+
+    def __init__(self, rows: int) -> None:
+        self.streams: dict[int, NDArray[np.float32]] = {}
+        self.outputs: dict[int, NDArray[np.float32]] = {}
+        self.entering: list[NDArray[np.float32]] = []
+        self._rows = rows
+
+    def on_first(self, _module: object, args: Any, kwargs: Any) -> None:
+        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"]))
+
+    def on_block(self, layer: int, ends: Callable[[int], bool]) -> Callable[..., None]:
+        def hook(_module: object, _args: object, output: Any) -> None:
+            self.streams[layer] = self._by_rows(_first(output))
+            if ends(layer):
+                raise _Enough
+
+        return hook
+
+    def on_mlp(self, layer: int) -> Callable[..., None]:
+        def hook(_module: object, _args: object, output: Any) -> None:
+            left = _first(output)
+            self.outputs[layer] = _numpy(left.reshape(-1, left.shape[-1]))
+
+        return hook
+
+    def _by_rows(self, hidden: torch.Tensor) -> NDArray[np.float32]:
+        return _numpy(hidden.reshape(self._rows, -1, hidden.shape[-1]))
+
+
+def _first(output: Any) -> torch.Tensor:
+    """Return the hidden states that a module gives, alone or before other things."""
+    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return found
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """Return a copy: models go on to change their activations in place (Falcon adds attention to what its MLP adds)."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()

@@ -1,0 +1,1 @@
+"""The stock transformers model, whose blocks' weights come and go."""

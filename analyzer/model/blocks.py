@@ -1,0 +1,205 @@
+"""Brings a stock model to life a block at a time: each block's weights come just before it runs and go after.
+
+The model is built without weights. Tensors are read through the checkpoint (a local file, or ranges of the Hub at the
+pinned commit) and put in place by transformers' own loader (stock.py). While a block runs, the next one's bytes are
+read. A model that is small enough keeps its blocks once they are loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from analyzer.base.errors import CheckpointError, shown
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
+from analyzer.model.rows import Rows
+from analyzer.model.stock import Loader, build_empty, tied_parameters
+from analyzer.model.weights import ChangeTensor, StoredWeights
+
+OUTSIDE = ""  # stands for what belongs to no block
+
+
+class BlockwiseModel:
+    """A stock model on one device whose blocks' weights come and go; call `body` and `head`, not the model."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: Any,
+        find_blocks: Callable[[torch.nn.Module], Sequence[str]],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        keep_bytes: int,
+        row_bytes: int,
+        change: ChangeTensor | None = None,
+    ) -> None:
+        """Build the model and load what is outside of its blocks.
+
+        `find_blocks` names the modules that load on demand, in the order in which they run. A model whose weights take
+        at most `keep_bytes` keeps them. A block runs as many rows of a batch at once as take `row_bytes` of memory.
+        `change` is asked, on a thread that reads ahead, for what to load in place of each tensor of a block; what is
+        outside of the blocks, embedding and head, is loaded as it is. Raises CheckpointError where the checkpoint
+        lacks weights.
+        """
+        self.model = build_empty(config, dtype)
+        self.device, self.dtype = device, dtype
+        self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
+        self._weights = StoredWeights(checkpoint)
+        self._change = change
+        self._loader = Loader(self.model, dtype, device)
+        self._blocks = {name: self.model.get_submodule(name) for name in find_blocks(self.model)}
+        parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
+        self._keep = parameters * dtype.itemsize <= keep_bytes
+        self._ahead: dict[str, Future[dict[str, torch.Tensor]]] = {}
+        self._loaded: set[str] = set()
+        targets = self._loader.targets(checkpoint.tensors)
+        self._plan: dict[str, list[str]] = {OUTSIDE: [], **{name: [] for name in self._blocks}}
+        for name, (target, _) in targets.items():
+            self._plan[self._block_of(target)].append(name)
+        for buffer_name, buffer in self.model.named_buffers():
+            module, _, name = buffer_name.rpartition(".")
+            self.model.get_submodule(module)._buffers[name] = buffer.to(device)
+        self._replace_ends({target: name for name, (target, as_it_is) in targets.items() if as_it_is})
+        self._put(self._weights.read(self._plan[OUTSIDE]))
+        self._tie()
+        order = list(self._blocks)
+        for name, following in zip(order, [*order[1:], None], strict=True):
+            self._on_demand(name, following)
+
+    def body(self, ids: torch.Tensor) -> torch.Tensor:
+        """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
+        hidden: torch.Tensor = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)[0]
+        return hidden
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits [n, vocabulary] of the stock model's own head for [1, n, hidden_size]."""
+        body = self.model.get_submodule(self._body_name)
+        try:
+            setattr(self.model, self._body_name, Answer(hidden))
+            nothing = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+            logits: torch.Tensor = self.model(input_ids=nothing).logits[0]
+            return logits
+        finally:
+            setattr(self.model, self._body_name, body)
+
+    def _block_of(self, target: str) -> str:
+        parts = target.split(".")
+        names = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((name for name in names if name in self._blocks), OUTSIDE)
+
+    def _on_demand(self, name: str, following: str | None) -> None:
+        """Have a block loaded before it runs and, unless it is kept, dropped after, and run on few rows at a time."""
+        block = self._blocks[name]
+        forward = block.forward
+
+        def load(*_: object) -> None:
+            if name not in self._loaded:
+                self._put((self._ahead.pop(name, None) or self._start(name)).result())
+                self._check(name)
+                self._loaded.add(name)
+            if following is not None and following not in self._loaded and following not in self._ahead:
+                self._ahead[following] = self._start(following)
+
+        def drop(*_: object) -> None:
+            if not self._keep:
+                _empty(block)
+                self._loaded.discard(name)
+
+        block.register_forward_pre_hook(load)
+        block.forward = lambda *args, **kwargs: self.rows.run(name, forward, args, kwargs)
+        block.register_forward_hook(drop)
+
+    def _start(self, name: str) -> Future[dict[str, torch.Tensor]]:
+        """Have a block's weights read on a thread that nobody waits for at the end: they may not be needed any more."""
+        future: Future[dict[str, torch.Tensor]] = Future()
+
+        def read() -> None:
+            try:
+                tensors = self._weights.read(self._plan[name])
+                if self._change is not None:
+                    tensors = {key: self._change(key, tensor) for key, tensor in tensors.items()}
+                future.set_result(tensors)
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=read, name="weights", daemon=True).start()
+        return future
+
+    def _put(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set the model's parameters from these tensors."""
+        mismatched, failed = self._loader.put(tensors)
+        for name, stored, wanted in mismatched:
+            raise self._weights.wrong_shape(name, stored, wanted)
+        for name in failed:
+            raise CheckpointError(
+                f"{self._weights.model}: the checkpoint's tensors do not make up {shown(name)} as config.json "
+                "describes it"
+            )
+
+    def _check(self, name: str) -> None:
+        missing = [f"{name}.{p}" for p, value in self._blocks[name].named_parameters() if value.is_meta]
+        if missing:
+            raise CheckpointError(
+                f"{self._weights.model}: the checkpoint lacks {missing[0]} ({len(missing)} missing in all)"
+            )
+
+    def _replace_ends(self, sources: Mapping[str, str]) -> None:
+        """Read the embedding by rows and the head in slices, where they are stored as they are used.
+
+        `sources` tells the tensor that is stored as each parameter is used.
+        """
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        where: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        target = f"{self._name_of(embedding)}.weight"
+        self._body_name = target.partition(".")[0]  # `base_model_prefix` does not always name it
+        self.vocabulary = embedding.weight.shape[0]
+        tied = tied_parameters(self.model)
+        twins = [name for name, other in tied.items() if other == target]
+        ends: set[str] = set()
+        source = next((sources[name] for name in (target, *twins) if name in sources), None)
+        if source is not None:
+            embed_by_rows(embedding, self._weights, source, **where)
+            ends.add(source)
+        if head is not None:
+            target = f"{self._name_of(head)}.weight"
+            source = sources.get(target) or sources.get(tied.get(target, ""))
+            if source is not None:
+                self.model.set_output_embeddings(SlicedHead(self._weights, source, head, **where))
+                ends.add(source)
+        self._plan[OUTSIDE] = [name for name in self._plan[OUTSIDE] if name not in ends]
+
+    def _tie(self) -> None:
+        """Give tied parameters outside of the blocks their weights."""
+        tied = tied_parameters(self.model)
+        for name, parameter in list(self.model.named_parameters()):
+            if not parameter.is_meta or self._block_of(name) != OUTSIDE:
+                continue
+            source = tied.get(name)
+            with suppress(AttributeError):
+                if source is not None and not self.model.get_parameter(source).is_meta:
+                    module, _, last = name.rpartition(".")
+                    setattr(self.model.get_submodule(module), last, self.model.get_parameter(source))
+                    continue
+            raise CheckpointError(f"{self._weights.model}: the checkpoint lacks {name}")
+
+    def _name_of(self, wanted: torch.nn.Module) -> str:
+        return str(next(name for name, module in self.model.named_modules() if module is wanted))
+
+
+def _empty(block: torch.nn.Module) -> None:
+    """Let go of a block's weights, also for the system: glibc keeps what is freed, measured at twice the need."""
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,90 @@
+"""A model's two ends: an embedding of which only the rows in use are read, and an output head run by slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from analyzer.model.stock import BodyOutput
+from analyzer.model.weights import StoredWeights
+
+HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
+
+
+def embed_by_rows(
+    embedding: Any, weights: StoredWeights, source: str, *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Have an embedding read only the rows of the tokens it is asked for, of the tensor `source`.
+
+    Raises CheckpointError where that is stored in another shape than the embedding has.
+    """
+    vocabulary, width = embedding.weight.shape
+    weights.check_shape(source, (vocabulary, width))
+    weights.dtype(source)  # a wrong one is told now
+    embedding.padding_idx = None  # it is one of a whole embedding's rows
+    none = torch.empty(0, width, dtype=dtype, device=device)
+    embedding.weight = torch.nn.Parameter(none, requires_grad=False)
+    known: dict[int, torch.Tensor] = {}
+
+    def load_rows(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids, places = torch.unique(args[0], return_inverse=True)
+        wanted = ids.tolist()
+        known.update(weights.read_rows(source, [i for i in wanted if i not in known]))
+        rows = torch.stack([known[i] for i in wanted]).to(device, dtype)
+        module.weight = torch.nn.Parameter(rows, requires_grad=False)
+        return (places, *args[1:])
+
+    embedding.register_forward_pre_hook(load_rows)
+
+
+class SlicedHead(torch.nn.Module):
+    """A linear map to the vocabulary whose weights are kept as they are stored, and multiplied a slice at a time."""
+
+    def __init__(
+        self, weights: StoredWeights, source: str, head: Any, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Take the place of `head`, with the weights of the tensor `source`.
+
+        Raises CheckpointError where that is stored in another shape than the head has.
+        """
+        super().__init__()
+        self.weight = torch.empty(0, dtype=dtype, device=device)  # some models ask for its dtype
+        self.bias = getattr(head, "bias", None)
+        self._weights, self._source, self._shape = weights, source, tuple(head.weight.shape)
+        self._device, self._dtype = device, dtype
+        self._stored: torch.Tensor | None = None
+        weights.check_shape(source, self._shape)
+        weights.dtype(source)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [..., vocabulary] for [..., hidden_size]; the weights are read when they are first needed."""
+        if self._stored is None:
+            self._stored = self._weights.read([self._source])[self._source]
+            if self._device.type != "cpu":
+                self._stored = self._stored.to(self._device)
+        rows = max(1, HEAD_NUMBERS // self._shape[1])
+        slices = [
+            torch.nn.functional.linear(hidden, self._stored[start : start + rows].to(self._dtype))
+            for start in range(0, self._shape[0], rows)
+        ]
+        logits = slices[0] if len(slices) == 1 else torch.cat(slices, dim=-1)
+        return logits if self.bias is None else logits + self.bias
+
+
+class Answer(torch.nn.Module):
+    """Stands in for a model's body while its head runs; whatever part of it the head calls, this is the answer."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.__dict__["hidden"] = hidden
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self
+
+    def forward(self, *_: Any, **__: Any) -> BodyOutput:
+        """Return the hidden states, whatever was asked."""
+        return BodyOutput(last_hidden_state=self.hidden)

@@ -1,0 +1,134 @@
+"""All of transformers that this tool stands on beyond its promised interface: building, naming, loading, tying.
+
+A new version of the library may change any of it; `tests/model/test_stock.py` names what it broke.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import LoadStateDictConfig
+
+from analyzer.base.errors import AnalyzerError, ForwardError, shown
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever third-party loaders raise on files that nobody vouches for into one line, and warn of nothing."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except AnalyzerError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, which is never run"
+        elif "ignore_mismatched_sizes" in reason:
+            reason = "its config.json does not fit its weights"
+        raise ForwardError(f"cannot load {what}: {shown(reason)}") from error
+
+
+def read_config(folder: Path) -> Any:
+    """Return the config of a folder, by the library's class for it; no code of the folder is run."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config._experts_implementation = "eager"  # the one that can be watched; a config cannot name a kernel
+    return config
+
+
+def model_class(config: Any) -> Any:
+    """Return the auto class: of masked language models for those that are nothing else, else of causal ones."""
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    names = " ".join(config.architectures or ())
+    if masked and not getattr(config, "is_decoder", False) and (not causal or "CausalLM" not in names):
+        return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM
+
+
+def build_empty(config: Any, dtype: torch.dtype) -> Any:
+    """Return the stock model that a config describes, its parameters on the meta device, ready to be run."""
+    # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
+    attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+    with init_empty_weights(include_buffers=False):
+        model = model_class(config).from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    return model.eval().requires_grad_(False)
+
+
+def is_masked(model: torch.nn.Module) -> bool:
+    """Tell whether a stock model fills in masked tokens."""
+    return "MaskedLM" in type(model).__name__
+
+
+def tied_parameters(model: Any) -> Mapping[str, str]:
+    """Return, for each parameter that is tied to another, the name of that one."""
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    return tied
+
+
+class Loader:
+    """Puts a checkpoint's tensors into a stock model by the library's own rules: it renames, fuses and splits them."""
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._model, self._dtype, self._device = model, dtype, device
+        self._mapping = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+
+    def targets(self, names: Collection[str]) -> dict[str, tuple[str, bool]]:
+        """Return the parameter that each tensor goes into, and whether it is that parameter as it is.
+
+        Tensors that the model has no use for are left out.
+        """
+        state, prefix = self._model.state_dict(), self._model.base_model_prefix
+        found = {}
+        for name in sorted(names):
+            target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, state)
+            if target not in state and name in state:
+                target, pattern = rename_source_key(name, [], [], prefix, state)
+            if target in state:
+                found[name] = target, pattern is None
+        return found
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+        """Convert tensors and set the model's parameters.
+
+        Returns (parameter, its shape as stored, its shape as wanted) where these differ, and the parameters that the
+        tensors do not make up.
+        """
+        how = LoadStateDictConfig(
+            weight_mapping=self._mapping,
+            dtype=self._dtype,
+            dtype_plan=self._model._get_dtype_plan(self._dtype),
+            device_map={"": self._device},
+        )
+        report, _ = convert_and_load_state_dict_in_model(self._model, tensors, how)
+        return sorted(report.mismatched_keys), sorted(report.conversion_errors)
+
+
+class BodyOutput(BaseModelOutput):  # type: ignore[misc]
+    """Has nothing but the hidden states: of what a body may return beside them, caches and attentions, no head asks."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None

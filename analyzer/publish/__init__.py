@@ -1,0 +1,1 @@
+"""The catalog as a dataset on the Hub."""

@@ -1,0 +1,97 @@
+"""Where given weights rank, and which weights are nearest to one: passes over the down projections."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.down_projections import (
+    DownProjection,
+)
+from analyzer.checkpoint.weights import read_weights
+from analyzer.encodings.encoding import Tile
+from analyzer.encodings.floats import Int64, Unsigned
+from analyzer.scan.outliers import TopK, count_before
+from analyzer.source.streaming import Want, stream
+
+
+def static_ranks(
+    checkpoint: Checkpoint, projections: Sequence[DownProjection], coordinates: Sequence[Coordinate]
+) -> dict[Coordinate, int]:
+    """Return the rank by |W| that each coordinate has among all weights of these tensors, 1 being the largest.
+
+    Costs one more pass over the tensors. Raises SourceError where bytes cannot be read.
+    """
+    if not coordinates:
+        return {}
+    magnitudes = np.abs(np.array(list(read_weights(checkpoint, projections, coordinates).values())))
+    before = np.zeros(len(coordinates), np.int64)
+    adding = threading.Lock()
+
+    def wants() -> Iterator[Want]:
+        for projection in projections:
+            ties = _tie_places(projection, coordinates)
+            matrix = projection.matrix
+
+            def use(_: int, tile: Tile, bits: Unsigned, matrix=matrix, ties=ties) -> None:  # type: ignore[no-untyped-def]
+                counts = count_before(
+                    bits.ravel(),
+                    lambda indices: matrix.row_major(tile, indices),
+                    matrix.encoding.decoded,
+                    magnitudes=magnitudes,
+                    tie_places=ties,
+                )
+                with adding:
+                    before[...] += counts
+
+            yield from checkpoint.read_matrix(matrix, use)
+
+    stream(checkpoint.source, wants())
+    return {coordinate: 1 + int(count) for coordinate, count in zip(coordinates, before, strict=True)}
+
+
+def _tie_places(projection: DownProjection, coordinates: Sequence[Coordinate]) -> Int64:
+    """Return below which row-major place of this projection a weight as large ranks before each coordinate.
+
+    Equal magnitudes rank by coordinate: all of an earlier projection's come first, none of a later one's.
+    """
+    rows, cols = projection.shape
+    here = projection.sort_key
+    return np.array(
+        [
+            c.row * cols + c.col if c.sort_key[:3] == here else (rows * cols if here < c.sort_key[:3] else 0)
+            for c in coordinates
+        ]
+    )
+
+
+def nearest_weights(
+    checkpoint: Checkpoint, projection: DownProjection, coordinate: Coordinate, count: int
+) -> list[Coordinate]:
+    """Return the weights of other rows whose magnitudes are nearest to a weight's, nearest first.
+
+    Costs one pass over the projection. Raises SourceError where bytes cannot be read.
+    """
+    matrix = projection.matrix
+    magnitude = abs(read_weights(checkpoint, [projection], [coordinate])[coordinate])
+    ranking = TopK(count)
+    cols = projection.shape[1]
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        lines, places = matrix.axes(tile)
+        values = np.abs(matrix.encoding.decoded.decode(bits))
+        own = np.zeros(values.shape, np.bool_)
+        if matrix.transposed:
+            own[:, max(0, coordinate.row - places.start) : max(0, coordinate.row + 1 - places.start)] = True
+        else:
+            own[max(0, coordinate.row - lines.start) : max(0, coordinate.row + 1 - lines.start)] = True
+        excluded = own | ~np.isfinite(values)
+        nearness = 1.0 / (1e-30 + np.abs(np.where(excluded, 0.0, values) - magnitude))
+        ranking.offer(nearness.ravel(), bits.ravel(), lambda indices: matrix.row_major(tile, indices), excluded.ravel())
+
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use))
+    return [coordinate._replace(row=int(place) // cols, col=int(place) % cols) for place in ranking.places]

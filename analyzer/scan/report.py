@@ -1,0 +1,58 @@
+"""A scan as text."""
+
+from __future__ import annotations
+
+from analyzer.base.errors import shown
+from analyzer.base.text import (
+    byte_size,
+    coordinate_cells,
+    count_of,
+    fill,
+    model_title,
+    place_name,
+    table,
+)
+from analyzer.scan.records import ScanResult
+
+
+def render_scan(result: ScanResult) -> str:
+    """Return a scan as text."""
+    sections = [model_title(result.model, result.revision, result.commit)]
+    if result.outliers:
+        best = result.outliers[0]
+        gain = result.score == "gain"
+        sections.append(
+            fill(
+                f"Largest {'gain' if gain else 'weight'}: {place_name(best)} = {best.value:+.5g}, "
+                + (f"{best.score:.3g} times the norm of its layer's median row and " if gain else "")
+                + f"{best.zscore:.0f} standard deviations above its tensor's mean magnitude."
+            )
+        )
+        header, places = coordinate_cells([outlier.coordinate for outlier in result.outliers])
+        sections.append(
+            table(
+                ["rank", *header, "value", *(["gain"] if gain else []), "z-score"],
+                [
+                    [o.rank, *place, f"{o.value:+.5g}", *([f"{o.score:.3g}"] if gain else []), f"{o.zscore:.1f}"]
+                    for o, place in zip(result.outliers, places, strict=True)
+                ],
+            )
+        )
+    else:
+        sections.append("No outliers: no down projection has a finite weight.")
+    nonfinite = [tensor for tensor in result.tensors if tensor.nonfinite]
+    if nonfinite:
+        count = sum(tensor.nonfinite for tensor in nonfinite)
+        sections.append(
+            fill(
+                f"Warning: {count:,} weights in {count_of(len(nonfinite), 'tensor')} are NaN or infinite "
+                f"(the first in {shown(nonfinite[0].name, 60)}); they are not ranked."
+            )
+        )
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in result.tensors}))
+    sections.append(
+        f"Read {byte_size(result.bytes_read)} of {byte_size(result.checkpoint_bytes)} in {result.seconds:.1f} s: "
+        f"{count_of(len(result.tensors), 'down projection')} ({dtypes}).\n"
+        "Large weights are candidates: `superweight verify` tells which of them are super weights."
+    )
+    return "\n\n".join(sections)

@@ -1,0 +1,1 @@
+"""Where bytes come from: a local folder or the Hub, and reading ahead."""

@@ -1,0 +1,54 @@
+"""What a source of bytes is: a model's files, pinned to one state, read by ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+MEBIBYTE = 1 << 20
+
+
+class Source(Protocol):
+    """A model's files at one pinned state."""
+
+    model: str
+    """The name that results carry: a Hub id, or a folder's name; never a path of this machine."""
+    revision: str | None
+    commit: str | None
+    sizes: Mapping[str, int]
+    """Size in bytes of each file, by its path relative to the model's folder."""
+    readers: int
+    """How many reads at once are worth it."""
+    block_bytes: int
+    """How many bytes one read should ask for."""
+
+    def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
+        """Return the bytes from `start` up to, but not including, `stop`.
+
+        Raises SourceError where they cannot be had exactly.
+        """
+        ...
+
+    def content(self, filename: str) -> str | None:
+        """Return the hash that names a file's content where bytes are worth keeping; else null."""
+        ...
+
+    def folder(self, weights: Collection[str]) -> Path:
+        """Return a local folder with the weight files named, config and tokenizer, downloading what is missing.
+
+        Raises SourceError where it cannot be downloaded.
+        """
+        ...
+
+
+def is_plain_path(name: str) -> bool:
+    """Tell whether this is a relative path that stays inside its folder, on any system and in any URL."""
+    return (
+        name.isprintable()
+        and not re.search(r"[\\:?#%*]", name)
+        and not name.startswith("/")
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+        and PurePosixPath(name).as_posix() == name
+    )

@@ -1,0 +1,1 @@
+"""The dynamic verification: super activations, their writers, what zeroing them costs."""

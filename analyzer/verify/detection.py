@@ -1,0 +1,87 @@
+"""Pure NumPy: super activations in a residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.forward.trace import Stream, Trace
+from analyzer.verify.records import LayerMaxima, OutlierFeature, SuperActivation
+from analyzer.verify.settings import Thresholds
+
+
+def medians(residual: Stream) -> NDArray[np.float32]:
+    """Return the median |h| of each layer over positions and channels, [layers]."""
+    return np.median(np.abs(residual), axis=(1, 2)).astype(np.float32)
+
+
+def detect(
+    residual: Stream, layers: Sequence[int], tokens: Sequence[str], thresholds: Thresholds
+) -> tuple[tuple[SuperActivation, ...], tuple[OutlierFeature, ...]]:
+    """Return the super activations, largest first, and the outlier features of one prompt.
+
+    The criterion is relative to the layer, since the absolute one of the literature (> 100, arXiv 2402.17762)
+    does not hold across models.
+    """
+    middle = medians(residual)[:, None, None]
+    # A median of zero says nothing about what is large.
+    large = (np.abs(residual) >= thresholds.activation_ratio * middle) & (middle > 0)  # [layers, T, hidden_size]
+    everywhere = large.sum(axis=1) > thresholds.feature_positions * residual.shape[1]  # [layers, hidden_size]
+    activations = []
+    large &= ~everywhere[:, None, :]
+    for position, channel in np.argwhere(large.any(axis=0)):
+        for first, last in _runs(large[:, position, channel]):
+            if last - first < thresholds.persists:
+                continue
+            along = residual[first : last + 1, position, channel]
+            peak = int(np.argmax(np.abs(along)))
+            activations.append(
+                SuperActivation(
+                    layer=layers[first],
+                    channel=int(channel),
+                    position=int(position),
+                    token=tokens[position],
+                    value=float(along[peak]),
+                    median_ratio=float(abs(along[peak]) / middle[first + peak, 0, 0]),
+                    last_layer=layers[last],
+                )
+            )
+    activations.sort(key=lambda a: (-abs(a.value), a.layer, a.position, a.channel))
+    features = tuple(
+        OutlierFeature(
+            channel=int(channel),
+            layer=layers[first],
+            last_layer=layers[last],
+            positions=int(
+                (np.abs(residual[first, :, channel]) >= thresholds.activation_ratio * middle[first, 0, 0]).sum()
+            ),
+        )
+        for channel in np.flatnonzero(everywhere.any(axis=0))
+        for first, last in _runs(everywhere[:, channel])
+    )
+    return tuple(activations), features
+
+
+def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
+    """Return the entries of largest magnitude, over all positions, of each layer's input, output and residual."""
+
+    def largest(array: NDArray[np.float32]) -> tuple[float, int]:
+        position, channel = np.unravel_index(np.argmax(np.abs(array)), array.shape)
+        return float(array[position, channel]), int(channel)
+
+    def largest_input(layer: int) -> tuple[float, int]:
+        return max((largest(entry.inputs) for entry in trace.entries[layer]), key=lambda found: abs(found[0]))
+
+    return tuple(
+        LayerMaxima(layer, *largest_input(layer), *largest(trace.outputs[layer]), *largest(trace.residual[index]))
+        for index, layer in enumerate(trace.layers)
+    )
+
+
+def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last index of each run of true flags."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield int(start), int(stop) - 1

@@ -1,0 +1,74 @@
+"""What a verification runs: its settings as token ids; all that it needs of texts and of the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analyzer.base.errors import ForwardError
+from analyzer.base.records import Coordinate
+from analyzer.scan.records import Outlier
+from analyzer.verify.settings import VerifySettings, bundled_prompts
+
+if TYPE_CHECKING:
+    from analyzer.model.tokens import Tokens, Window
+
+MIN_TOKENS = 3  # with fewer, a channel that is large at one position is large at half of them
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a verification runs: token ids, and the windows of the text.
+
+    `tokens` are the prompt's as text. `bare_prompts` are the prompts without special tokens, null where the tokenizer
+    adds none.
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    windows: tuple[Window, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    bare_prompts: tuple[tuple[int, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class Statics:
+    """What the static scan knows of a model of this name: candidates, and answers about weights.
+
+    `outliers` are screened for their effect too. `rank` gives the rank by |W| of any coordinates, `nearest` so many
+    weights of other rows that are nearest to one in magnitude, `shape` the (rows, cols) of a weight's projection.
+    """
+
+    model: str
+    outliers: Sequence[Outlier]
+    rank: Callable[[Sequence[Coordinate]], Mapping[Coordinate, int]]
+    nearest: Callable[[Coordinate, int], Sequence[Coordinate]]
+    shape: Callable[[Coordinate], tuple[int, int]]
+
+
+def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
+    """Return what to run. Raises ForwardError where prompt or text do not fit the model of this name."""
+    ids = tokens.ids(settings.prompt)
+    if len(ids) < MIN_TOKENS:
+        raise ForwardError(f"of at least {MIN_TOKENS} tokens the prompt has only {len(ids)}: give a longer --prompt")
+    if tokens.max_tokens is not None and len(ids) > tokens.max_tokens:
+        raise ForwardError(
+            f"the prompt has {len(ids)} tokens, {model} has {tokens.max_tokens} positions: give a shorter --prompt"
+        )
+    prompts = settings.prompts
+    if prompts is None:
+        prompts = () if settings.early_stop else bundled_prompts()
+    whole, bare = (_all_ids(tokens, prompts, special=special) for special in (True, False))
+    return Prepared(
+        ids=tuple(ids),
+        tokens=tokens.texts(ids),
+        windows=() if settings.early_stop else tuple(tokens.windows(settings.text)),
+        prompts=whole,
+        bare_prompts=None if bare == whole else bare,
+    )
+
+
+def _all_ids(tokens: Tokens, prompts: Sequence[str], *, special: bool) -> tuple[tuple[int, ...], ...]:
+    most = tokens.max_tokens or 1 << 20
+    return tuple(tuple(tokens.ids(prompt, special=special)[:most]) for prompt in prompts)

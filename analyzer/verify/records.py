@@ -1,0 +1,171 @@
+"""What a verification returns; the field names are the JSON contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analyzer.base.records import Coordinate
+
+
+@dataclass(frozen=True)
+class LayerMaxima:
+    """A row of the paper's Figure 3 (arXiv 2411.07191): signed values of largest magnitude over all positions.
+
+    Input and output are the down projection's; `residual_max` is the residual stream's after the block.
+    """
+
+    layer: int
+    input_max: float
+    input_col: int
+    output_max: float
+    output_row: int
+    residual_max: float
+    residual_channel: int
+
+
+@dataclass(frozen=True)
+class SuperActivation:
+    """A residual-stream entry that dwarfs its layer's median from `layer` through `last_layer`.
+
+    `value` is the entry of largest magnitude in that run, `median_ratio` its magnitude over the median of the
+    same layer.
+    """
+
+    layer: int
+    channel: int
+    position: int
+    token: str
+    value: float
+    median_ratio: float
+    last_layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierFeature:
+    """A channel that is as large as a super activation at more than half of the positions."""
+
+    channel: int
+    layer: int
+    last_layer: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """A block that changes a super activation's channel, at its position, by a multiple of the median.
+
+    `change` is signed; `largest_share` the largest part that one weight has in the down projection's output there.
+    """
+
+    layer: int
+    channel: int
+    position: int
+    change: float
+    largest_share: float
+
+
+@dataclass(frozen=True)
+class SuperWeight:
+    """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
+
+    `share` is its part of what the MLP adds at the super activation's position and row; `activation_collapse` the part
+    of the super activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
+    else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
+    `control_loss_max` is the worst, the other two the worst of those of nearest magnitude and of the random ones.
+    """
+
+    layer: int
+    expert: int | None
+    row: int
+    col: int
+    value: float
+    share: float
+    static_rank: int | None
+    status: str
+    effect: str | None
+    activation_collapse: float | None
+    loss: float | None
+    loss_zeroed: float | None
+    control_loss_max: float | None
+    loss_tokens: int | None
+    control_loss_nearest: float | None = None
+    control_loss_random: float | None = None
+    round: int | None = None
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where the weight is."""
+        return Coordinate(self.layer, self.expert, self.row, self.col)
+
+
+@dataclass(frozen=True)
+class JointZeroing:
+    """The loss with every confirmed super weight zeroed at once."""
+
+    coordinates: tuple[Coordinate, ...]
+    loss_zeroed: float
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What becomes of the other super activations, as (channel, position), when one weight is zeroed."""
+
+    coordinate: Coordinate
+    vanished: tuple[tuple[int, int], ...]
+    appeared: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A super activation through the layers, with and without the weight that writes it (the paper's Figure 4)."""
+
+    coordinate: Coordinate
+    position: int
+    layers: tuple[int, ...]
+    values: tuple[float, ...]
+    values_zeroed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """In how many prompts a super activation of this layer and channel appears, and at which positions.
+
+    `without_bos` counts them where the prompts come without special tokens; null where the tokenizer adds none.
+    """
+
+    layer: int
+    channel: int
+    prompts: int
+    positions: tuple[int, ...]
+    without_bos: int | None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `verify` prints.
+
+    `profile` is the first super weight's; `prompts` is how many `recurrences` are over; `bytes_read` the checkpoint's.
+    """
+
+    model: str
+    revision: str | None
+    commit: str | None
+    model_type: str | None
+    prompt: str
+    tokens: tuple[str, ...]
+    dtype: str
+    device: str
+    verdict: str
+    layers: tuple[LayerMaxima, ...]
+    super_activations: tuple[SuperActivation, ...]
+    outlier_features: tuple[OutlierFeature, ...]
+    writes: tuple[Write, ...]
+    super_weights: tuple[SuperWeight, ...]
+    joint: JointZeroing | None
+    masking: tuple[Masking, ...]
+    profile: Profile | None
+    prompts: int
+    recurrences: tuple[Recurrence, ...]
+    early_stop: bool
+    bytes_read: int
+    checkpoint_bytes: int

@@ -1,0 +1,88 @@
+"""What a verification is asked for: prompts, texts, thresholds, where to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from analyzer.base.errors import SourceError, shown
+
+PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
+MAX_TEXT_BYTES = 10_000_000
+MAX_PROMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as what. Multiples are of the median |h| of the layer."""
+
+    activation_ratio: float = 100.0
+    """A super activation is at least this multiple."""
+    persists: int = 2
+    """It stays so for at least this many following blocks."""
+    feature_positions: float = 0.5
+    """A channel that large at more than this part of the positions is an outlier feature."""
+    write_ratio: float = 100.0
+    """A write changes the channel by at least this multiple."""
+    share: float = 0.25
+    """A weight with at least this part of a write's down-projection output is behind it."""
+    collapse: float = 0.25
+    """Zeroing collapses an activation if it takes at least this part of its magnitude away.
+
+    The same as `share`: of a write that several weights share, each can take away no more than it brought.
+    """
+
+
+DEFAULT_THRESHOLDS = Thresholds()
+
+
+def evaluation_text() -> str:
+    """Return the bundled text, some 1,900 tokens of prose written for this project."""
+    return resources.files("analyzer.verify").joinpath("evaluation.txt").read_text("utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Return a text file's content. Raises SourceError where it is not UTF-8 text of bearable length."""
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+            raise SourceError(f"{shown(path)} is not a text file of at most {MAX_TEXT_BYTES:,} bytes")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read {shown(path)} as UTF-8 text: {shown(error)}") from error
+
+
+def bundled_prompts() -> tuple[str, ...]:
+    """Return the bundled prompts."""
+    return _lines(resources.files("analyzer.verify").joinpath("prompts.txt").read_text("utf-8"))
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Return the prompts of a file, one a line. Raises SourceError where it holds none, or too many."""
+    prompts = _lines(read_text(path))
+    if not prompts or len(prompts) > MAX_PROMPTS:
+        raise SourceError(f"{shown(path)} has {len(prompts)} prompts: give 1 to {MAX_PROMPTS}, one a line")
+    return prompts
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """What a verification is asked for.
+
+    Losses are over `text`. `prompts` are what super activations are looked for in beside `prompt`; null stands for the
+    bundled ones or, with `early_stop`, for none. `early_stop` ends at the first super activation that has persisted,
+    and leaves effects and ranks out. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
+    float16.
+    """
+
+    prompt: str = PAPER_PROMPT
+    text: str = field(default_factory=evaluation_text)
+    prompts: tuple[str, ...] | None = None
+    early_stop: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
