@@ -349,6 +349,7 @@ def test_from_the_hub_by_ranges(hub, tmp_path):
 
 CHILD = """
 import sys, tempfile
+sys.path.insert(0, "support")
 import conftest
 from models import PROMPT_IDS, hooked, random_llama, save
 
@@ -376,7 +377,7 @@ def test_memory_is_a_few_blocks(tmp_path):
     peaks = {}
     for keep, keep_bytes in KEEP.items():
         command = [sys.executable, "-c", CHILD, str(folder), str(keep_bytes)]
-        child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
         peaks[keep] = int(child.stdout) / block
     assert peaks["dropped"] < 4, peaks
     assert peaks["kept"] > 11, peaks

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 import yaml
+from commands import superweight
 from models import COL, LAYER, PROMPT, ROW, TEXT, plant, random_llama, save
 from published_record import CONFLICTS, NO_COORDINATE, SOURCES, main, read_table, reported_item
-from test_cli import superweight
 
 from analyzer.catalog.export import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, export_recipe, module_of
 from analyzer.catalog.files import read_documents, save_reported, validate
@@ -22,7 +22,7 @@ from analyzer.catalog.lookup import coordinates_of, reported_in, reported_on
 from analyzer.catalog.report import render_agreement, render_catalog
 from analyzer.catalog.reported import agreement, merged
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CATALOG = ROOT / "catalog"
 TABLE = ROOT.parent / "shared" / "data" / "published_coordinates.csv"
 HEADER = "model_repo,revision,layer,row,col,value,source,source_url,notes\n"

@@ -407,5 +407,5 @@ def test_help_imports_neither_pyarrow_nor_the_hubs_client():
         "heavy = ('pyarrow', 'huggingface_hub', 'analyzer.publish.publication')\n"
         "sys.exit(any(name in sys.modules for name in heavy))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment).returncode == 0

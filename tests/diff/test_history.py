@@ -1,7 +1,7 @@
 """A model's outliers through its revisions: which are followed, and what each revision has of them."""
 
 import pytest
-from test_diff import scan_result
+from results import scan_result
 
 from analyzer.base.records import Coordinate
 from analyzer.diff.history import follow, followed

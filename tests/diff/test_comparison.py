@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from results import scan_result
 
 from analyzer.base.errors import ResultError
 from analyzer.base.records import Coordinate, plain
@@ -11,17 +12,6 @@ from analyzer.catalog.lookup import KnownCoordinate
 from analyzer.diff.comparison import compare
 from analyzer.diff.records import LargestChange, LayerChange
 from analyzer.diff.sides import known_weights, parse_side, side_of_scan
-from analyzer.scan.records import Outlier, ScanResult
-
-
-def scan_result(weights, *, model="m", hidden=16, revision=None, layers=4):
-    """Return a scan with these (layer, row, col, value), ranked in their order."""
-    outliers = tuple(
-        Outlier(rank, None, layer, None, row, col, value, abs(value), 3.0, "t")
-        for rank, (layer, row, col, value) in enumerate(weights, start=1)
-    )
-    return ScanResult(model, revision, None, "llama", layers, hidden, 32, "magnitude", 1, 1, 0.1, (), outliers)
-
 
 BEFORE = [(0, 1, 2, 5.0), (1, 3, 4, -4.0), (1, 5, 6, 3.0), (2, 7, 8, 2.0)]
 AFTER = [(1, 3, 4, -4.5), (0, 1, 2, 5.0), (2, 7, 8, 2.0), (3, 9, 10, 1.5)]

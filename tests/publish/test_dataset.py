@@ -25,7 +25,7 @@ from analyzer.publish.dataset import (
     table_of,
 )
 
-CATALOG = Path(__file__).parent.parent / "catalog"
+CATALOG = Path(__file__).parents[2] / "catalog"
 DOCUMENTS = read_documents(CATALOG)
 ORIGINALS = {path.name: path.read_bytes() for path in CATALOG.glob("*.json")}
 HOSTILE = (

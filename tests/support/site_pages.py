@@ -8,7 +8,7 @@ import catalogs
 from catalogs import METHOD
 from catalogs import REPORTED as ITEM
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = [json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "catalog").glob("*.json")) if p.name != "schema.json"]
 REPORTED = [(file["family"], item) for file in FILES for item in file["reported"]]
 ENTRIES = [(file["family"], entry) for file in FILES for entry in file["entries"]]

@@ -16,28 +16,11 @@ import click
 import pytest
 from checkpoints import random_downs, write_llama
 from click.testing import CliRunner
+from commands import ROOT, fails, superweight
 from models import PROMPT, TEXT, plant, random_llama, save
 
 from analyzer.cli.main import cli
 from analyzer.cli.scan import Layers
-
-ROOT = Path(__file__).parent.parent
-
-
-def superweight(*args, timeout=120, cwd=None, **env):
-    command = [sys.executable, "-m", "analyzer", *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)
-
-
-def fails(result, *fragments, status=1):
-    """Assert one line on stderr that holds the fragments, nothing on stdout, and the exit status."""
-    assert result.returncode == status, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    for fragment in fragments:
-        assert fragment in result.stderr
 
 
 @pytest.fixture(scope="module")

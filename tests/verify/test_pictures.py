@@ -223,8 +223,8 @@ def test_a_plot_that_fails_does_not_cost_the_result(folder, tmp_path, monkeypatc
 def test_no_command_without_a_plot_imports_matplotlib():
     rooms = "analyzer.cli.main, analyzer.analyze.verifying, analyzer.verify.report"
     script = f"import sys, {rooms}; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0
     script = (
         "import sys, analyzer.verify.pictures, analyzer.diff.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0

@@ -410,7 +410,7 @@ def test_coordinates_of_a_model_for_a_quantizer(tmp_path):
 
 def test_without_a_folder_the_record_that_comes_with_the_tool_is_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    record = read_documents(Path(__file__).parent.parent / "catalog")
+    record = read_documents(Path(__file__).parents[2] / "catalog")
     assert known_documents(None) == record
     assert coordinates_of("mistralai/Mistral-7B-v0.1")[0].standing == "reported"
     with pytest.raises(CatalogError, match="no catalog folder"):
@@ -433,7 +433,7 @@ def test_without_a_folder_the_record_that_comes_with_the_tool_is_known(tmp_path,
 
 
 def test_the_repositorys_own_catalog_is_valid_and_says_what_the_weights_are():
-    folder = Path(__file__).parent.parent / "catalog"
+    folder = Path(__file__).parents[2] / "catalog"
     assert validate(folder)[2] == []
     (family, sample), *_ = lookup(read_documents(folder), "SmolLM2-135M-Instruct-Q4_1")[0]
     assert family == "smollm2"

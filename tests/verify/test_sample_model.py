@@ -102,7 +102,7 @@ def test_a_shuffled_copy_of_the_sample_model_has_none(tmp_path):
     assert not [w for w in result.super_weights if w.status != "rejected"]
 
 
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="the measuring data are not here")

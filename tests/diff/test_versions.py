@@ -357,7 +357,7 @@ def test_a_diff_imports_no_torch(folder):
         "sys.exit('torch' in sys.modules)"
     )
     arguments = [sys.executable, "-c", script, "diff", str(folder), str(folder)]
-    result = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (result.returncode, result.stderr) == (0, "")
     assert "No differences" in result.stdout
 
