@@ -50,7 +50,10 @@ def analyze_model(
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
     assert done.scanned is not None  # without early_stop there is always a scan
     verified = replace(done.result, commit=source.commit or content_hash(done.checkpoint))
+    default = VerifySettings()
+    chosen = (settings.prompt, settings.text, scan.score, scan.top)
     method = {
+        "settings": "default" if chosen == (default.prompt, default.text, "magnitude", 20) else "custom",
         "prompt": settings.prompt,
         "text_sha256": hashlib.sha256(settings.text.encode("utf-8")).hexdigest(),
         "dtype": verified.dtype,

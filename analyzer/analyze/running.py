@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analyzer.base.config import NUM_LAYERS_KEYS, is_ternary_when_run, language_part, size_in
+from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import DownProjection, check_can_be_run, down_projections
+from analyzer.checkpoint.down_projections import find_projections
+from analyzer.checkpoint.projection import DownProjection
+from analyzer.encodings.floats import FORMATS
 from analyzer.source.folder import FolderSource
 from analyzer.source.source import Source
 
@@ -53,15 +57,14 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     ranges. Raises AnalyzerError where it cannot be read, or be run.
     """
     checkpoint = Checkpoint(source)
-    projections = down_projections(checkpoint)
     # Fails, where it must, before gigabytes are read or a lying config is built.
-    check_can_be_run(source.model, projections, checkpoint.config)
+    projections = _that_run(checkpoint)
     folder = source.folder(checkpoint.shards if download else ())
     if download:
         checkpoint = Checkpoint(
             FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         )
-        projections = down_projections(checkpoint)
+        projections = _that_run(checkpoint)
     return Runnable(checkpoint, projections, folder)
 
 
@@ -81,3 +84,49 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     from analyzer.forward.editing import EditableModel
 
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
+
+
+def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
+    """Return the down projections of the stack that makes text; blocks that predict further tokens do not run.
+
+    Raises ArchitectureError for what the forward pass cannot follow yet (quantized models, several towers, blocks
+    without an MLP), where a part of the stack is not read, and where config.json has another number of blocks than the
+    weights: the model that it describes is not the one that was scanned.
+    """
+    model, config = checkpoint.source.model, checkpoint.config
+    found = find_projections(checkpoint)
+    projections = [each for each in found.projections if each.tower != "mtp"]
+    encoded = next((p.matrix.encoding.name for p in projections if p.matrix.encoding.name not in FORMATS), None)
+    if encoded is not None:
+        raise ArchitectureError(
+            f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "
+            "that it was made from"
+        )
+    if is_ternary_when_run(config):
+        raise ArchitectureError(
+            f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not yet "
+            "verified"
+        )
+    towers = sorted({each.tower for each in projections if each.tower is not None})
+    if towers:
+        raise ArchitectureError(
+            f"{model} has several towers ({', '.join(map(shown, towers))}): it can be scanned, but not yet verified"
+        )
+    if found.unread:
+        first = found.unread[0]
+        raise ArchitectureError(
+            f"{model} has parts that are not read: {shown(first.names, 80)} x {first.count} ({first.why}); what its "
+            "verification would say is not the whole of it"
+        )
+    layers = sorted({each.layer for each in projections})
+    claimed = size_in(language_part(config), NUM_LAYERS_KEYS) or len(layers)
+    if layers != list(range(len(layers))) or claimed != len(layers):
+        raise ArchitectureError(
+            f"{model} has down projections in {len(layers)} layers up to {max(layers)}, but config.json says it has "
+            f"{claimed} blocks: a model can only be verified where each block has one"
+        )
+    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
+        raise ArchitectureError(
+            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
+        )
+    return projections

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from analyzer.base.config import is_ternary_when_run
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import (
-    DownProjection,
-    down_projection_bytes,
-    down_projections,
-    in_layers,
-)
+from analyzer.checkpoint.down_projections import find_projections
+from analyzer.checkpoint.projection import DownProjection, down_projection_bytes, in_layers, num_layers_of
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.scan.scanner import scan
@@ -32,11 +30,21 @@ def scan_model(
     [1, 2, 3]
     """
     checkpoint = Checkpoint(source)
-    projections = down_projections(checkpoint, pattern=settings.pattern)
-    num_layers = 1 + max(projection.layer for projection in projections)
+    found = find_projections(checkpoint, pattern=settings.pattern)
+    projections, unread = found.projections, found.unread
+    num_layers = num_layers_of(projections)
     if settings.layers is not None:
-        projections = in_layers(source.model, projections, settings.layers)
-    return scan_projections(checkpoint, projections, settings, progress, num_layers=num_layers)
+        projections, unread = in_layers(source.model, projections, settings.layers), ()
+    result = scan_projections(checkpoint, projections, settings, progress, num_layers=num_layers)
+    return replace(result, unread=unread, notes=_notes(checkpoint))
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what one should know of a scan beside its figures."""
+    notes = []
+    if is_ternary_when_run(checkpoint.config):
+        notes.append("its weights are made ternary each time it runs (bitnet): the stored floats are not what is used")
+    return tuple(notes)
 
 
 def scan_projections(

@@ -69,16 +69,16 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     keep_bytes = 1 << 62 if early_stop else None  # the few blocks that run are needed twice
     runner, tokens = runnable.build(device=settings.device, dtype=settings.dtype, keep_bytes=keep_bytes)
     progress("building the model", 1, 1)
-    by_place = {projection.sort_key: projection for projection in projections}
+    by_place = {projection.place: projection for projection in projections}
 
     def rank(coordinates: Sequence[Coordinate]) -> dict[Coordinate, int]:
         return static_ranks(checkpoint, projections, coordinates)
 
     def nearest(coordinate: Coordinate, count: int) -> list[Coordinate]:
-        return nearest_weights(checkpoint, by_place[coordinate.sort_key[:3]], coordinate, count)
+        return nearest_weights(checkpoint, by_place[coordinate.place], coordinate, count)
 
     def shape(coordinate: Coordinate) -> tuple[int, int]:
-        return by_place[coordinate.sort_key[:3]].shape
+        return by_place[coordinate.place].shape
 
     prepared = prepare(settings, tokens, source.model)
     result = verify(runner, prepared, Statics(source.model, candidates, rank, nearest, shape), settings, progress)

@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from analyzer.base.errors import shown
+
+HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
+NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+NUM_EXPERTS_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_moe_experts")
+PREDICTION_LAYERS_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+LANGUAGE_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config", "decoder")
+MAX_DEPTH = 4
+
+
+def parts_of(config: Mapping[str, Any], *, depth: int = MAX_DEPTH) -> list[Mapping[str, Any]]:
+    """Return a config and the parts of a composite model that it holds, outer ones first."""
+    return list(_parts(config, depth))
+
+
+def _parts(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+    yield config
+    if depth:
+        for part in config.values():
+            if isinstance(part, Mapping):
+                yield from _parts(part, depth - 1)
+
+
+def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part that describes the stack that makes text, at any depth; the config itself where it has none."""
+    for _ in range(MAX_DEPTH):
+        inner = next((config[key] for key in LANGUAGE_PARTS if isinstance(config.get(key), Mapping)), None)
+        if inner is None:
+            break
+        config = inner
+    return config
+
+
+def sizes_in(config: Mapping[str, Any], keys: tuple[str, ...]) -> set[int]:
+    """Return the positive whole numbers that a config has under these keys, at any depth."""
+    return {size for part in parts_of(config) for key in keys if (size := _size(part, key)) is not None}
+
+
+def hidden_sizes(config: Mapping[str, Any]) -> set[int]:
+    """Return the widths that a config names for residual streams; MobileBERT's blocks are narrower than its `hidden_size`."""
+    return sizes_in(config, ("true_hidden_size",)) or sizes_in(config, HIDDEN_SIZE_KEYS)
+
+
+def size_in(part: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """Return the first positive whole number that one part of a config has under these keys."""
+    return next((size for key in keys if (size := _size(part, key)) is not None), None)
+
+
+def _size(part: Mapping[str, Any], key: str) -> int | None:
+    size = part.get(key)
+    return size if type(size) is int and size > 0 else None
+
+
+def model_types(config: Mapping[str, Any]) -> set[str]:
+    """Return the model types that a config names: its own, and those of the parts of a composite model."""
+    return {part["model_type"] for part in parts_of(config) if isinstance(part.get("model_type"), str)}
 
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -18,21 +73,16 @@ def quantization_name(config: Mapping[str, Any]) -> str | None:
     """Return the name of the quantization that config.json names, with what says more about it."""
     said = quantization(config)
     groups = said.get("config_groups")
-    formats = [group.get("format") for group in groups.values()] if isinstance(groups, Mapping) else []
+    formats = (
+        [group.get("format") for group in groups.values() if isinstance(group, Mapping)]
+        if isinstance(groups, Mapping)
+        else []
+    )
     names = [said.get("quant_method"), said.get("quant_algo"), said.get("format"), *formats]
     kept = dict.fromkeys(shown(name, 40) for name in names if isinstance(name, str))
     return " ".join(kept) or None
 
 
-HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
-NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-def model_types(config: Mapping[str, Any]) -> set[str]:
-    """Return the model types that a config names: its own, and those of the parts of a composite model."""
-    return {part["model_type"] for part in parts_of(config) if isinstance(part.get("model_type"), str)}
-
-
-def parts_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return a config and the parts of a composite model that it holds."""
-    return [config, *(part for part in config.values() if isinstance(part, Mapping))]
+def is_ternary_when_run(config: Mapping[str, Any]) -> bool:
+    """Tell whether the model makes its weights ternary each time it runs, whatever floats are stored (BitNet)."""
+    return quantization(config).get("quant_method") == "bitnet"

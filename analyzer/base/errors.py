@@ -5,6 +5,7 @@ AnalyzerError
 ├── CheckpointError      config, index or shards that are missing or contradict each other
 │   └── HeaderError      a safetensors header that breaks the format
 ├── ArchitectureError    no down projection can be told from the tensor names
+│   └── UnreadableError  a matrix is stored in a way that is not read, by its name
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
 ├── CatalogError         a catalog file that cannot be read, written or validated
 ├── PlotError            a picture that cannot be written
@@ -32,6 +33,14 @@ class HeaderError(CheckpointError):
 
 class ArchitectureError(AnalyzerError):
     """No down projection can be told from the tensor names."""
+
+
+class UnreadableError(ArchitectureError):
+    """A matrix is stored in a way that is not read; `encoding` is its name."""
+
+    def __init__(self, message: str, encoding: str) -> None:
+        super().__init__(message)
+        self.encoding = encoding
 
 
 class ForwardError(AnalyzerError):

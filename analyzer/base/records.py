@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+Place = tuple[str, int, int, int]
+"""Where a down projection is, in the order of ties: tower, layer, MLP, expert; empty or -1 where there is but one."""
+
 
 class Coordinate(NamedTuple):
     """One weight of a down projection: `row` is its output channel, `col` its input channel, all 0-based.
 
-    `tower` names the stack of blocks where a model has several, such as "vision" and "language".
+    `tower` names the stack of blocks where a model has several, such as "vision" and "language"; `mlp` is the number of
+    the MLP where a block has several beside experts.
     """
 
     layer: int
@@ -19,15 +23,28 @@ class Coordinate(NamedTuple):
     row: int
     col: int
     tower: str | None = None
+    mlp: int | None = None
 
     @property
-    def sort_key(self) -> tuple[str, int, int, int, int]:
-        """Order of ties: tower, layer, expert (none first), row, col."""
-        return (self.tower or "", self.layer, -1 if self.expert is None else self.expert, self.row, self.col)
+    def place(self) -> Place:
+        """Where its down projection is: tower, layer, MLP and expert, none of these first."""
+        return (
+            self.tower or "",
+            self.layer,
+            -1 if self.mlp is None else self.mlp,
+            -1 if self.expert is None else self.expert,
+        )
+
+    @property
+    def sort_key(self) -> tuple[Place, int, int]:
+        """Order of ties: place, row, col."""
+        return self.place, self.row, self.col
 
     def __str__(self) -> str:
-        numbers = ", ".join(str(n) for n in self[:4] if n is not None)
-        return f"({self.tower}: {numbers})" if self.tower else f"({numbers})"
+        tower = f"{self.tower}:" if self.tower else ""
+        mlp = "" if self.mlp is None else f".{self.mlp}"
+        expert = "" if self.expert is None else f",{self.expert}"
+        return f"{tower}{self.layer}{mlp}{expert},{self.row},{self.col}"
 
 
 Fields = Mapping[str, Any]
@@ -38,9 +55,9 @@ Outliers = Mapping[Coordinate, Fields]
 def plain(value: Any) -> Any:
     """Return a record as what JSON has: dictionaries, lists, and null for numbers that are not finite."""
     if is_dataclass(value):
-        return _without_tower({field.name: plain(getattr(value, field.name)) for field in fields(value)})
+        return _without_nulls({field.name: plain(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Coordinate):
-        return _without_tower(value._asdict())
+        return _without_nulls(value._asdict())
     if isinstance(value, Mapping):
         return {key: plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
@@ -48,6 +65,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _without_tower(members: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the tower where the model has but one."""
-    return {key: member for key, member in members.items() if key != "tower" or member is not None}
+OPTIONAL = frozenset({"tower", "mlp", "layers", "writes"})
+"""Fields of a place that are left out where they say nothing."""
+
+
+def _without_nulls(members: dict[str, Any]) -> dict[str, Any]:
+    return {key: member for key, member in members.items() if key not in OPTIONAL or member is not None}

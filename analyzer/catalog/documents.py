@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,9 +14,11 @@ from analyzer.base.atomic import write_whole
 from analyzer.base.errors import CatalogError, shown
 from analyzer.base.records import Coordinate
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA_FILE = "schema.json"
 MAX_FILE_BYTES = 100_000_000
+CHOSEN = ("prompt", "text_sha256", "score", "top")
+"""Of a method, what default settings stand for."""
 
 Entry = dict[str, Any]
 Reported = dict[str, Any]
@@ -26,26 +28,35 @@ Document = dict[str, Any]
 def entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return what makes an entry one: model, commit, and how it was analysed.
 
-    The tool's own part of the method, its version and thresholds, is left out: a newer version's analysis takes the
-    place of an older one's.
+    The tool's own part of the method, its version and thresholds, is left out, and with default settings all that it
+    chose itself: a newer version's analysis takes the place of an older one's.
     """
     method = {key: value for key, value in entry["method"].items() if key not in ("version", "thresholds")}
+    if method.get("settings") == "default":
+        method = {key: value for key, value in method.items() if key not in CHOSEN}
     return entry["model"], entry["commit"], json.dumps(method, sort_keys=True)
 
 
 def reported_key(item: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Return what makes a reported coordinate one, which is also its place in a file: nulls come first."""
     numbers = (-1 if item[axis] is None else item[axis] for axis in ("layer", "expert", "row", "col"))
-    return (item["model"], item["revision"] or "", *numbers)
+    tower, mlp = item.get("tower") or "", item.get("mlp")
+    return (item["model"], item["revision"] or "", tower, -1 if mlp is None else mlp, *numbers)
+
+
+def coordinate_in(record: Mapping[str, Any]) -> Coordinate:
+    """Return where a record of an entry is."""
+    return Coordinate(
+        record["layer"], record["expert"], record["row"], record["col"], record.get("tower"), record.get("mlp")
+    )
 
 
 def place_of(item: Mapping[str, Any]) -> str:
-    """Return a reported coordinate as text: `(2, 3968, 7003)`, `(11, 507, any)` for a row, `none` without any."""
+    """Return a reported coordinate as text: `2,3968,7003`, `11,507,any` for a row, `none` without any."""
     if item["layer"] is None:
         return "none"
-    expert = [] if item["expert"] is None else [item["expert"]]
-    col = "any" if item["col"] is None else item["col"]
-    return "(" + ", ".join(str(part) for part in (item["layer"], *expert, item["row"], col)) + ")"
+    text = str(coordinate_in({**item, "col": 0 if item["col"] is None else item["col"]}))
+    return f"{text.rpartition(',')[0]},any" if item["col"] is None else text
 
 
 def increase_of(weight: Mapping[str, Any]) -> float | None:
@@ -100,10 +111,53 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _upgraded(document: Any) -> Any:
-    """Return a document of version 1, which had no `reported`, as one of version 2; any other as it is."""
-    if isinstance(document, dict) and document.get("schema_version") == 1 and "reported" not in document:
-        return {**document, "schema_version": SCHEMA_VERSION, "reported": []}
+    """Return a document of an older version as one of this version, step by step; any other as it is."""
+    while isinstance(document, dict) and (upgrade := UPGRADES.get(_version_of(document))) is not None:
+        document = {**upgrade(document), "schema_version": document["schema_version"] + 1}
     return document
+
+
+def _version_of(document: Mapping[str, Any]) -> int:
+    version = document.get("schema_version")
+    return version if type(version) is int else 0
+
+
+def _with_reported(document: Document) -> Document:
+    """Version 1 had no `reported`."""
+    return {**document, "reported": []} if "reported" not in document else document
+
+
+def _with_unread(document: Document) -> Document:
+    """Version 2 refused what it did not read whole, and did not say whether its settings were the default ones."""
+    entries = document.get("entries")
+    if not isinstance(entries, list):
+        return document
+    return {**document, "entries": [_entry_with_unread(entry) for entry in entries]}
+
+
+def _entry_with_unread(entry: Any) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), dict):
+        return entry
+    method = entry["method"]
+    settings = "default" if all(method.get(key) == value for key, value in DEFAULTS_OF_2.items()) else "custom"
+    tool = {key: method[key] for key in ("tool", "version") if key in method}
+    upgraded = {**tool, "settings": settings, **{key: method[key] for key in method if key not in tool}}
+    fields = {}
+    for key, value in entry.items():
+        fields[key] = upgraded if key == "method" else value
+        if key == "verdict":
+            fields["unread"] = []
+    return fields
+
+
+UPGRADES: Mapping[int, Callable[[Document], Document]] = {1: _with_reported, 2: _with_unread}
+"""By the version that they take: each makes of a document one of the next version."""
+DEFAULTS_OF_2 = {
+    "prompt": "Apple Inc. is a worldwide tech company.",
+    "text_sha256": "b8aea6d629e084d88143b520ce36fddbf375ce1bc505c10b38d0469423bfffb9",
+    "score": "magnitude",
+    "top": 20,
+}
 
 
 def problems(document: Any, family: str) -> Iterator[str]:
@@ -139,7 +193,7 @@ def _entry_faults(entry: Entry) -> Iterator[str]:
     for field, records in lists.items():
         seen = set()
         for record in records:
-            coordinate = Coordinate(record["layer"], record["expert"], record["row"], record["col"])
+            coordinate = coordinate_in(record)
             if coordinate in seen:
                 yield f"{field}: {coordinate} stands twice"
             seen.add(coordinate)

@@ -30,6 +30,7 @@ def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, A
         "intermediate_size": scan.intermediate_size,
         "method": {"tool": "superweight-analyzer", "version": __version__, **method},
         "verdict": result.verdict,
+        "unread": plain(scan.unread),
         "super_activations": _rounded(plain(result.super_activations)),
         "super_weights": [
             {**_rounded(plain(w)), "value": w.value} for w in sorted(kept, key=lambda w: w.coordinate.sort_key)
@@ -41,7 +42,7 @@ def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, A
 
 def _outlier_fields(outlier: Outlier) -> dict[str, Any]:
     fields = plain(outlier)
-    return {key: fields[key] for key in ("rank", "layer", "expert", "row", "col", "value", "zscore")}
+    return {key: value for key, value in fields.items() if key not in ("score", "tensor")}
 
 
 def _rounded(value: Any) -> Any:

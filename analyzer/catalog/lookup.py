@@ -40,6 +40,8 @@ class KnownCoordinate:
     effect: str | None
     sources: tuple[str, ...]
     model_type: str | None
+    tower: str | None = None
+    mlp: int | None = None
 
 
 def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[KnownCoordinate]:
@@ -73,6 +75,7 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
             sources=(f"{entry['method']['tool']} {entry['method']['version']}",),
             model_type=entry["model_type"],
             **{key: weight[key] for key in ("layer", "expert", "row", "col", "value", "effect")},
+            **{key: weight[key] for key in ("tower", "mlp") if key in weight},
         )
         for _, entry in entries
         for weight in entry["super_weights"]
@@ -86,6 +89,7 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
             sources=tuple(source["name"] for source in item["sources"]),
             model_type=types.get(item["model"].lower()),
             **{key: item[key] for key in ("layer", "expert", "row", "col", "value", "standing")},
+            **{key: item[key] for key in ("tower", "mlp") if key in item},
         )
         for _, item in reported
         if item["layer"] is not None

@@ -8,7 +8,7 @@ from typing import Any
 from analyzer.catalog.documents import Entry, Reported, reported_key
 
 NONE_FOUND = "none found"  # the reason where a source looked for super weights and there were none
-FIELDS = ("model", "revision", "layer", "expert", "row", "col", "value", "standing", "reason", "sources")
+FIELDS = ("model", "revision", "tower", "mlp", "layer", "expert", "row", "col", "value", "standing", "reason", "sources")
 
 
 def merged(old: Iterable[Reported], new: Iterable[Reported]) -> list[Reported]:
@@ -21,7 +21,7 @@ def merged(old: Iterable[Reported], new: Iterable[Reported]) -> list[Reported]:
     for item in new:
         key = reported_key(item)
         items[key] = _merged_item(items[key], item) if key in items else item
-    return [{field: items[key][field] for field in FIELDS} for key in sorted(items)]
+    return [{field: items[key][field] for field in FIELDS if field in items[key]} for key in sorted(items)]
 
 
 def _merged_item(old: Reported, new: Reported) -> Reported:
@@ -57,7 +57,8 @@ def _seen(entry: Entry, item: Reported) -> dict[str, Any]:
         agrees = entry["verdict"] == "none" if item["reason"] == NONE_FOUND else None
         return {"here": None, "agrees": agrees, "weights": []}
     axes = ("layer", "row") if item["col"] is None else ("layer", "expert", "row", "col")
-    same = [weight for weight in entry["super_weights"] if all(weight[axis] == item[axis] for axis in axes)]
+    axes = (*axes, *(axis for axis in ("tower", "mlp") if axis in item))
+    same = [weight for weight in entry["super_weights"] if all(weight.get(axis) == item[axis] for axis in axes)]
     confirmed = [weight for weight in same if weight["status"] == "confirmed"]
     return {
         "here": "confirmed" if confirmed else "coincident" if same else None,

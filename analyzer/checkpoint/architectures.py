@@ -1,21 +1,68 @@
-"""The names of down projections in every architecture: data, not code.
+"""The names of MLPs in every architecture: data, not code.
 
-The names of MLP modules inside a block come from llama.cpp's map of tensor names to roles (the `gguf` package),
-extended with what its converters rename before they look a name up. The stack of blocks may be called anything.
+The names of MLP modules inside a block come from llama.cpp's map of tensor names to roles (the `gguf` package), and
+from what a down projection and the projections into its MLP are called beside each other. The stack of blocks, and
+what holds the MLP inside a block, may be called anything.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
+
+# A down projection's own name: what beside it projects into the MLP, in the order in which a guess is made; of several
+# names in one tuple (gate and up) all are there.
+INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "down_proj": (("gate_proj", "up_proj"), ("gate_up_proj",), ("up_gate_proj",), ("up_proj",)),
+    "down": (("gate", "up"), ("gate_up",), ("up",)),
+    "c_proj": (("w1", "w2"), ("c_fc",), ("c_fc_0", "c_fc_1")),
+    "dense_4h_to_h": (("dense_h_to_4h",),),
+    "fc_out": (("fc_in",),),
+    "fc2": (("fc1",),),
+    "fc_2": (("fc_1",),),
+    "linear_fc2": (("linear_fc1",),),
+    "linear2": (("linear1",),),
+    "linear_2": (("linear_1",),),
+    "ff_out": (("ff_proj",),),
+    "w2": (("w1", "w3"), ("w12",), ("w1",)),
+    "w3": (("w1", "w2"), ("w12",)),
+    "wo": (("wi_0", "wi_1"), ("wi",)),
+    "Wo": (("Wi",),),
+    "lin2": (("lin1",),),
+    "output_linear": (("input_linear",),),
+    "output_dense": (("intermediate_dense",),),
+    "layers.3": (("layers.0",),),
+    "value": (("key",),),
+    "ffn_output": (("ffn",),),
+    "ffn_down": (("ffn_gate", "ffn_up"), ("ffn_up",)),
+    "ffn_down_exps": (("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate_up_exps",), ("ffn_up_exps",)),
+    "ffn_down_shexp": (("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_up_shexp",)),
+    "ff_layer_2": (("ff_layer_1",),),
+    "proj_2": (("proj_1",),),
+    "conv2": (("conv1",),),
+    "out_proj": (("in_proj",), ("up_proj",)),
+    "weights_out": (("weights_in",),),
+}
+# Names of down projections that mean something else outside of what is called an MLP.
+AMBIGUOUS = frozenset({"value", "out_proj", "w3", "down", "linear2", "linear_2", "conv2", "layers.3"})
+MLP_WORDS = re.compile(r"mlp|ffn|(^|_)ff\d?($|_)|feed_?forward|expert|moe|channel_mix", re.IGNORECASE)
+# What holds anything but an MLP: attention, recurrences and their like, routers, adapters, norms, embeddings.
+OTHER_WORDS = re.compile(
+    r"attn|attention|mamba|ssm|rwkv_att|time_mix|retention|(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos)"
+    r"|(layer|rms|group)_?norm|embeddings?$|^(self|cross)$|hyena|delta|linear_attn|short_conv|temporal_block|rec$",
+    re.IGNORECASE,
+)
+# Of what no MLP has, the projections that name a mixer of tokens wherever they are.
+MIXERS = re.compile(
+    r"^(q|k|v|qkv|o|query|key|value|query_key_value|kv)(_?(proj|lin|a_proj|b_proj))?$|^(in|out|x|dt)_proj$|^c_attn$|^Wqkv$"
+)
 
 # Besides gguf's own; `{xid}` stands for the expert.
 MORE_MODULES = (
     "fc2",  # opt, whisper
     "mlp.linear_fc2",  # qwen3_vl's vision tower
-    "layer.1.DenseReluDense.wo",  # t5's encoder
-    "layer.2.DenseReluDense.wo",  # t5's decoder
+    "layer.DenseReluDense.wo",  # t5
     "mlp.experts.{xid}.down_proj",  # qwen2_moe, qwen3_moe, olmoe, deepseek
     "block_sparse_moe.experts.{xid}.w2",  # mixtral, phimoe
     "feed_forward.experts.{xid}.down_proj",  # jamba
@@ -23,6 +70,8 @@ MORE_MODULES = (
     "block_sparse_moe.experts.down_proj",  # granitemoe as transformers 5 holds it
     "mlp.experts.fc2",  # aria
 )
+# What a library puts around a linear map: PEFT's base layer, a clipped one.
+WRAPPERS = ("base_layer", "linear")
 
 # Their Conv1D stores `mlp.c_proj` as [in, out]; every other layer type stores [out, in].
 CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -31,7 +80,7 @@ INPUTS_FIRST_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text", "aria", "a
 
 # What a part of a stack's name calls it, where a model has several.
 TOWERS = {
-    "vision": ("vision", "visual", "image", "vpm", "vit", "siglip"),
+    "vision": ("vision", "visual", "image", "img", "vpm", "vit", "siglip"),
     "audio": ("audio", "speech"),
     "language": ("language", "llm"),
     "text": ("text",),
@@ -39,41 +88,18 @@ TOWERS = {
     "decoder": ("decoder",),
     "mtp": ("mtp",),  # multi-token prediction
 }
-NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])", re.ASCII)  # between dots
-
-
-@dataclass(frozen=True, slots=True)
-class BlockName:
-    """What a module's name says: its stack of blocks, the block's number there, and the expert."""
-
-    stack: str
-    layer: int
-    expert: int | None
-
-    @property
-    def block(self) -> str:
-        """The block's own name."""
-        return f"{self.stack}.{self.layer}"
-
-
-def parse_down_projection(name: str) -> BlockName | None:
-    """Return what the name of a down projection (a module's, without `.weight`) says; null for any other name."""
-    match = _pattern().fullmatch(name)
-    if match is None:
-        return None
-    expert = next((int(value) for key, value in match.groupdict().items() if value and key.startswith("xid")), None)
-    return BlockName(match["stack"], int(match["layer"]), expert)
+# Models whose blocks have no MLP at all.
+WITHOUT_MLP = re.compile(r"mamba\d?|falcon_mamba|xlstm|s4|hyena")
 
 
 @cache
-def _pattern() -> re.Pattern[str]:
-    """One expression for all names; the groups of its alternatives are numbered to be distinct."""
+def known_tails() -> frozenset[str]:
+    """Return what follows the block's number in every known name; no numbers of experts or sublayers are in it."""
     from gguf.constants import MODEL_TENSOR
     from gguf.tensor_mapping import TensorNameMap
 
     roles = (MODEL_TENSOR.FFN_DOWN, MODEL_TENSOR.FFN_DOWN_EXP, MODEL_TENSOR.FFN_DOWN_SHEXP)
     known = [name.partition("{bid}.")[2] for role in roles for name in TensorNameMap.block_mappings_cfg[role]]
-    alternatives = []
-    for number, module in enumerate(sorted({*known, *MORE_MODULES})):
-        alternatives.append(re.escape(module).replace(re.escape("{xid}"), rf"(?P<xid{number}>\d{{1,5}})"))
-    return re.compile(rf"(?P<stack>[\w.-]+)\.(?P<layer>\d{{1,5}})\.(?:{'|'.join(alternatives)})", re.ASCII)
+    tails = (re.sub(r"\.(\{xid\}|\d+)(?=\.|$)", "", tail) for tail in [*known, *MORE_MODULES])
+    # gguf takes the same name for whatever a file of its own has there; as a name it says too little.
+    return frozenset(tails) - {"ffn.w3", "moe.linear_1"}

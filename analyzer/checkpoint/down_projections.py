@@ -1,261 +1,287 @@
-"""Which tensor is a down projection, of which tower, layer and expert, and which way round it lies."""
+"""Which tensor is a down projection, of which tower, layer, MLP and expert, and which way round it lies."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from analyzer.base.config import HIDDEN_SIZE_KEYS, NUM_LAYERS_KEYS, model_types, parts_of, quantization_name
-from analyzer.base.errors import ArchitectureError, shown
-from analyzer.checkpoint.architectures import (
-    CONV1D_MODEL_TYPES,
-    INPUTS_FIRST_EXPERTS,
-    NUMBER,
-    TOWERS,
-    BlockName,
-    parse_down_projection,
+from analyzer.base.config import (
+    NUM_LAYERS_KEYS,
+    PREDICTION_LAYERS_KEYS,
+    hidden_sizes,
+    language_part,
+    model_types,
+    size_in,
+    sizes_in,
 )
+from analyzer.base.errors import ArchitectureError, UnreadableError, shown
+from analyzer.base.records import Place
+from analyzer.checkpoint.architectures import CONV1D_MODEL_TYPES, INPUTS_FIRST_EXPERTS, TOWERS
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.checkpoint.completeness import Unread, find_unread, none_found
+from analyzer.checkpoint.names import IN_A_NAME, ModuleName, find_modules, inputs_of, towers_of
+from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
+from analyzer.checkpoint.sharing import layers_sharing
+from analyzer.checkpoint.stacks import is_latent, residual_widths
 from analyzer.encodings.finding import STORED_AS, find_matrices
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
 
-MAX_SHOWN_CANDIDATES = 4
+
+@dataclass(frozen=True)
+class FoundProjections:
+    """The down projections of a model in order, and what of it looks like one and is not among them."""
+
+    projections: list[DownProjection]
+    unread: tuple[Unread, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DownProjection:
-    """The down projection of one MLP, or of one expert of it; `name` is the tensor that stores it."""
+def find_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> FoundProjections:
+    """Return a checkpoint's down projections; see find_down_projections."""
+    return find_down_projections(checkpoint.source.model, checkpoint.shapes, checkpoint.config, pattern=pattern)
 
-    tower: str | None
-    layer: int
-    expert: int | None
-    block: str
-    module: str
-    matrix: Matrix
 
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self.matrix.data.tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, cols) = (output, input channels)."""
-        return self.matrix.shape
-
-    @property
-    def sort_key(self) -> tuple[str, int, int]:
-        """Order of towers, layers and experts, without an expert first."""
-        return self.tower or "", self.layer, -1 if self.expert is None else self.expert
+def down_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> list[DownProjection]:
+    """Return a checkpoint's down projections without what is not read of it; see find_down_projections."""
+    return find_projections(checkpoint, pattern=pattern).projections
 
 
 def find_down_projections(
     model: str, tensors: Shapes, config: Mapping[str, Any], *, pattern: str | None = None
-) -> list[DownProjection]:
-    """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer and expert.
+) -> FoundProjections:
+    """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer, MLP and expert.
 
     `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
-    here. Raises ArchitectureError where there are none, where two claim one place, or where a shape or the way it is
-    stored cannot be a down projection's.
+    here. Raises ArchitectureError where there are none, where two claim one place, where a shape or the way it is
+    stored cannot be a down projection's, and where a whole tower or all experts cannot be read.
     """
-    modules = _known_modules(tensors) if pattern is None else _matching_modules(model, tensors, pattern)
+    if pattern is None:
+        known = _known_modules(tensors)
+        modules = {module: parsed for module, parsed in known.items() if _returns(module, parsed, tensors)}
+    else:
+        known = modules = _matching_modules(model, tensors, pattern)
     if not modules:
-        raise _none_found(model, tensors, config, pattern)
-    towers = _towers(parsed.stack for parsed in modules.values())
-    found: dict[tuple[str, int, int], DownProjection] = {}
+        raise none_found(model, tensors, config, pattern)
+    widths = residual_widths({each.stack for each in modules.values()}, tensors, hidden_sizes(config))
+    of_stack = towers_of((each.stack for each in modules.values()), TOWERS)
+    main = next((stack for stack, tower in of_stack.items() if tower in MAIN_TOWERS), None)
+    depth = _depth(model, main, modules.values(), config)
+    found: dict[Place, DownProjection] = {}
+    unreadable: dict[str, UnreadableError] = {}
+    mlps = _mlps_of_blocks(modules)
     for module, parsed in modules.items():
-        matrices = find_matrices(model, module, tensors, config)
+        try:
+            matrices = find_matrices(model, module, tensors, config)
+        except UnreadableError as error:
+            unreadable[module] = error
+            continue
         assert matrices is not None  # the module's name comes from a tensor's
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
-        fused = len(tensors[matrices[0].data.tensor][1]) > 2
-        if fused and pattern is None and not re.search("expert|moe", module):
+        fused = _is_fused(tensors, matrices)
+        if fused and pattern is None and not re.search("expert|moe|switch|_exps$", module):
             name = matrices[0].data.tensor
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
+        ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
+        tower = "mtp" if ahead else of_stack[parsed.stack]
+        lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack])
         for number, matrix in enumerate(matrices):
             expert = number if fused else parsed.expert
-            matrix = _right_way_round(model, module, matrix, config, fused=fused, known=pattern is None)
-            projection = DownProjection(towers[parsed.stack], parsed.layer, expert, parsed.block, module, matrix)
-            other = found.setdefault(projection.sort_key, projection)
+            matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
+            projection = DownProjection(
+                tower=tower,
+                layer=parsed.layer,
+                mlp=None if expert is not None else mlps.get((parsed.block, parsed.mlp)),
+                expert=expert,
+                block=parsed.block,
+                module=module,
+                matrix=matrix,
+                inputs=parsed.inputs,
+                layers=layers_sharing(config, parsed),
+                writes="latent" if lying.is_latent(matrix) else None,
+            )
+            other = found.setdefault(projection.place, projection)
             if other is not projection:
                 raise ArchitectureError(
                     f"{model}: {shown(projection.name)} and {shown(other.name)} both claim layer {parsed.layer}"
                     + ("" if pattern is None else f": narrow --tensors {shown(pattern, 80)}")
                 )
-    return [found[place] for place in sorted(found)]
+    in_order = [found[place] for place in sorted(found)]
+    if pattern is not None:  # what is asked for by name is all that is asked for
+        if unreadable:
+            raise next(iter(unreadable.values()))
+        return FoundProjections(in_order, ())
+    return FoundProjections(in_order, find_unread(model, tensors, config, known, in_order, unreadable))
 
 
-def check_can_be_run(model: str, projections: Sequence[DownProjection], config: Mapping[str, Any]) -> None:
-    """Refuse what the forward pass cannot follow yet: quantized models, several towers, blocks without an MLP.
+def _known_modules(tensors: Shapes) -> dict[str, ModuleName]:
+    modules = [module for name in tensors for module in _modules_of(name)]
+    return find_modules(dict.fromkeys(modules))
 
-    Raises ArchitectureError, also where config.json has another number of blocks than the weights: the model that
-    it describes is not the one that was scanned.
+
+def _modules_of(tensor: str) -> list[str]:
+    """Return the names that the module could have whose matrix a tensor of this name stores."""
+    return [tensor.removesuffix(suffix) for suffix in STORED_AS if tensor.endswith(suffix)]
+
+
+def _returns(module: str, parsed: ModuleName, tensors: Shapes) -> bool:
+    """Tell whether a module's output is as wide as what goes into its MLP: that of a projector or an adapter is not.
+
+    True too where shapes do not tell.
     """
-    encoded = next((p.matrix.encoding.name for p in projections if p.matrix.encoding.name not in FORMATS), None)
-    if encoded is not None:
-        raise ArchitectureError(
-            f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "
-            "that it was made from"
-        )
-    towers = sorted({projection.tower for projection in projections if projection.tower is not None})
-    if towers:
-        raise ArchitectureError(
-            f"{model} has several towers ({', '.join(map(shown, towers))}): it can be scanned, but not yet verified"
-        )
-    layers = sorted({projection.layer for projection in projections})
-    claimed = next((config[key] for key in NUM_LAYERS_KEYS if type(config.get(key)) is int), len(layers))
-    if layers != list(range(len(layers))) or claimed != len(layers):
-        raise ArchitectureError(
-            f"{model} has down projections in {len(layers)} layers up to {max(layers)}, but config.json says it has "
-            f"{claimed} blocks: a model can only be verified where each block has one"
-        )
+    down = _plain_shape(module, tensors)
+    inputs = [_plain_shape(name, tensors) for name in parsed.inputs]
+    if down is None or not inputs or any(shape is None or len(shape) != len(down) for shape in inputs):
+        return True
+    return all(shape is not None and down[-2:] in _outputs_of(shape[-2:]) for shape in inputs)
 
 
-def _known_modules(tensors: Shapes) -> dict[str, BlockName]:
-    modules = {}
-    for name in tensors:
-        for suffix in STORED_AS:
-            if name.endswith(suffix) and (parsed := parse_down_projection(name.removesuffix(suffix))):
-                modules[name.removesuffix(suffix)] = parsed
-    return modules
+def _outputs_of(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Return the shapes that a down projection can have behind an input projection of this shape, alone or fused."""
+    first, second = shape
+    return {(second, first), (second, first // 2), (second // 2, first)}
 
 
-def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, BlockName]:
+def _plain_shape(module: str, tensors: Shapes) -> tuple[int, ...] | None:
+    """Return a module's shape where it is stored as plain floats."""
+    for name in (f"{module}.weight", module):
+        dtype, shape = tensors.get(name, ("", ()))
+        if dtype in FORMATS and len(shape) in (2, 3):
+            return shape
+    return None
+
+
+def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, ModuleName]:
     """Return the modules of the matrices whose tensors a pattern names; their first number is the layer."""
+    there = {module for name in tensors for module in _modules_of(name)}
     modules = {}
     for name, (_, shape) in tensors.items():
         if len(shape) < 2 or not fnmatchcase(name, pattern):
             continue
-        module = next(name.removesuffix(suffix) for suffix in STORED_AS if name.endswith(suffix))
-        numbers = list(NUMBER.finditer(module))
+        module = _modules_of(name)[0]
+        numbers = list(IN_A_NAME.finditer(module))
         if not numbers:
             raise ArchitectureError(
                 f"{model}: {shown(name)} has no layer's number in its name: narrow --tensors {shown(pattern, 80)}"
             )
         expert = int(numbers[1][0]) if len(numbers) > 1 else None
-        modules[module] = BlockName(module[: numbers[0].start()].rstrip("."), int(numbers[0][0]), expert)
+        stack, tail = module[: numbers[0].start()].rstrip("."), module[numbers[0].end() :].lstrip(".")
+        modules[module] = ModuleName(stack, int(numbers[0][0]), tail, expert, inputs_of(module, there))
     return modules
 
 
-def _towers(stacks: Iterable[str]) -> dict[str, str | None]:
-    """Return the name of each stack of blocks; a model's only one has none."""
-    unique = sorted(set(stacks))
-    if len(unique) == 1:
-        return {unique[0]: None}
-    towers = {stack: _tower(stack) for stack in unique}
-    if {"vision", "audio"} & set(towers.values()) and list(towers.values()).count(None) == 1:
-        towers = {stack: tower or "language" for stack, tower in towers.items()}
-    common = Counter(towers.values())
-    return {stack: tower if common[tower] == 1 else stack for stack, tower in towers.items()}
+def _mlps_of_blocks(modules: Mapping[str, ModuleName]) -> dict[tuple[str, str], int]:
+    """Return the number of each MLP, by (block, where it is in the block), of blocks with several beside experts."""
+    of_block: dict[str, set[str]] = {}
+    for parsed in modules.values():
+        if parsed.expert is None and "expert" not in parsed.mlp.replace("shared_expert", ""):
+            of_block.setdefault(parsed.block, set()).add(parsed.mlp)
+    return {
+        (block, mlp): number
+        for block, mlps in of_block.items()
+        if len(mlps) > 1
+        for number, mlp in enumerate(sorted(mlps, key=_natural))
+    }
 
 
-def _tower(stack: str) -> str | None:
-    for part in stack.split("."):
-        words = re.split(r"[_\d]+", part)
-        for tower, names in TOWERS.items():
-            if any(name in words for name in names):
-                return tower
-    return None
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order names as people do, 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _right_way_round(
-    model: str, module: str, matrix: Matrix, config: Mapping[str, Any], *, fused: bool, known: bool
-) -> Matrix:
-    """Return the matrix with its output channels as rows; where names do not tell, the model's hidden size does.
+def _is_fused(tensors: Shapes, matrices: Sequence[Matrix]) -> bool:
+    return len(tensors[matrices[0].data.tensor][1]) > 2
 
-    Raises ArchitectureError where its input side, not its output side, has the model's hidden size.
+
+def _depth(model: str, main: str | None, modules: Iterable[ModuleName], config: Mapping[str, Any]) -> int | None:
+    """Return how many blocks the main stack has, where blocks that predict further tokens follow in it; else null.
+
+    Raises ArchitectureError where there are more blocks than config.json says, and it does not say what they are.
     """
-    sizes = {part[key] for part in parts_of(config) for key in HIDDEN_SIZE_KEYS if type(part.get(key)) is int}
-    if matrix.transposed or matrix.encoding.expand != (1, 1):  # such formats say which way round they are
-        told = True
-    else:
-        types = model_types(config)
-        conv1d = module.endswith("mlp.c_proj") and types & CONV1D_MODEL_TYPES
-        if conv1d or (fused and types & INPUTS_FIRST_EXPERTS):
-            matrix = turned(matrix)
-        told = known and not fused
-    rows, cols = matrix.shape
-    if not sizes or rows in sizes or cols not in sizes:
+    part = language_part(config)
+    said = size_in(part, NUM_LAYERS_KEYS)
+    most = max((each.layer for each in modules if each.stack == main), default=-1)
+    if main is None or said is None or most < said:
+        return None
+    ahead = sizes_in(config, PREDICTION_LAYERS_KEYS)
+    if not ahead or most >= said + max(ahead):
+        raise ArchitectureError(
+            f"{model} has blocks up to layer {most}, but config.json says it has {said} blocks: use the config.json of "
+            "these weights"
+        )
+    return said
+
+
+@dataclass(frozen=True)
+class _Lying:
+    """What tells which way round one module's matrices lie."""
+
+    model: str
+    module: str
+    parsed: ModuleName
+    tensors: Shapes
+    config: Mapping[str, Any]
+    width: int | None
+    """How many channels the residual stream of its stack has."""
+
+    def right_way_round(self, matrix: Matrix, *, fused: bool, known: bool) -> Matrix:
+        """Return the matrix with its output channels as rows.
+
+        Names tell, then what projects into the MLP, then the width of the residual stream. Raises ArchitectureError
+        where they contradict each other, or nothing tells.
+        """
+        if matrix.transposed or matrix.encoding.expand != (1, 1):  # such formats say which way round they are
+            return self._checked(matrix)
+        types = model_types(self.config)
+        named = self.module.endswith("mlp.c_proj") and bool(types & CONV1D_MODEL_TYPES)
+        named = named or (fused and not re.search("switch", self.module) and bool(types & INPUTS_FIRST_EXPERTS))
+        told = self._told_by_inputs(matrix)
+        if told is not None and not named:
+            return turned(matrix) if told else matrix
+        matrix = turned(matrix) if named else matrix
+        rows, cols = matrix.shape
+        if known and not fused:
+            return self._checked(matrix)
+        if self.width is not None and rows != self.width and cols == self.width:
+            return turned(matrix)
         return matrix
-    if not told:
-        return turned(matrix)
-    raise ArchitectureError(
-        f"{model}: {shown(matrix.data.tensor)} has {rows} output and {cols} input channels, but config.json says the "
-        f"hidden size is {' or '.join(map(str, sorted(sizes)))}: it lies the other way round than this architecture's "
-        "tensors do"
-    )
 
-
-def _none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: str | None) -> ArchitectureError:
-    if pattern is not None:
-        return ArchitectureError(
-            f"{model} has no tensor of two or more dimensions that matches --tensors {shown(pattern, 80)}"
+    def is_latent(self, matrix: Matrix) -> bool:
+        """Tell whether its rows are no channels of the residual stream."""
+        block = f"{self.parsed.block}."
+        if self.width is None or matrix.shape[0] == self.width:
+            return False
+        return is_latent(
+            matrix.shape[0],
+            self.width,
+            (shape for name, (_, shape) in self.tensors.items() if name.startswith(block) and len(shape) == 2),
         )
-    what = f"{model} (model_type {shown(config.get('model_type'), 40)})"
-    method = quantization_name(config)
-    if method is not None:
-        return ArchitectureError(
-            f"{what} is quantized by {method}, and its down projections are stored in a way that cannot be scanned: "
-            "use the model that it was made from"
+
+    def _told_by_inputs(self, matrix: Matrix) -> bool | None:
+        """Tell whether what projects into the MLP says that the matrix must be turned; null where it does not say."""
+        rows, cols = matrix.shape
+        for name in self.parsed.inputs:
+            shape = _plain_shape(name, self.tensors)
+            if shape is None or self.width is None:
+                return None
+            first, second = shape[-2:]
+            if rows == cols:  # only what is fused of gate and up tells then
+                return None if first == second else first == self.width
+            if first == self.width != second:  # [in, out]: so is this, if it is as its inputs are
+                return True if (cols == self.width and second in (rows, 2 * rows)) else None
+            if second == self.width != first:
+                return False if (rows == self.width and first in (cols, 2 * cols)) else None
+        return None
+
+    def _checked(self, matrix: Matrix) -> Matrix:
+        """Raise ArchitectureError where the input side, not the output side, is as wide as the residual stream."""
+        rows, cols = matrix.shape
+        if self.width is None or rows == self.width or cols != self.width or self.is_latent(matrix):
+            return matrix
+        raise ArchitectureError(
+            f"{self.model}: {shown(matrix.data.tensor)} has {rows} output and {cols} input channels, but the hidden "
+            f"size is {self.width}: it lies the other way round than this architecture's tensors do"
         )
-    candidates = _candidates(tensors, config)
-    if not candidates:
-        return ArchitectureError(f"{what} has no MLP down projection, and no matrix in numbered layers at all")
-    listed = ", ".join(f"{shown(name, 80)} {list(shape)} x {count}" for (name, shape), count in candidates)
-    return ArchitectureError(
-        f"{what} has no MLP down projection that this version knows; tensors that could be: {listed}; scan the "
-        f"right ones with --tensors '{shown(candidates[0][0][0], 80)}'"
-    )
-
-
-def _candidates(tensors: Shapes, config: Mapping[str, Any]) -> list[tuple[tuple[str, tuple[int, ...]], int]]:
-    """Return patterns of names, numbers starred, of matrices, the likeliest down projections first."""
-    hidden = {part[key] for part in parts_of(config) for key in HIDDEN_SIZE_KEYS if type(part.get(key)) is int}
-    families: Counter[tuple[str, tuple[int, ...]]] = Counter()
-    for name, (_, shape) in sorted(tensors.items()):
-        starred = NUMBER.sub("*", name)
-        if len(shape) in (2, 3) and starred != name:
-            families[starred, shape] += 1
-
-    def likely(family: tuple[tuple[str, tuple[int, ...]], int]) -> tuple[bool, bool, bool]:
-        (name, (*_, rows, cols)), _ = family
-        says = re.search(r"down|fc2|c_proj|4h_to_h|w2|wo|ff|mlp", name.lower()) is not None
-        return (rows in hidden or not hidden) and rows < cols, rows != cols, says
-
-    return sorted(families.items(), key=likely, reverse=True)[:MAX_SHOWN_CANDIDATES]
-
-
-def down_projections(
-    checkpoint: Checkpoint, layers: Sequence[range] | None = None, *, pattern: str | None = None
-) -> list[DownProjection]:
-    """Return the checkpoint's down projections by tower, layer and expert; `layers` keeps only those in its ranges.
-
-    `pattern` names the tensors taken for down projections, in place of the names known here. Raises
-    ArchitectureError where there are none, or where a range names no layer.
-    """
-    model = checkpoint.source.model
-    found = find_down_projections(model, checkpoint.shapes, checkpoint.config, pattern=pattern)
-    return found if layers is None else in_layers(model, found, layers)
-
-
-def in_layers(model: str, projections: Sequence[DownProjection], layers: Sequence[range]) -> list[DownProjection]:
-    """Return those of the projections in these ranges; raises ArchitectureError where a range names no layer."""
-    present = {projection.layer for projection in projections}
-    for wanted in layers:
-        if wanted.start not in present or wanted.stop - 1 not in present:
-            raise ArchitectureError(
-                f"{model} has no down projection in layer "
-                f"{wanted.start if wanted.start not in present else wanted.stop - 1}: "
-                f"its layers go from {min(present)} to {max(present)}"
-            )
-    return [p for p in projections if any(p.layer in wanted for wanted in layers)]
-
-
-def down_projection_bytes(projections: Collection[DownProjection]) -> int:
-    """Return how many bytes of the checkpoint these are, scales included."""
-    return sum(projection.matrix.stored_bytes for projection in projections)

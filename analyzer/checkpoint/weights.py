@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import (
-    DownProjection,
-)
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.encodings.encoding import Tile
 from analyzer.encodings.floats import Unsigned
 from analyzer.source.streaming import Want, stream
@@ -25,12 +23,12 @@ def read_weights(
 
     Raises ArchitectureError where the tensors have no such weight, SourceError where bytes cannot be read.
     """
-    by_place = {projection.sort_key: projection for projection in projections}
+    by_place = {projection.place: projection for projection in projections}
     values: dict[Coordinate, float] = {}
 
     def wants() -> Iterator[Want]:
         for coordinate in coordinates:
-            projection = by_place.get(coordinate.sort_key[:3])
+            projection = by_place.get(coordinate.place)
             if projection is None or coordinate.row >= projection.shape[0] or coordinate.col >= projection.shape[1]:
                 raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
             matrix = projection.matrix

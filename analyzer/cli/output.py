@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyzer.base.errors import shown
+
 if TYPE_CHECKING:
+    from analyzer.scan.records import ScanResult
     from analyzer.verify.records import VerifyResult
 
 
@@ -26,6 +29,16 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
         print_json(plain(result))
     else:
         click.echo(render(result))
+
+
+def warn_of(result: ScanResult) -> None:
+    """Say on stderr, a line each, what a scan did not read and what one should know of it."""
+    for unread in result.unread:
+        shape = "" if unread.shape is None else f" of shape {list(unread.shape)}"
+        count = f"{unread.count:,} x {shown(unread.names, 120)}{shape}"
+        click.echo(f"warning: not read: {count}: {shown(unread.why, 200)}", err=True)
+    for note in result.notes:
+        click.echo(f"warning: {shown(note, 300)}", err=True)
 
 
 def check_picture(path: Path | None) -> None:

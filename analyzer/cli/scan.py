@@ -10,7 +10,7 @@ import click
 from analyzer.base.errors import shown
 from analyzer.base.progress import progress_bars
 from analyzer.cli.options import cache_option, common_options, scan_options, score_option, top_option
-from analyzer.cli.output import print_result
+from analyzer.cli.output import print_result, warn_of
 
 if TYPE_CHECKING:
     from analyzer.scan.records import ScanSettings
@@ -64,8 +64,5 @@ def scan(as_json: bool, quiet: bool, settings: ScanSettings, **where: Any) -> No
 
     with progress_bars(quiet) as progress:
         result = scan_model(open_model(**where), settings, progress=progress)
-    missing = sorted(set(range(result.num_layers)) - {tensor.layer for tensor in result.tensors})
-    if settings.layers is None and missing:
-        names = ", ".join(map(str, missing[:5])) + (", …" if missing[5:] else "")
-        click.echo(f"warning: no down projection in layer {names}: not an MLP block, or not in the index", err=True)
     print_result(result, as_json, render_scan)
+    warn_of(result)

@@ -111,7 +111,7 @@ def _in_common(old: Side, before: Outliers, new: Side, after: Outliers) -> tuple
     if old.scanned and new.scanned and old.scanned != new.scanned:
         both = old.scanned & new.scanned
         notes.append(f"They are scans of other layers: what is compared, and ranked, are {len(both)} down projections.")
-        rankings = [[item for item in ranking if item[0].sort_key[:3] in both] for ranking in rankings]
+        rankings = [[item for item in ranking if item[0].place in both] for ranking in rankings]
     length = min(map(len, rankings))
     if any(len(ranking) > length for ranking in rankings):
         notes.append(f"Only the top {length} are compared: one of them ranks no more.")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analyzer.base.records import Coordinate, Outliers
-from analyzer.checkpoint.down_projections import DownProjection
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.diff.pairs import NEW, OLD, Pair, PairScan
 from analyzer.diff.records import Change, LargestChange, LayerChange
 
@@ -34,11 +34,11 @@ def layers_of_pairs(scan: PairScan, top: int) -> list[LayerChange]:
     pairs: dict[tuple[str, int], list[Pair]] = {}
     unpaired: dict[tuple[str, int], list[tuple[DownProjection | None, DownProjection | None]]] = {}
     for pair in scan.pairs:
-        pairs.setdefault(pair.projections[OLD].sort_key[:2], []).append(pair)
+        pairs.setdefault(pair.projections[OLD].place[:2], []).append(pair)
     for two in scan.unpaired:
         there = two[OLD] or two[NEW]
         assert there is not None
-        unpaired.setdefault(there.sort_key[:2], []).append(two)
+        unpaired.setdefault(there.place[:2], []).append(two)
     return [
         _layer_of_pairs(pairs.get(place, []), unpaired.get(place, []), top) for place in sorted({**pairs, **unpaired})
     ]
@@ -125,14 +125,14 @@ def _why_unpaired(old: DownProjection | None, new: DownProjection | None) -> str
 
 def layers_of_outliers(old: Outliers, new: Outliers, changes: Sequence[Change]) -> list[LayerChange]:
     """Return how each layer differs as far as ranked outliers tell."""
-    places = sorted({c.sort_key[:2]: c for c in {**old, **new}}.items())
+    places = sorted({c.place[:2]: c for c in {**old, **new}}.items())
     layers = []
     for place, there in places:
         ranked = [
-            sorted((c for c in side if c.sort_key[:2] == place), key=lambda c, side=side: side[c]["rank"])  # type: ignore[misc]
+            sorted((c for c in side if c.place[:2] == place), key=lambda c, side=side: side[c]["rank"])  # type: ignore[misc]
             for side in (old, new)
         ]
-        here = [change for change in changes if change.coordinate.sort_key[:2] == place]
+        here = [change for change in changes if change.coordinate.place[:2] == place]
         both = [c for c in here if c.old and c.new and c.old["value"] != c.new["value"]]
         most = max(both, key=lambda c: abs(c.new["value"] - c.old["value"]), default=None)  # type: ignore[index]
         largest = None

@@ -11,7 +11,7 @@ from functools import partial
 
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import DownProjection
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.diff.changes import Comparison, MatrixChange, comparable
 from analyzer.encodings.encoding import Tile
 from analyzer.encodings.floats import Unsigned
@@ -71,7 +71,7 @@ def scan_pair(
     they lie in files of the same content. Raises ArchitectureError where the gain cannot be told, SourceError where
     bytes cannot be read.
     """
-    by_place = [{projection.sort_key: projection for projection in side} for side in projections]
+    by_place = [{projection.place: projection for projection in side} for side in projections]
     both: list[tuple[DownProjection, DownProjection]] = []
     unpaired: list[tuple[DownProjection | None, DownProjection | None]] = []
     for place in sorted({**by_place[OLD], **by_place[NEW]}):

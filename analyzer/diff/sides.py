@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analyzer.base.errors import ResultError, shown
-from analyzer.base.records import Coordinate, Fields, Outliers
+from analyzer.base.records import Coordinate, Fields, Outliers, Place
 from analyzer.catalog.lookup import KnownCoordinate
 from analyzer.scan.records import ScanResult
 
@@ -21,9 +21,6 @@ STATUSES = ("confirmed", "coincident", "rejected")
 EFFECTS = ("critical", "inert", None)
 MAX_INDEX = 1 << 31
 WHAT_TO_GIVE = "give what scan, verify or analyze printed with --json"
-
-Place = tuple[str, int, int]
-"""Where a down projection is: tower, layer, expert, as the first three of a coordinate's sort_key."""
 
 Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
 """Reads weights that were not ranked, as far as the model has them."""
@@ -63,7 +60,7 @@ def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
         prompt=None,
         outliers={o.coordinate: {"rank": o.rank, "value": o.value} for o in result.outliers},
         super_weights=None,
-        scanned=frozenset((t.tower or "", t.layer, -1 if t.expert is None else t.expert) for t in result.tensors),
+        scanned=frozenset(t.place for t in result.tensors),
         look_up=look_up,
     )
 
@@ -101,7 +98,9 @@ def known_weights(coordinates: Sequence[KnownCoordinate], scanned: Collection[Pl
     for each in coordinates:
         if each.col is not None:
             standing = f"{each.standing}, {each.effect}" if each.effect else each.standing
-            known.setdefault(Coordinate(each.layer, each.expert, each.row, each.col, tower or None), standing)
+            known.setdefault(
+                Coordinate(each.layer, each.expert, each.row, each.col, each.tower or tower or None, each.mlp), standing
+            )
     return known
 
 
@@ -109,13 +108,19 @@ def _places(tensors: Any) -> frozenset[Place] | None:
     """Return where a saved scan's down projections are."""
     if tensors is None:
         return None
-    places = set()
-    for tensor in tensors:
-        layer, expert, tower = tensor["layer"], tensor["expert"], tensor.get("tower")
-        if type(layer) is not int or not isinstance(expert, int | None) or not isinstance(tower, str | None):
-            raise ValueError(f"not a down projection: {tower}, {layer}, {expert}")
-        places.add((tower or "", layer, -1 if expert is None else expert))
-    return frozenset(places)
+    return frozenset(_coordinate({**tensor, "row": 0, "col": 0}).place for tensor in tensors)
+
+
+def _coordinate(record: Mapping[str, Any]) -> Coordinate:
+    """Return where a saved record is. Raises ValueError where it is nowhere."""
+    layer, expert, row, col = (record[key] for key in COORDINATE_FIELDS)
+    mlp, tower = record.get("mlp"), record.get("tower")
+    numbers = (layer, row, col, 0 if expert is None else expert, 0 if mlp is None else mlp)
+    if any(type(n) is not int or not 0 <= n < MAX_INDEX for n in numbers):
+        raise ValueError(f"not a weight's place: {layer}, {expert}, {row}, {col}")
+    if tower is not None and not isinstance(tower, str):
+        raise ValueError(f"not a tower: {tower}")
+    return Coordinate(layer, expert, row, col, tower, mlp)
 
 
 def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields] | None:
@@ -123,21 +128,15 @@ def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields
         return None
     found: dict[Coordinate, Fields] = {}
     for record in records:
-        layer, expert, row, col = (record[key] for key in COORDINATE_FIELDS)
-        numbers = (layer, row, col, 0 if expert is None else expert)
-        value = record["value"]
-        if any(type(n) is not int or not 0 <= n < MAX_INDEX for n in numbers) or not _is_number(value):
-            raise ValueError(f"not a weight: {layer}, {expert}, {row}, {col} = {value}")
+        coordinate, value = _coordinate(record), record["value"]
+        if not _is_number(value):
+            raise ValueError(f"not a weight: {coordinate} = {value}")
         if type(record.get("rank", 1)) is not int:
             raise ValueError(f"not a rank: {record['rank']}")
         if record.get("status", STATUSES[0]) not in STATUSES or record.get("effect") not in EFFECTS:
             raise ValueError(f"neither a status nor an effect: {record['status']}, {record['effect']}")
         if not all(record.get(key) is None or _is_number(record[key]) for key in ("loss", "loss_zeroed")):
             raise ValueError(f"not a loss: {record['loss']}, {record['loss_zeroed']}")
-        tower = record.get("tower")
-        if tower is not None and not isinstance(tower, str):
-            raise ValueError(f"not a tower: {tower}")
-        coordinate = Coordinate(layer, expert, row, col, tower)
         if coordinate in found:
             raise ValueError(f"twice: {coordinate}")
         found[coordinate] = {

@@ -9,19 +9,20 @@ from pathlib import Path
 
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.progress import Progress, counted
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.catalog.documents import Document
 from analyzer.catalog.files import known_documents
 from analyzer.catalog.lookup import known_of
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import DownProjection, down_projection_bytes, down_projections
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.projection import DownProjection, down_projection_bytes
 from analyzer.checkpoint.weights import read_weights
 from analyzer.diff.comparison import compare
 from analyzer.diff.history import follow, followed
 from analyzer.diff.layers import layers_of_pairs
 from analyzer.diff.pairs import NEW, OLD, scan_pair
 from analyzer.diff.records import DiffResult, History
-from analyzer.diff.sides import Place, Side, known_weights, parse_side, side_of_scan
+from analyzer.diff.sides import Side, known_weights, parse_side, side_of_scan
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.scan.scanner import kept_weights, scan
@@ -46,7 +47,7 @@ class Model:
     @property
     def places(self) -> frozenset[Place]:
         """Where its down projections are."""
-        return frozenset(projection.sort_key for projection in self.projections)
+        return frozenset(projection.place for projection in self.projections)
 
     def scan(self, progress: Progress) -> ScanResult:
         """Scan it. Raises AnalyzerError where it cannot be read."""
@@ -57,13 +58,11 @@ class Model:
 
     def weights(self, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
         """Return these weights, as far as the model has them. Raises SourceError where bytes cannot be read."""
-        shapes = {projection.sort_key: projection.shape for projection in self.projections}
+        shapes = {projection.place: projection.shape for projection in self.projections}
         here = [
             coordinate
             for coordinate in coordinates
-            if (shape := shapes.get(coordinate.sort_key[:3]))
-            and coordinate.row < shape[0]
-            and coordinate.col < shape[1]
+            if (shape := shapes.get(coordinate.place)) and coordinate.row < shape[0] and coordinate.col < shape[1]
         ]
         kept: dict[Coordinate, float] = {}
         if self.cache:
@@ -125,7 +124,7 @@ def compare_revisions(
     for source in sources:
         models.append(_model_of(source, settings))
         scans.append(models[-1].scan(progress))
-    places = {projection.sort_key for each in models for projection in each.projections}
+    places = {projection.place for each in models for projection in each.projections}
     known = known_weights(known_of(documents, scans[0].model), places)
     coordinates = followed(scans, list(known), settings.top)
     return follow(scans, revisions, known, [each.weights(coordinates) for each in models], settings.top)

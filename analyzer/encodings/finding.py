@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyzer.base.config import quantization_name
-from analyzer.base.errors import ArchitectureError, shown
+from analyzer.base.errors import UnreadableError, shown
 from analyzer.encodings.awq import find_awq
 from analyzer.encodings.fp8 import find_fp8
 from analyzer.encodings.gptq import find_gptq
@@ -53,13 +53,13 @@ def find_matrices(model: str, module: str, tensors: Shapes, config: Mapping[str,
     return matrices
 
 
-def _unreadable(module: StoredModule, name: str) -> ArchitectureError:
+def _unreadable(module: StoredModule, name: str) -> UnreadableError:
     """Return the error about a quantization that is not known here, by its name."""
     method = quantization_name(module.config) or next(
         (said for end, said in UNREADABLE.items() if module.name + end in module.tensors), "an unknown quantization"
     )
-    return module.refused(
-        name,
-        f"is stored as {module.tensors[name][0]} by {method}, which cannot be scanned: "
+    return UnreadableError(
+        f"{module.model}: {shown(name)} is stored as {module.tensors[name][0]} by {method}, which cannot be scanned: "
         "use the model that it was made from",
+        method,
     )

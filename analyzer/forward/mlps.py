@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from analyzer.base.errors import ForwardError
-from analyzer.checkpoint.architectures import parse_down_projection
+from analyzer.checkpoint.names import find_modules
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,9 @@ def find_mlps(name: str, model: torch.nn.Module) -> dict[int, Mlp]:
     dense: dict[int, torch.nn.Module] = {}
     experts: dict[int, tuple[str, torch.nn.Module]] = {}
     blocks: dict[int, str] = {}
-    for parameter_name, parameter in model.named_parameters():
-        parsed = parse_down_projection(parameter_name.removesuffix(".weight"))
-        if parsed is None:
-            continue
+    parameters = {name.removesuffix(".weight"): (name, value) for name, value in model.named_parameters()}
+    for name_of_module, parsed in find_modules(parameters).items():
+        parameter_name, parameter = parameters[name_of_module]
         if parsed.expert is not None:
             raise ForwardError(f"{name}: its experts are modules of their own: it can be scanned, but not yet verified")
         module_name = parameter_name.rpartition(".")[0]

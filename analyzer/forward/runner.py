@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import DownProjection
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.weights import read_row, read_weights
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import intercepted

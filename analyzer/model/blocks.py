@@ -147,9 +147,14 @@ class BlockwiseModel:
     def _check(self, name: str) -> None:
         missing = [f"{name}.{p}" for p, value in self._blocks[name].named_parameters() if value.is_meta]
         if missing:
-            raise CheckpointError(
-                f"{self._weights.model}: the checkpoint lacks {missing[0]} ({len(missing)} missing in all)"
-            )
+            raise self._lacks(missing[0], f" ({len(missing)} missing in all)")
+
+    def _lacks(self, parameter: str, more: str = "") -> CheckpointError:
+        """Return the error that nothing is stored for a parameter, with what is stored under another prefix."""
+        last = parameter.split(".", 1)[-1]
+        other = next((name for name in sorted(self._weights.checkpoint.tensors) if name.endswith(f".{last}")), None)
+        hint = f"; it has {shown(other)}, a prefix that this model type does not have" if other else ""
+        return CheckpointError(f"{self._weights.model}: the checkpoint lacks {parameter}{more}{hint}")
 
     def _replace_ends(self, sources: Mapping[str, str]) -> None:
         """Read the embedding by rows and the head in slices, where they are stored as they are used.
@@ -188,7 +193,7 @@ class BlockwiseModel:
                     module, _, last = name.rpartition(".")
                     setattr(self.model.get_submodule(module), last, self.model.get_parameter(source))
                     continue
-            raise CheckpointError(f"{self._weights.model}: the checkpoint lacks {name}")
+            raise self._lacks(name)
 
     def _name_of(self, wanted: torch.nn.Module) -> str:
         return str(next(name for name, module in self.model.named_modules() if module is wanted))

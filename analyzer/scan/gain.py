@@ -8,7 +8,7 @@ it the row by its own. An MLP without a gate has the one input projection. No da
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -17,7 +17,7 @@ import numpy as np
 from analyzer.base.config import model_types
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import DownProjection
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.reading import UseTile
 from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
 from analyzer.encodings.finding import find_matrices
@@ -26,21 +26,6 @@ from analyzer.encodings.matrices import Matrix, Part, turned
 from analyzer.scan.outliers import Magnitudes, TensorSummary, TopK
 from analyzer.source.streaming import Want
 
-# By the last part of a down projection's name: the module beside it that projects into the MLP, or gate and up.
-INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "down_proj": (("gate_proj", "up_proj"), ("gate_up_proj",), ("up_proj",)),
-    "c_proj": (("w1", "w2"), ("c_fc",)),
-    "dense_4h_to_h": (("dense_h_to_4h",),),
-    "fc_out": (("fc_in",),),
-    "fc2": (("fc1",),),
-    "linear_fc2": (("linear_fc1",),),
-    "ff_out": (("ff_proj",),),
-    "w2": (("w1", "w3"),),
-    "wo": (("wi_0", "wi_1"), ("wi",)),
-    "Wo": (("Wi",),),
-    "lin2": (("lin1",),),
-    "output_linear": (("input_linear",),),
-}
 # Of the norms in a block, that on the way into the MLP: the first that is there. Without any, there is none.
 NORMS_BEFORE = (
     "pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm", "ln_mlp", "mlp_norm", "ffn_norm", "ff_norm",
@@ -82,15 +67,15 @@ class GainScan:
         self._one_plus = bool(types & ONE_PLUS_WEIGHT)
         self._interleaved = bool(types & INTERLEAVED)
         found: dict[str, list[Matrix] | None] = {}
-        self._around = {p.sort_key: self._find(p, found) for p in projections}
+        self._around = {p.place: self._find(p, found) for p in projections}
 
     def parts(self, projection: DownProjection) -> tuple[Part, ...]:
         """Return all of the checkpoint that a projection's gains depend on."""
-        return (*projection.matrix.parts, *self._around[projection.sort_key].parts)
+        return (*projection.matrix.parts, *self._around[projection.place].parts)
 
     def bytes_around(self, projection: DownProjection) -> int:
         """Return how many bytes are read beside the down projection itself."""
-        return sum(part.stop - part.start for part in self._around[projection.sort_key].parts)
+        return sum(part.stop - part.start for part in self._around[projection.place].parts)
 
     def wants(
         self,
@@ -104,7 +89,7 @@ class GainScan:
 
         `watch` is handed every tile of the projection too.
         """
-        around, checkpoint, matrix = self._around[projection.sort_key], self._checkpoint, projection.matrix
+        around, checkpoint, matrix = self._around[projection.place], self._checkpoint, projection.matrix
         rows, cols = matrix.shape
         offset = 1.0 if self._one_plus and projection.tower in (None, "language") else 0.0
         norms = {"before": np.ones(rows), "after": np.ones(rows)}
@@ -156,20 +141,13 @@ class GainScan:
         return gains
 
     def _find(self, projection: DownProjection, found: dict[str, list[Matrix] | None]) -> Surroundings:
-        parent, _, last = projection.module.rpartition(".")
-        if last == "dense" and parent.endswith("output"):  # bert
-            alternatives: tuple[tuple[str, ...], ...] = ((f"{parent.removesuffix('output')}intermediate.dense",),)
-        else:
-            alternatives = tuple(tuple(f"{parent}.{name}" for name in names) for names in INPUTS.get(last, ()))
-        for modules in alternatives:
-            for module in modules:
-                if module not in found:
-                    found[module] = find_matrices(
-                        self._checkpoint.source.model, module, self._shapes, self._checkpoint.config
-                    )
-            matrices = [found[module] for module in modules]
-            if any(each is None for each in matrices):
-                continue
+        for module in projection.inputs:
+            if module not in found:
+                found[module] = find_matrices(
+                    self._checkpoint.source.model, module, self._shapes, self._checkpoint.config
+                )
+        matrices = [found[module] for module in projection.inputs]
+        if matrices and all(each is not None for each in matrices):
             inputs = tuple(self._input(projection, each) for each in matrices if each is not None)
             before, after = self._norms(projection)
             return Surroundings(inputs, before, after)

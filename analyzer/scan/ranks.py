@@ -9,9 +9,7 @@ import numpy as np
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import (
-    DownProjection,
-)
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.weights import read_weights
 from analyzer.encodings.encoding import Tile
 from analyzer.encodings.floats import Int64, Unsigned
@@ -60,12 +58,9 @@ def _tie_places(projection: DownProjection, coordinates: Sequence[Coordinate]) -
     Equal magnitudes rank by coordinate: all of an earlier projection's come first, none of a later one's.
     """
     rows, cols = projection.shape
-    here = projection.sort_key
+    here = projection.place
     return np.array(
-        [
-            c.row * cols + c.col if c.sort_key[:3] == here else (rows * cols if here < c.sort_key[:3] else 0)
-            for c in coordinates
-        ]
+        [c.row * cols + c.col if c.place == here else (rows * cols if here < c.place else 0) for c in coordinates]
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
+from analyzer.checkpoint.completeness import Unread
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,30 @@ class ScanSettings:
 class TensorStatistics:
     """Statistics of |W| over the finite weights of one down projection; `std` is the population's.
 
-    `shape` is (rows, cols) whichever way round the file stores it, `dtype` the name of what it stores: a
-    safetensors dtype, or an encoding such as MXFP4. The figures are NaN (JSON null) where no
-    weight is finite.
+    `mlp` is null where the block has one MLP, `layers` where one block uses the matrix, `writes` ("latent") where its
+    rows are channels of the residual stream. `shape` is (rows, cols) whichever way round the file stores it, `dtype`
+    the name of what it stores: a safetensors dtype, or an encoding such as MXFP4. The figures are NaN (JSON null)
+    where no weight is finite.
     """
 
     name: str
     tower: str | None
     layer: int
+    mlp: int | None
+    layers: tuple[int, ...] | None
     expert: int | None
     shape: tuple[int, int]
+    writes: str | None
     dtype: str
     mean_abs: float
     std: float
     max_abs: float
     nonfinite: int
+
+    @property
+    def place(self) -> Place:
+        """Where it is: see Coordinate.place."""
+        return Coordinate(self.layer, self.expert, 0, 0, self.tower, self.mlp).place
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,8 @@ class Outlier:
     rank: int
     tower: str | None
     layer: int
+    mlp: int | None
+    layers: tuple[int, ...] | None
     expert: int | None
     row: int
     col: int
@@ -58,16 +71,22 @@ class Outlier:
     score: float
     zscore: float
     tensor: str
+    writes: str | None = None
 
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower, self.mlp)
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What `scan` prints. Sizes are null where the scanned tensors do not agree on one."""
+    """What `scan` prints.
+
+    Sizes are null where the scanned tensors do not agree on one. `experts` is the largest number of experts in a layer,
+    null without any; `towers` are named where there are several; `encodings` counts matrices. `unread` is what looks
+    like a down projection and was not read, empty where the model is whole; `notes` say what else one should know.
+    """
 
     model: str
     revision: str | None
@@ -80,5 +99,10 @@ class ScanResult:
     bytes_read: int
     checkpoint_bytes: int
     seconds: float
+    experts: int | None
+    towers: tuple[str, ...]
+    encodings: Mapping[str, int]
+    unread: tuple[Unread, ...]
+    notes: tuple[str, ...]
     tensors: tuple[TensorStatistics, ...]
     outliers: tuple[Outlier, ...]

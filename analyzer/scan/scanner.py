@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import (
-    DownProjection,
-)
+from analyzer.checkpoint.projection import DownProjection, num_layers_of
 from analyzer.checkpoint.reading import UseTile
 from analyzer.encodings.encoding import Tile
 from analyzer.encodings.floats import Unsigned
@@ -135,8 +134,11 @@ def gather(
             name=projection.name,
             tower=projection.tower,
             layer=projection.layer,
+            mlp=projection.mlp,
+            layers=projection.layers,
             expert=projection.expert,
             shape=projection.shape,
+            writes=projection.writes,
             dtype=projection.matrix.encoding.name,
             mean_abs=summary.mean_abs,
             std=summary.std,
@@ -152,13 +154,18 @@ def gather(
         revision=checkpoint.source.revision,
         commit=checkpoint.source.commit,
         model_type=checkpoint.model_type,
-        num_layers=num_layers or 1 + max((projection.layer for projection in projections), default=-1),
+        num_layers=num_layers or num_layers_of(projections),
         hidden_size=rows.pop() if len(rows) == 1 else None,
         intermediate_size=cols.pop() if len(cols) == 1 else None,
         score=score,
         bytes_read=checkpoint.bytes_read,
         checkpoint_bytes=checkpoint.total_bytes,
         seconds=0.0,
+        experts=_most_experts(projections),
+        towers=tuple(sorted({projection.tower for projection in projections if projection.tower is not None})),
+        encodings=dict(sorted(Counter(projection.matrix.encoding.name for projection in projections).items())),
+        unread=(),
+        notes=(),
         tensors=statistics,
         outliers=_merge(projections, summaries, top),
     )
@@ -173,12 +180,12 @@ def kept_weights(
     top: int,
 ) -> dict[Coordinate, float]:
     """Return those of these weights that a scan of the `top` by magnitude has kept: the top of each tensor."""
-    by_place: dict[tuple[str, int, int], list[Coordinate]] = {}
+    by_place: dict[Place, list[Coordinate]] = {}
     for coordinate in coordinates:
-        by_place.setdefault(coordinate.sort_key[:3], []).append(coordinate)
+        by_place.setdefault(coordinate.place, []).append(coordinate)
     values: dict[Coordinate, float] = {}
     for projection in projections:
-        wanted = by_place.get(projection.sort_key)
+        wanted = by_place.get(projection.place)
         key = describe(checkpoint, "magnitude", projection.matrix, projection.matrix.parts) if wanted else None
         summary = cache.load(key, top) if key else None
         if wanted and summary:
@@ -186,6 +193,11 @@ def kept_weights(
             places = {coordinate: coordinate.row * projection.shape[1] + coordinate.col for coordinate in wanted}
             values |= {coordinate: kept[place] for coordinate, place in places.items() if place in kept}
     return values
+
+
+def _most_experts(projections: Sequence[DownProjection]) -> int | None:
+    of_block = Counter((each.tower, each.layer) for each in projections if each.expert is not None)
+    return max(of_block.values(), default=None)
 
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:
@@ -202,6 +214,8 @@ def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSumm
                 rank=0,
                 tower=projection.tower,
                 layer=projection.layer,
+                mlp=projection.mlp,
+                layers=projection.layers,
                 expert=projection.expert,
                 row=row,
                 col=col,
@@ -209,6 +223,7 @@ def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSumm
                 score=float(score),
                 zscore=(abs(float(value)) - summary.mean_abs) / summary.std if summary.std > 0 else 0.0,
                 tensor=projection.name,
+                writes=projection.writes,
             )
             found.append(outlier)
     found.sort(key=lambda outlier: (-outlier.score, outlier.coordinate.sort_key))

@@ -91,11 +91,13 @@ class SuperWeight:
     control_loss_nearest: float | None = None
     control_loss_random: float | None = None
     round: int | None = None
+    tower: str | None = None
+    mlp: int | None = None
 
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower, self.mlp)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""What the names of tensors say: which module is an MLP's down projection, of which stack, block, MLP and expert."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from analyzer.checkpoint.architectures import (
+    AMBIGUOUS,
+    INPUTS,
+    MIXERS,
+    MLP_WORDS,
+    OTHER_WORDS,
+    WRAPPERS,
+    known_tails,
+)
+
+NUMBER = re.compile(r"\d{1,5}", re.ASCII)
+IN_A_NAME = re.compile(r"(?<![^.])\d{1,5}(?![^.])|(?<=expert_)\d{1,5}(?![^.])", re.ASCII)  # numbers between dots
+PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+EXPERT = re.compile(r"experts?_(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleName:
+    """What a module's name says: its stack of blocks, the block's number there, its MLP in the block, and the expert.
+
+    `mlp` is where the module is in its block, without the number of the expert; `inputs` are the names beside it that
+    project into the MLP, empty where none of the known ones is there.
+    """
+
+    stack: str
+    layer: int
+    mlp: str
+    expert: int | None
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> str:
+        """The block's own name."""
+        return f"{self.stack}.{self.layer}"
+
+
+def starred(name: str) -> str:
+    """Return a name with a star for each number between dots, as a pattern for all names of its kind."""
+    return IN_A_NAME.sub("*", name)
+
+
+def find_modules(modules: Collection[str]) -> dict[str, ModuleName]:
+    """Return what the names of down projections say, among all modules of a checkpoint that hold a tensor.
+
+    A module is taken by its name: because what follows the block's number is known, or because it is called what a
+    down projection is called and stands in what is called an MLP, or beside what projects into one.
+    """
+    there = set(modules)
+    blocks = _with_other_parts(there)
+    found = {}
+    for module in modules:
+        if (parsed := _parse(module, there, blocks)) is not None:
+            found[module] = parsed
+    return found
+
+
+def _with_other_parts(modules: Iterable[str]) -> set[str]:
+    """Return every numbered place that holds more than an MLP: its number is a block's, not that of a sublayer."""
+    places = set()
+    for module in modules:
+        parts = module.split(".")
+        numbers = _numbers(parts)
+        if len(numbers) < 2:
+            continue
+        for index in numbers:
+            tail = parts[index + 1 :]
+            if is_other(tail[:-1]) or (tail and MIXERS.match(tail[-1]) and not is_mlp(tail)):
+                places.add(".".join(parts[: index + 1]))
+    return places
+
+
+def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> ModuleName | None:
+    if not PLAIN.fullmatch(module):
+        return None
+    parts = module.split(".")
+    bare = parts[:-1] if parts[-1] in WRAPPERS and len(parts) > 1 else parts
+    numbers = [index for index in _numbers(bare) if index < len(bare) - 1]
+    if not numbers:
+        return None
+    at = _block_number(bare, numbers, blocks)
+    tail: list[str] = []
+    expert = None
+    for part in bare[at + 1 :]:
+        if (named := EXPERT.fullmatch(part)) is not None:
+            expert = int(named[1])
+            part = "*"
+        elif NUMBER.fullmatch(part) and tail and "expert" in tail[-1]:
+            expert = int(part)
+            part = "*"
+        tail.append(part)
+    inputs = inputs_of(module, there)
+    words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
+    in_mlp = is_mlp(tail[:-1])
+    told = (bool(inputs) or in_mlp) and words[-1] in INPUTS and (words[-1] not in AMBIGUOUS or in_mlp)
+    if (not told or is_other(tail[:-1])) and ".".join(words) not in known_tails():
+        return None
+    return ModuleName(".".join(bare[:at]), int(bare[at]), ".".join(tail), expert, inputs)
+
+
+def is_other(parts: Iterable[str]) -> bool:
+    """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter."""
+    return any(OTHER_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
+
+
+def is_mlp(parts: Iterable[str]) -> bool:
+    """Tell whether parts of a name call an MLP."""
+    return any(MLP_WORDS.search(part) for part in parts)
+
+
+def _numbers(parts: list[str]) -> list[int]:
+    """Return where a name has numbers that are not those of experts."""
+    return [
+        index
+        for index, part in enumerate(parts)
+        if index and NUMBER.fullmatch(part) and "expert" not in parts[index - 1]
+    ]
+
+
+def _block_number(parts: list[str], numbers: list[int], blocks: Collection[str]) -> int:
+    """Return where in a name the block's number is: the innermost that counts more than MLPs, else the outermost."""
+    for index in reversed(numbers):
+        if ".".join(parts[: index + 1]) in blocks:
+            return index
+    return numbers[0]
+
+
+def inputs_of(module: str, there: Collection[str]) -> tuple[str, ...]:
+    """Return the modules beside a down projection that project into its MLP: the first known names that are there."""
+    parts = module.split(".")
+    bare = parts[:-1] if parts[-1] in WRAPPERS and len(parts) > 1 else parts
+    wrapper, parent, last = parts[len(bare) :], bare[:-1], bare[-1]
+    if last == "dense" and parent and parent[-1] == "output":  # bert
+        guesses: list[tuple[str, ...]] = [(".".join([*parent[:-1], "intermediate", "dense"]),)]
+    else:
+        names = INPUTS.get(last, ())
+        guesses = [tuple(".".join([*parent, name, *wrapper]) for name in beside) for beside in names]
+    return next((guess for guess in guesses if all(name in there for name in guess)), ())
+
+
+def towers_of(stacks: Iterable[str], towers: Mapping[str, tuple[str, ...]]) -> dict[str, str | None]:
+    """Return the name of each stack of blocks; a model's only one has none."""
+    unique = sorted(set(stacks))
+    if len(unique) == 1:
+        return {unique[0]: None}
+    named = {stack: _tower(stack, towers) for stack in unique}
+    unnamed = [stack for stack, tower in named.items() if tower is None]
+    if {"vision", "audio"} & set(named.values()) and len(unnamed) == 1:
+        named[unnamed[0]] = "language"
+    counts = list(named.values())
+    return {stack: tower if counts.count(tower) == 1 else stack for stack, tower in named.items()}
+
+
+def _tower(stack: str, towers: Mapping[str, tuple[str, ...]]) -> str | None:
+    for part in stack.split("."):
+        words = re.split(r"[_\d]+", part)
+        for tower, names in towers.items():
+            if any(name in words for name in names):
+                return tower
+    return None

@@ -1,0 +1,32 @@
+"""Which blocks use one stored matrix: models that share weights between their blocks, by what their config says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from analyzer.base.config import NUM_LAYERS_KEYS, size_in
+from analyzer.checkpoint.names import ModuleName
+
+
+def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, ...] | None:
+    """Return the blocks that use the matrix of this name, null where it is that of its own block alone."""
+    total = size_in(config, NUM_LAYERS_KEYS)
+    if total is None:
+        return None
+    groups = config.get("num_hidden_groups")
+    if type(groups) is int and 0 < groups <= total and "group" in parsed.stack:  # ALBERT
+        group = _group_of(parsed.stack)
+        return tuple(layer for layer in range(total) if layer * groups // total == group)
+    kinds = config.get("layers_block_type")
+    if isinstance(kinds, list) and "shared" in parsed.mlp:  # Zamba
+        hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]
+        memories = config.get("num_mem_blocks")
+        step = memories if type(memories) is int and memories > 0 else 1
+        if parsed.layer in hybrid[:step]:
+            return tuple(hybrid[hybrid.index(parsed.layer) :: step])
+    return None
+
+
+def _group_of(stack: str) -> int:
+    return next((int(part) for part in stack.split(".") if part.isdigit()), 0)

@@ -1,0 +1,45 @@
+"""What the shapes of a stack's tensors say: how wide its residual stream is, and which way round a matrix lies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+from analyzer.checkpoint.names import starred
+from analyzer.encodings.matrices import Shapes
+
+
+def residual_widths(stacks: Collection[str], tensors: Shapes, sizes: Collection[int]) -> dict[str, int | None]:
+    """Return how many channels each stack's residual stream has; null where its tensors do not tell.
+
+    Nearly everything in a block reads or writes the stream, or scales it: its width is the size that most kinds of
+    tensors have. Of sizes that are as frequent it is the one that config.json names among `sizes`.
+    """
+    kinds: dict[str, dict[tuple[str, tuple[int, ...]], None]] = {stack: {} for stack in stacks}
+    for name, (_, shape) in tensors.items():
+        if shape and (stack := _stack_of(name, kinds)) is not None:
+            kinds[stack][starred(name), shape] = None
+    return {stack: _most_frequent((shape for _, shape in found), sizes) for stack, found in kinds.items()}
+
+
+def _stack_of(name: str, stacks: Mapping[str, object]) -> str | None:
+    """Return the innermost of the stacks that a tensor lies in."""
+    end = name.rfind(".")
+    while end > 0:
+        if name[:end] in stacks:
+            return name[:end]
+        end = name.rfind(".", 0, end)
+    return None
+
+
+def _most_frequent(shapes: Iterable[tuple[int, ...]], sizes: Collection[int]) -> int | None:
+    counts = Counter(size for shape in shapes for size in set(shape) if size > 1)
+    most = max(counts.values(), default=0)
+    found = [size for size, count in counts.items() if count == most]
+    named = [size for size in found if size in sizes] or found
+    return named[0] if len(named) == 1 else None
+
+
+def is_latent(rows: int, width: int | None, block: Iterable[tuple[int, ...]]) -> bool:
+    """Tell whether what so many rows make goes into the residual stream through another matrix of the block."""
+    return width is not None and rows != width and any(tuple(shape[-2:]) == (width, rows) for shape in block)
