@@ -5,7 +5,7 @@ it is used.
 
 >>> from analyzer import open_model, scan_model
 >>> scan_model(open_model("./my-model")).outliers[0].coordinate
-Coordinate(layer=1, expert=None, row=77, col=31, tower=None)
+Coordinate(layer=1, expert=None, row=77, col=31, tower=None, mlp=None)
 """
 
 from __future__ import annotations

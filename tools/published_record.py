@@ -213,7 +213,7 @@ def reported_item(row: dict[str, str]) -> dict[str, Any]:
         (c for c in CONFLICTS if layer is not None and c.model == model and (layer, line, col) in c.coordinates), None
     )
     if conflict is None and "CONFLICT" in row["notes"]:
-        raise ValueError(f"the conflict of {model} ({layer}, {line}, {col}) is not in CONFLICTS")
+        raise ValueError(f"the conflict of {model} {layer},{line},{col} is not in CONFLICTS")
     if layer is None and row["source"] not in NO_COORDINATE:
         raise ValueError(f"{model} has no coordinate, and the source is not in NO_COORDINATE")
     return {

@@ -104,8 +104,8 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
         )
     if is_ternary_when_run(config):
         raise ArchitectureError(
-            f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not yet "
-            "verified"
+            f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
+            "yet verified"
         )
     towers = sorted({each.tower for each in projections if each.tower is not None})
     if towers:

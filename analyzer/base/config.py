@@ -9,6 +9,7 @@ from analyzer.base.errors import shown
 
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
 NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DECODER_LAYERS_KEYS = ("num_decoder_layers", "decoder_layers", "decoder_num_layers")
 NUM_EXPERTS_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 PREDICTION_LAYERS_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 LANGUAGE_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config", "decoder")
@@ -44,7 +45,7 @@ def sizes_in(config: Mapping[str, Any], keys: tuple[str, ...]) -> set[int]:
 
 
 def hidden_sizes(config: Mapping[str, Any]) -> set[int]:
-    """Return the widths that a config names for residual streams; MobileBERT's blocks are narrower than its `hidden_size`."""
+    """Return the widths that a config names for residual streams; MobileBERT has one of its own for its blocks."""
     return sizes_in(config, ("true_hidden_size",)) or sizes_in(config, HIDDEN_SIZE_KEYS)
 
 

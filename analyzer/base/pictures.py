@@ -88,7 +88,8 @@ def set_scale(axes: Axes, magnitudes: NDArray[np.float64]) -> None:
 def place_of(coordinate: Coordinate) -> str:
     """Return where a weight is, in words."""
     expert = "" if coordinate.expert is None else f"expert {coordinate.expert}, "
-    return f"layer {coordinate.layer}, {expert}row {coordinate.row}, col {coordinate.col}"
+    mlp = "" if coordinate.mlp is None else f"MLP {coordinate.mlp}, "
+    return f"layer {coordinate.layer}, {mlp}{expert}row {coordinate.row}, col {coordinate.col}"
 
 
 def number_of(value: float) -> str:

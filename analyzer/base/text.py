@@ -31,18 +31,28 @@ def place_name(weight: Any) -> str:
     """Return where a weight is, in words; also for a record that has a coordinate's fields."""
     tower = f"{shown(weight.tower, 40)} " if getattr(weight, "tower", None) else ""
     expert = "" if weight.expert is None else f"expert {weight.expert}, "
-    return f"{tower}layer {weight.layer}, {expert}row {weight.row}, col {weight.col}"
+    mlp = "" if getattr(weight, "mlp", None) is None else f"MLP {weight.mlp}, "
+    return f"{tower}layer {weight.layer}, {mlp}{expert}row {weight.row}, col {weight.col}"
 
 
 def coordinate_cells(coordinates: Sequence[Coordinate]) -> tuple[list[str], list[list[object]]]:
-    """Return the columns that say where weights are, and their cells: no tower or expert where no weight has one."""
+    """Return the columns that say where weights are, and their cells: no tower, MLP or expert where none has one."""
     towers = any(coordinate.tower is not None for coordinate in coordinates)
     experts = any(coordinate.expert is not None for coordinate in coordinates)
-    header = [*(["tower"] if towers else []), "layer", *(["expert"] if experts else []), "row", "col"]
+    mlps = any(coordinate.mlp is not None for coordinate in coordinates)
+    header = [
+        *(["tower"] if towers else []),
+        "layer",
+        *(["mlp"] if mlps else []),
+        *(["expert"] if experts else []),
+        "row",
+        "col",
+    ]
     cells: list[list[object]] = [
         [
             *([shown(c.tower or "-", 20)] if towers else []),
             c.layer,
+            *([cell(c.mlp)] if mlps else []),
             *([cell(c.expert)] if experts else []),
             c.row,
             c.col,

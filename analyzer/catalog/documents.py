@@ -113,7 +113,10 @@ def _no_constant(text: str) -> NoReturn:
 def _upgraded(document: Any) -> Any:
     """Return a document of an older version as one of this version, step by step; any other as it is."""
     while isinstance(document, dict) and (upgrade := UPGRADES.get(_version_of(document))) is not None:
-        document = {**upgrade(document), "schema_version": document["schema_version"] + 1}
+        upgraded = upgrade(document)
+        if upgraded is None:
+            break
+        document = {**upgraded, "schema_version": document["schema_version"] + 1}
     return document
 
 
@@ -122,16 +125,16 @@ def _version_of(document: Mapping[str, Any]) -> int:
     return version if type(version) is int else 0
 
 
-def _with_reported(document: Document) -> Document:
+def _with_reported(document: Document) -> Document | None:
     """Version 1 had no `reported`."""
-    return {**document, "reported": []} if "reported" not in document else document
+    return None if "reported" in document else {**document, "reported": []}
 
 
-def _with_unread(document: Document) -> Document:
+def _with_unread(document: Document) -> Document | None:
     """Version 2 refused what it did not read whole, and did not say whether its settings were the default ones."""
     entries = document.get("entries")
     if not isinstance(entries, list):
-        return document
+        return None
     return {**document, "entries": [_entry_with_unread(entry) for entry in entries]}
 
 
@@ -150,8 +153,8 @@ def _entry_with_unread(entry: Any) -> Any:
     return fields
 
 
-UPGRADES: Mapping[int, Callable[[Document], Document]] = {1: _with_reported, 2: _with_unread}
-"""By the version that they take: each makes of a document one of the next version."""
+UPGRADES: Mapping[int, Callable[[Document], Document | None]] = {1: _with_reported, 2: _with_unread}
+"""By the version that they take: each makes of a document one of the next version, of one that is none nothing."""
 DEFAULTS_OF_2 = {
     "prompt": "Apple Inc. is a worldwide tech company.",
     "text_sha256": "b8aea6d629e084d88143b520ce36fddbf375ce1bc505c10b38d0469423bfffb9",

@@ -190,9 +190,9 @@ def _sources(items: Sequence[Reported]) -> str:
 def _places(items: Sequence[Mapping[str, Any]]) -> str:
     places = list(dict.fromkeys(place_of(item) for item in items))
     more = len(places) - SHOWN_PLACES
-    return _listed([*places[:SHOWN_PLACES], f"{more} more"] if more > 0 else places)
+    return _listed([*places[:SHOWN_PLACES], f"{more} more"] if more > 0 else places, "; ")
 
 
-def _listed(parts: Iterable[str]) -> str:
+def _listed(parts: Iterable[str], between: str = ", ") -> str:
     *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{between.join(first)} and {last}" if first else last

@@ -8,7 +8,20 @@ from typing import Any
 from analyzer.catalog.documents import Entry, Reported, reported_key
 
 NONE_FOUND = "none found"  # the reason where a source looked for super weights and there were none
-FIELDS = ("model", "revision", "tower", "mlp", "layer", "expert", "row", "col", "value", "standing", "reason", "sources")
+FIELDS = (
+    "model",
+    "revision",
+    "tower",
+    "mlp",
+    "layer",
+    "expert",
+    "row",
+    "col",
+    "value",
+    "standing",
+    "reason",
+    "sources",
+)
 
 
 def merged(old: Iterable[Reported], new: Iterable[Reported]) -> list[Reported]:

@@ -47,10 +47,14 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 # Names of down projections that mean something else outside of what is called an MLP.
 AMBIGUOUS = frozenset({"value", "out_proj", "w3", "down", "linear2", "linear_2", "conv2", "layers.3"})
 MLP_WORDS = re.compile(r"mlp|ffn|(^|_)ff\d?($|_)|feed_?forward|expert|moe|channel_mix", re.IGNORECASE)
-# What holds anything but an MLP: attention, recurrences and their like, routers, adapters, norms, embeddings.
+# What mixes tokens: attention, recurrences and their like.
+MIXING_WORDS = re.compile(
+    r"attn|attention|mamba|ssm|time_mix|retention|hyena|delta|short_conv|temporal_block|^rec$|^(self|cross)$",
+    re.IGNORECASE,
+)
+# What else is no MLP: routers, adapters, norms, embeddings.
 OTHER_WORDS = re.compile(
-    r"attn|attention|mamba|ssm|rwkv_att|time_mix|retention|(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos)"
-    r"|(layer|rms|group)_?norm|embeddings?$|^(self|cross)$|hyena|delta|linear_attn|short_conv|temporal_block|rec$",
+    r"(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
     re.IGNORECASE,
 )
 # Of what no MLP has, the projections that name a mixer of tokens wherever they are.

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from analyzer.base.config import (
+    DECODER_LAYERS_KEYS,
     NUM_LAYERS_KEYS,
     PREDICTION_LAYERS_KEYS,
     hidden_sizes,
@@ -60,7 +61,9 @@ def find_down_projections(
     """
     if pattern is None:
         known = _known_modules(tensors)
-        modules = {module: parsed for module, parsed in known.items() if _returns(module, parsed, tensors)}
+        modules = {
+            module: parsed for module, parsed in known.items() if parsed.known or _returns(module, parsed, tensors)
+        }
     else:
         known = modules = _matching_modules(model, tensors, pattern)
     if not modules:
@@ -68,7 +71,7 @@ def find_down_projections(
     widths = residual_widths({each.stack for each in modules.values()}, tensors, hidden_sizes(config))
     of_stack = towers_of((each.stack for each in modules.values()), TOWERS)
     main = next((stack for stack, tower in of_stack.items() if tower in MAIN_TOWERS), None)
-    depth = _depth(model, main, modules.values(), config)
+    depth = _depth(model, main, modules.values(), config, decoder=of_stack.get(main or "") == "decoder")
     found: dict[Place, DownProjection] = {}
     unreadable: dict[str, UnreadableError] = {}
     mlps = _mlps_of_blocks(modules)
@@ -94,7 +97,7 @@ def find_down_projections(
             projection = DownProjection(
                 tower=tower,
                 layer=parsed.layer,
-                mlp=None if expert is not None else mlps.get((parsed.block, parsed.mlp)),
+                mlp=None if expert is not None else mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
                 expert=expert,
                 block=parsed.block,
                 module=module,
@@ -174,11 +177,11 @@ def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, Mo
 
 
 def _mlps_of_blocks(modules: Mapping[str, ModuleName]) -> dict[tuple[str, str], int]:
-    """Return the number of each MLP, by (block, where it is in the block), of blocks with several beside experts."""
+    """Return the number of each MLP, by (block, what holds it there), of blocks with several beside experts."""
     of_block: dict[str, set[str]] = {}
     for parsed in modules.values():
         if parsed.expert is None and "expert" not in parsed.mlp.replace("shared_expert", ""):
-            of_block.setdefault(parsed.block, set()).add(parsed.mlp)
+            of_block.setdefault(parsed.block, set()).add(parsed.mlp.rpartition(".")[0])
     return {
         (block, mlp): number
         for block, mlps in of_block.items()
@@ -196,13 +199,15 @@ def _is_fused(tensors: Shapes, matrices: Sequence[Matrix]) -> bool:
     return len(tensors[matrices[0].data.tensor][1]) > 2
 
 
-def _depth(model: str, main: str | None, modules: Iterable[ModuleName], config: Mapping[str, Any]) -> int | None:
+def _depth(
+    model: str, main: str | None, modules: Iterable[ModuleName], config: Mapping[str, Any], *, decoder: bool
+) -> int | None:
     """Return how many blocks the main stack has, where blocks that predict further tokens follow in it; else null.
 
     Raises ArchitectureError where there are more blocks than config.json says, and it does not say what they are.
     """
     part = language_part(config)
-    said = size_in(part, NUM_LAYERS_KEYS)
+    said = size_in(part, (*(DECODER_LAYERS_KEYS if decoder else ()), *NUM_LAYERS_KEYS))
     most = max((each.layer for each in modules if each.stack == main), default=-1)
     if main is None or said is None or most < said:
         return None
@@ -251,13 +256,17 @@ class _Lying:
 
     def is_latent(self, matrix: Matrix) -> bool:
         """Tell whether its rows are no channels of the residual stream."""
-        block = f"{self.parsed.block}."
+        block, own = f"{self.parsed.block}.", {self.module, *self.parsed.inputs}
         if self.width is None or matrix.shape[0] == self.width:
             return False
         return is_latent(
             matrix.shape[0],
             self.width,
-            (shape for name, (_, shape) in self.tensors.items() if name.startswith(block) and len(shape) == 2),
+            (
+                shape
+                for name, (_, shape) in self.tensors.items()
+                if name.startswith(block) and len(shape) == 2 and name.removesuffix(".weight") not in own
+            ),
         )
 
     def _told_by_inputs(self, matrix: Matrix) -> bool | None:

@@ -10,6 +10,7 @@ from analyzer.checkpoint.architectures import (
     AMBIGUOUS,
     INPUTS,
     MIXERS,
+    MIXING_WORDS,
     MLP_WORDS,
     OTHER_WORDS,
     WRAPPERS,
@@ -27,7 +28,8 @@ class ModuleName:
     """What a module's name says: its stack of blocks, the block's number there, its MLP in the block, and the expert.
 
     `mlp` is where the module is in its block, without the number of the expert; `inputs` are the names beside it that
-    project into the MLP, empty where none of the known ones is there.
+    project into the MLP, empty where none of the known ones is there. `known` tells that `mlp` is a known name, not one
+    that was told from what is around it.
     """
 
     stack: str
@@ -35,6 +37,7 @@ class ModuleName:
     mlp: str
     expert: int | None
     inputs: tuple[str, ...] = ()
+    known: bool = True
 
     @property
     def block(self) -> str:
@@ -72,7 +75,7 @@ def _with_other_parts(modules: Iterable[str]) -> set[str]:
             continue
         for index in numbers:
             tail = parts[index + 1 :]
-            if is_other(tail[:-1]) or (tail and MIXERS.match(tail[-1]) and not is_mlp(tail)):
+            if mixes(tail[:-1]) or (tail and MIXERS.match(tail[-1]) and not is_mlp(tail)):
                 places.add(".".join(parts[: index + 1]))
     return places
 
@@ -100,14 +103,21 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
     in_mlp = is_mlp(tail[:-1])
     told = (bool(inputs) or in_mlp) and words[-1] in INPUTS and (words[-1] not in AMBIGUOUS or in_mlp)
-    if (not told or is_other(tail[:-1])) and ".".join(words) not in known_tails():
+    known = ".".join(words) in known_tails()
+    if not known and (not told or is_other(tail[:-1])):
         return None
-    return ModuleName(".".join(bare[:at]), int(bare[at]), ".".join(tail), expert, inputs)
+    return ModuleName(".".join(bare[:at]), int(bare[at]), ".".join(tail), expert, inputs, known)
+
+
+def mixes(parts: Iterable[str]) -> bool:
+    """Tell whether parts of a name call what mixes tokens, such as attention."""
+    return any(MIXING_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
 
 
 def is_other(parts: Iterable[str]) -> bool:
     """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter."""
-    return any(OTHER_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
+    parts = list(parts)
+    return mixes(parts) or any(OTHER_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
 
 
 def is_mlp(parts: Iterable[str]) -> bool:

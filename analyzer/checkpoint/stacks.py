@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from analyzer.checkpoint.names import starred
+from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Shapes
+
+PLAIN = frozenset({*FORMATS, "F8_E4M3", "F8_E5M2"})
+SCALES = re.compile(r"scale|zero|absmax|bias(es)?$|g_idx")
 
 
 def residual_widths(stacks: Collection[str], tensors: Shapes, sizes: Collection[int]) -> dict[str, int | None]:
@@ -15,11 +20,11 @@ def residual_widths(stacks: Collection[str], tensors: Shapes, sizes: Collection[
     Nearly everything in a block reads or writes the stream, or scales it: its width is the size that most kinds of
     tensors have. Of sizes that are as frequent it is the one that config.json names among `sizes`.
     """
-    kinds: dict[str, dict[tuple[str, tuple[int, ...]], None]] = {stack: {} for stack in stacks}
-    for name, (_, shape) in tensors.items():
-        if shape and (stack := _stack_of(name, kinds)) is not None:
-            kinds[stack][starred(name), shape] = None
-    return {stack: _most_frequent((shape for _, shape in found), sizes) for stack, found in kinds.items()}
+    kinds: dict[str, dict[str, tuple[int, ...]]] = {stack: {} for stack in stacks}
+    for name, (dtype, shape) in tensors.items():
+        if shape and dtype in PLAIN and not SCALES.search(name) and (stack := _stack_of(name, kinds)) is not None:
+            kinds[stack].setdefault(starred(name), shape)
+    return {stack: _most_frequent(found.values(), sizes) for stack, found in kinds.items()}
 
 
 def _stack_of(name: str, stacks: Mapping[str, object]) -> str | None:

@@ -18,7 +18,7 @@ from analyzer.cli.options import (
     top_option,
     verify_options,
 )
-from analyzer.cli.output import check_picture, draw_verification, print_json
+from analyzer.cli.output import check_picture, draw_verification, print_json, warn_of
 
 if TYPE_CHECKING:
     from analyzer.scan.records import ScanSettings
@@ -85,9 +85,11 @@ def analyze(
                 {
                     **plain(done.verified),
                     "outliers": plain(done.scanned.outliers),
+                    "unread": plain(done.scanned.unread),
                     "agrees_with_reported": agreed,
                     "catalog_file": str(path) if path else None,
                 }
             )
         else:
             click.echo(render_verify(done.verified, path, render_agreement(agreed)))
+    warn_of(done.scanned.unread, done.scanned.notes)

@@ -18,7 +18,7 @@ from analyzer.cli.options import (
     token_option,
     top_option,
 )
-from analyzer.cli.output import check_picture, print_json
+from analyzer.cli.output import check_picture, print_json, warn_of
 
 if TYPE_CHECKING:
     from analyzer.diff.records import DiffResult
@@ -109,3 +109,5 @@ def diff(
             print_json({**plain(result), **more})
         else:
             click.echo(text, nl=not as_csv)
+    if not isinstance(result, History):
+        warn_of(result.unread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import click
 from analyzer.base.errors import shown
 
 if TYPE_CHECKING:
-    from analyzer.scan.records import ScanResult
+    from analyzer.checkpoint.completeness import Unread
+    from analyzer.diff.records import UnreadOf
     from analyzer.verify.records import VerifyResult
 
 
@@ -31,13 +32,14 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
         click.echo(render(result))
 
 
-def warn_of(result: ScanResult) -> None:
-    """Say on stderr, a line each, what a scan did not read and what one should know of it."""
-    for unread in result.unread:
-        shape = "" if unread.shape is None else f" of shape {list(unread.shape)}"
-        count = f"{unread.count:,} x {shown(unread.names, 120)}{shape}"
-        click.echo(f"warning: not read: {count}: {shown(unread.why, 200)}", err=True)
-    for note in result.notes:
+def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = ()) -> None:
+    """Say on stderr, a line each, what was not read of a model and what one should know of a result."""
+    for each in unread:
+        shape = "" if each.shape is None else f" of shape {list(each.shape)}"
+        side = f" in the {each.side} one" if hasattr(each, "side") else ""
+        what = f"{each.count:,} x {shown(each.names, 120)}{shape}{side}"
+        click.echo(f"warning: not read: {what}: {shown(each.why, 200)}", err=True)
+    for note in notes:
         click.echo(f"warning: {shown(note, 300)}", err=True)
 
 

@@ -65,4 +65,4 @@ def scan(as_json: bool, quiet: bool, settings: ScanSettings, **where: Any) -> No
     with progress_bars(quiet) as progress:
         result = scan_model(open_model(**where), settings, progress=progress)
     print_result(result, as_json, render_scan)
-    warn_of(result)
+    warn_of(result.unread, result.notes)

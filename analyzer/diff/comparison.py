@@ -8,7 +8,7 @@ from dataclasses import replace
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.records import Coordinate, Fields, Outliers
 from analyzer.diff.layers import layers_of_outliers
-from analyzer.diff.records import Change, DiffResult, LayerChange
+from analyzer.diff.records import Change, DiffResult, LayerChange, UnreadOf
 from analyzer.diff.sides import (
     Side,
 )
@@ -67,6 +67,11 @@ def compare(
         notes=tuple(notes),
         bytes_read=0,
         bytes_shared=bytes_shared,
+        unread=tuple(
+            UnreadOf(name, each.names, each.count, each.shape, each.why)
+            for name, side in (("old", old), ("new", new))
+            for each in side.unread
+        ),
     )
 
 
@@ -150,7 +155,9 @@ def _known_changes(old: Side, new: Side) -> list[Change]:
         else:
             kind = _known_kind(before, after)
         sides = [None if value is None else {"value": value} for value in (before, after)]
-        changes.append(Change(kind, coordinate.tower, *coordinate[:4], sides[0], sides[1], known[coordinate]))
+        changes.append(
+            Change(kind, coordinate.tower, *coordinate[:4], sides[0], sides[1], known[coordinate], coordinate.mlp)
+        )
     return sorted(changes, key=lambda c: (c.known or "", c.coordinate.sort_key))
 
 
@@ -176,7 +183,7 @@ def _changes(old: Outliers, new: Outliers, kind: Callable[[Fields, Fields], str]
             what = "appeared" if before is None else "vanished"
         else:
             what = kind(before, after)
-        changes.append(Change(what, coordinate.tower, *coordinate[:4], before, after))
+        changes.append(Change(what, coordinate.tower, *coordinate[:4], before, after, mlp=coordinate.mlp))
     return sorted(changes, key=lambda c: (KINDS.index(c.kind), *c.coordinate.sort_key))
 
 

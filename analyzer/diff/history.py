@@ -49,6 +49,7 @@ def follow(
             coordinate.tower,
             *coordinate[:4],
             known=known.get(coordinate),
+            mlp=coordinate.mlp,
             values=tuple(each.get(coordinate) for each in values),
             ranks=tuple(each.get(coordinate) for each in ranks),
         )

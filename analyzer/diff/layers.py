@@ -112,7 +112,7 @@ def _size_of_change(pairs: Sequence[Pair]) -> tuple[float | None, LargestChange 
             continue
         if largest is None or abs(change.new - change.old) > abs(largest.new - largest.old):
             row, col = divmod(change.place, cols)
-            largest = LargestChange(projection.expert, row, col, change.old, change.new)
+            largest = LargestChange(projection.expert, row, col, change.old, change.new, projection.mlp)
     relative = math.sqrt(squares / norm) if norm > 0 else None
     return relative, largest
 
@@ -137,7 +137,7 @@ def layers_of_outliers(old: Outliers, new: Outliers, changes: Sequence[Change]) 
         most = max(both, key=lambda c: abs(c.new["value"] - c.old["value"]), default=None)  # type: ignore[index]
         largest = None
         if most and most.old and most.new:
-            largest = LargestChange(most.expert, most.row, most.col, most.old["value"], most.new["value"])
+            largest = LargestChange(most.expert, most.row, most.col, most.old["value"], most.new["value"], most.mlp)
         shared, correlation = overlap(*ranked)
         layers.append(
             LayerChange(

@@ -11,7 +11,7 @@ from functools import partial
 
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection
+from analyzer.checkpoint.projection import DownProjection, num_layers_of
 from analyzer.diff.changes import Comparison, MatrixChange, comparable
 from analyzer.encodings.encoding import Tile
 from analyzer.encodings.floats import Unsigned
@@ -111,7 +111,7 @@ def scan_pair(
             [summaries[side] for _, summaries in read],
             score=score,
             top=top,
-            num_layers=1 + max(projection.layer for projection in projections[side]),
+            num_layers=num_layers_of(projections[side]),
         )
         for side in (OLD, NEW)
     ]

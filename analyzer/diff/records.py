@@ -25,11 +25,12 @@ class Change:
     old: Mapping[str, Any] | None
     new: Mapping[str, Any] | None
     known: str | None = None
+    mlp: int | None = None
 
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower, self.mlp)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class LargestChange:
     col: int
     old: float
     new: float
+    mlp: int | None = None
+
+
+@dataclass(frozen=True)
+class UnreadOf:
+    """What one side, "old" or "new", has that looks like a down projection and was not read: see Unread."""
+
+    side: str
+    names: str
+    count: int
+    shape: tuple[int, ...] | None
+    why: str
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class DiffResult:
     notes: tuple[str, ...]
     bytes_read: int
     bytes_shared: int
+    unread: tuple[UnreadOf, ...]
 
     @property
     def identical(self) -> bool:
@@ -125,11 +139,12 @@ class FollowedWeight:
     known: str | None
     values: tuple[float | None, ...]
     ranks: tuple[int | None, ...]
+    mlp: int | None = None
 
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
-        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower)
+        return Coordinate(self.layer, self.expert, self.row, self.col, self.tower, self.mlp)
 
 
 @dataclass(frozen=True)

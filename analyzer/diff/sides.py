@@ -11,6 +11,7 @@ from typing import Any
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.records import Coordinate, Fields, Outliers, Place
 from analyzer.catalog.lookup import KnownCoordinate
+from analyzer.checkpoint.completeness import Unread
 from analyzer.scan.records import ScanResult
 
 # What of each record is compared and shown, beside its coordinate.
@@ -46,6 +47,7 @@ class Side:
     scanned: frozenset[Place] | None = None
     known: Mapping[Coordinate, str] = field(default_factory=dict)
     look_up: Lookup | None = None
+    unread: tuple[Unread, ...] = ()
 
 
 def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
@@ -62,6 +64,7 @@ def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
         super_weights=None,
         scanned=frozenset(t.place for t in result.tensors),
         look_up=look_up,
+        unread=result.unread,
     )
 
 
@@ -78,13 +81,16 @@ def parse_side(text: str, name: str) -> Side:
         outliers = _by_coordinate(loaded.get("outliers"), OUTLIER_FIELDS)
         super_weights = _by_coordinate(loaded.get("super_weights"), SUPER_WEIGHT_FIELDS)
         scanned = _places(loaded.get("tensors"))
+        unread = tuple(_unread(each) for each in loaded.get("unread") or ())
         texts = [loaded.get(key) for key in ("model", "commit", "model_type", "score", "prompt")]
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ResultError(f"{shown(name)} is not a result saved with --json ({shown(error, 80)})") from error
     if outliers is None and super_weights is None:
         raise ResultError(f"{shown(name)} holds neither outliers nor super weights: {WHAT_TO_GIVE}")
     model, commit, model_type, score, prompt = (text if isinstance(text, str) else None for text in texts)
-    return Side(shown(name), model, commit, model_type, sizes, score, prompt, outliers, super_weights, scanned)
+    return Side(
+        shown(name), model, commit, model_type, sizes, score, prompt, outliers, super_weights, scanned, unread=unread
+    )
 
 
 def known_weights(coordinates: Sequence[KnownCoordinate], scanned: Collection[Place]) -> dict[Coordinate, str]:
@@ -109,6 +115,13 @@ def _places(tensors: Any) -> frozenset[Place] | None:
     if tensors is None:
         return None
     return frozenset(_coordinate({**tensor, "row": 0, "col": 0}).place for tensor in tensors)
+
+
+def _unread(record: Mapping[str, Any]) -> Unread:
+    names, count, shape, why = (record[key] for key in ("names", "count", "shape", "why"))
+    if not isinstance(names, str) or not isinstance(why, str) or type(count) is not int:
+        raise ValueError(f"not what was left unread: {names}, {count}")
+    return Unread(names, count, None if shape is None else tuple(int(size) for size in shape), why)
 
 
 def _coordinate(record: Mapping[str, Any]) -> Coordinate:

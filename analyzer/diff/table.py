@@ -12,11 +12,11 @@ from analyzer.base.records import plain
 from analyzer.diff.records import DiffResult, History
 
 DIFF_COLUMNS = (
-    "what", "kind", "tower", "layer", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value", "new_value",
-    "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
+    "what", "kind", "tower", "layer", "mlp", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value",
+    "new_value", "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
     "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
 )  # fmt: skip
-HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "expert", "row", "col", "known", "rank", "value")
+HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "mlp", "expert", "row", "col", "known", "rank", "value")
 
 
 def diff_csv(result: DiffResult) -> str:
@@ -34,7 +34,7 @@ def diff_csv(result: DiffResult) -> str:
     for layer in result.layers:
         fields = plain(layer)
         largest = fields.pop("largest_change") or {}
-        place = {key: largest.get(key) for key in ("expert", "row", "col")}
+        place = {key: largest.get(key) for key in ("mlp", "expert", "row", "col")}
         values = {"old_value": largest.get("old"), "new_value": largest.get("new")}
         rows.append({**fields, **place, **values, "what": "layer", "kind": layer.state})
     return _csv(DIFF_COLUMNS, rows)

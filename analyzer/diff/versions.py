@@ -14,7 +14,8 @@ from analyzer.catalog.documents import Document
 from analyzer.catalog.files import known_documents
 from analyzer.catalog.lookup import known_of
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.completeness import Unread
+from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.projection import DownProjection, down_projection_bytes
 from analyzer.checkpoint.weights import read_weights
 from analyzer.diff.comparison import compare
@@ -43,6 +44,7 @@ class Model:
     score: str
     top: int
     cache: ResultCache | None
+    unread: tuple[Unread, ...] = ()
 
     @property
     def places(self) -> frozenset[Place]:
@@ -52,9 +54,10 @@ class Model:
     def scan(self, progress: Progress) -> ScanResult:
         """Scan it. Raises AnalyzerError where it cannot be read."""
         advance = counted(progress, "scan", down_projection_bytes(self.projections))
-        return scan(
+        scanned = scan(
             self.checkpoint, self.projections, score=self.score, top=self.top, cache=self.cache, progress=advance
         )
+        return replace(scanned, unread=self.unread)
 
     def weights(self, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:
         """Return these weights, as far as the model has them. Raises SourceError where bytes cannot be read."""
@@ -150,7 +153,7 @@ def _diff_models(models: tuple[Model, Model], documents: Documents, progress: Pr
             f"both (the first, in layer {layer}, is {shapes[OLD]} and {shapes[NEW]})"
         )
     sides = [
-        _with_known(replace(side_of_scan(scanned, model.weights), scanned=model.places), documents)
+        _with_known(replace(side_of_scan(scanned, model.weights), scanned=model.places, unread=model.unread), documents)
         for scanned, model in zip(compared.scans, models, strict=True)
     ]
     notes = []
@@ -168,7 +171,8 @@ def _with_known(side: Side, documents: Documents) -> Side:
 def _model_of(source: Source, settings: ScanSettings) -> Model:
     checkpoint = Checkpoint(source)
     cache = ResultCache(cache_folder()) if settings.use_cache else None
-    return Model(checkpoint, down_projections(checkpoint), settings.score, settings.top, cache)
+    found = find_projections(checkpoint)
+    return Model(checkpoint, found.projections, settings.score, settings.top, cache, found.unread)
 
 
 def _open(name: str, token: str | None, settings: ScanSettings) -> Model | Side:

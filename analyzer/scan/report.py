@@ -17,7 +17,7 @@ from analyzer.scan.records import ScanResult
 
 def render_scan(result: ScanResult) -> str:
     """Return a scan as text."""
-    sections = [model_title(result.model, result.revision, result.commit)]
+    sections = [fill(_what_was_read(result))]
     if result.outliers:
         best = result.outliers[0]
         gain = result.score == "gain"
@@ -49,10 +49,26 @@ def render_scan(result: ScanResult) -> str:
                 f"(the first in {shown(nonfinite[0].name, 60)}); they are not ranked."
             )
         )
-    dtypes = ", ".join(sorted({tensor.dtype for tensor in result.tensors}))
     sections.append(
-        f"Read {byte_size(result.bytes_read)} of {byte_size(result.checkpoint_bytes)} in {result.seconds:.1f} s: "
-        f"{count_of(len(result.tensors), 'down projection')} ({dtypes}).\n"
-        "Large weights are candidates: `superweight verify` tells which of them are super weights."
+        fill(
+            f"Scanned in {result.seconds:.1f} s. Large weights are candidates: `superweight verify` tells which of "
+            "them are super weights."
+        )
     )
     return "\n\n".join(sections)
+
+
+def _what_was_read(result: ScanResult) -> str:
+    """Return the line that says where the scan stands: of which model what was read, and what was left out."""
+    layers = {(tensor.tower, tensor.layer) for tensor in result.tensors}
+    parts = [f"{count_of(len(result.tensors), 'down projection')} of {count_of(len(layers), 'layer')}"]
+    if result.experts:
+        parts.append(count_of(result.experts, "expert"))
+    if result.towers:
+        towers = sorted({tensor.tower or "main" for tensor in result.tensors})
+        parts.append(f"{count_of(len(towers), 'tower')} ({', '.join(shown(each, 30) for each in towers)})")
+    parts.append(" and ".join(result.encodings))
+    parts.append(f"{byte_size(result.bytes_read)} of {byte_size(result.checkpoint_bytes)}")
+    left = sum(each.count for each in result.unread)
+    title = model_title(result.model, result.revision, result.commit)
+    return f"{title}: {', '.join(parts)}; {f'{left:,} not read' if left else 'nothing left out'}"

@@ -110,9 +110,41 @@ def test_an_entry_leaves_what_others_report_alone_and_the_other_way_round(tmp_pa
     assert document["reported"] == [REPORTED]
 
 
+def entry_of_2():
+    """An entry as version 2 had it."""
+    old = {key: value for key, value in entry().items() if key != "unread"}
+    return {**old, "method": {key: value for key, value in METHOD.items() if key != "settings"}}
+
+
+def test_a_file_of_version_2_is_upgraded_and_a_default_analysis_takes_its_place(tmp_path):
+    """The sample model's entry as version 2 wrote it: of its settings all were the default ones."""
+    old = (Path(__file__).parent / "smollm2-schema-2.json").read_text()
+    (tmp_path / "smollm2.json").write_text(old)
+    assert json.loads(old)["schema_version"] == 2
+    (before,) = read_documents(tmp_path)["smollm2"]["entries"]
+    assert (before["method"]["settings"], before["unread"]) == ("default", [])
+    newer = {**before["method"], "version": "9", "prompt": "another default prompt", "top": 30}
+    save_entry(tmp_path, "smollm2", {**before, "method": newer, "note": None})
+    (entry_now,) = read_documents(tmp_path)["smollm2"]["entries"]
+    assert (entry_now["method"]["version"], entry_now["note"]) == ("9", before["note"])
+    save_entry(tmp_path, "smollm2", {**before, "method": {**newer, "settings": "custom"}})
+    save_entry(tmp_path, "smollm2", {**before, "method": {**newer, "dtype": "bfloat16"}})
+    written = json.loads((tmp_path / "smollm2.json").read_text())
+    assert (written["schema_version"], len(written["entries"])) == (3, 3)
+
+
+def test_weights_of_two_towers_or_mlps_stand_side_by_side(tmp_path):
+    places = [{}, {"tower": "vision"}, {"tower": "vision", "mlp": 1}, {"mlp": 0}]
+    path = save_entry(tmp_path, "x", entry(super_weights=[{**WEIGHT, **place} for place in places]))
+    kept = read_document(path)["entries"][0]["super_weights"]
+    assert [{key: weight.get(key) for key in place} for weight, place in zip(kept, places, strict=True)] == places
+    with pytest.raises(CatalogError, match=r"vision:1\.1,2,3 stands twice"):
+        save_entry(tmp_path, "x", entry(super_weights=[{**WEIGHT, **places[2]}] * 2))
+
+
 def test_a_file_of_version_1_is_read_and_upgraded_when_it_is_written(tmp_path):
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"schema_version": 1, "family": "x", "entries": [entry()]}))
+    path.write_text(json.dumps({"schema_version": 1, "family": "x", "entries": [entry_of_2()]}))
     (tmp_path / "schema.json").write_text('{"properties": {"schema_version": {"const": 1}}}')
     before = path.read_bytes()
     assert read_documents(tmp_path)["x"] == {**document(), "entries": [entry()]}
@@ -120,11 +152,11 @@ def test_a_file_of_version_1_is_read_and_upgraded_when_it_is_written(tmp_path):
     assert path.read_bytes() == before
     save_entry(tmp_path, "x", entry(commit="b" * 40))
     written = json.loads(path.read_text())
-    assert (written["schema_version"], len(written["entries"]), written["reported"]) == (2, 2, [])
-    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["schema_version"]["const"] == 2
+    assert (written["schema_version"], len(written["entries"]), written["reported"]) == (3, 2, [])
+    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["schema_version"]["const"] == 3
 
 
-@pytest.mark.parametrize("text", ["not JSON", "[]", '{"properties": {"schema_version": {"const": 3}}}'])
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"properties": {"schema_version": {"const": 4}}}'])
 def test_a_schema_that_is_not_an_older_one_of_ours_is_left_alone(tmp_path, text):
     (tmp_path / "schema.json").write_text(text)
     save_entry(tmp_path, "x", entry())
@@ -207,7 +239,7 @@ def test_writers_at_once_lose_nothing(tmp_path):
 
 
 def document(**changes):
-    return {"schema_version": 2, "family": "x", "entries": [entry()], "reported": [], **changes}
+    return {"schema_version": 3, "family": "x", "entries": [entry()], "reported": [], **changes}
 
 
 BROKEN = {
@@ -215,7 +247,7 @@ BROKEN = {
     "not an object": ([], "is not of type 'object'"),
     "deep nesting": ("[" * 100_000, "is not JSON"),
     "duplicate keys": ('{"family": "x", "family": "y"}', "same key twice"),
-    "newer schema": (document(schema_version=3), "newer than the 2 of this tool: upgrade the tool"),
+    "newer schema": (document(schema_version=4), "newer than the 3 of this tool: upgrade the tool"),
     "another family": (document(family="y"), "family: is y, but the file is named x.json"),
     "no entries": ({"schema_version": 1, "family": "x"}, "'entries' is a required property"),
     "missing field": (document(entries=[{"model": "me/m"}]), r"me/m: 'commit' is a required property"),
@@ -227,9 +259,9 @@ BROKEN = {
     ),
     "index too large": (
         document(entries=[entry(super_weights=[{**WEIGHT, "col": 16}])]),
-        r"super_weights: \(1, 2, 16\) has col 16, but the model has 16",
+        r"super_weights: 1,2,16 has col 16, but the model has 16",
     ),
-    "coordinate twice": (document(entries=[entry(super_weights=[WEIGHT, WEIGHT])]), r"\(1, 2, 3\) stands twice"),
+    "coordinate twice": (document(entries=[entry(super_weights=[WEIGHT, WEIGHT])]), r"1,2,3 stands twice"),
     "unknown status": (
         document(entries=[entry(super_weights=[{**WEIGHT, "status": "sure"}])]),
         "super_weights: 0: status: 'sure' is not one of",
@@ -240,7 +272,7 @@ BROKEN = {
                 entry(joint={"loss_zeroed": 1.0, "coordinates": [{"layer": 1, "expert": None, "row": 2, "col": 3}] * 2})
             ]
         ),
-        r"me/model-1b@a+…: joint: \(1, 2, 3\) stands twice",
+        r"me/model-1b@a+…: joint: 1,2,3 stands twice",
     ),
     "channel too large": (
         document(
@@ -272,7 +304,7 @@ BROKEN = {
     ),
     "reported twice": (
         document(reported=[REPORTED, {**REPORTED, "value": None}]),
-        r"me/model-1b: reported: \(1, 2, 3\) stands twice",
+        r"me/model-1b: reported: 1,2,3 stands twice",
     ),
     "reported as verified": (
         document(reported=[{**REPORTED, "standing": "verified"}]),
@@ -296,7 +328,7 @@ BROKEN = {
     ),
     "reported index too large": (
         document(reported=[{**REPORTED, "model": "Me/Model-1B", "row": 8}]),
-        r"Me/Model-1B: reported: \(1, 8, 3\) has row 8, but the model has 8",
+        r"Me/Model-1B: reported: 1,8,3 has row 8, but the model has 8",
     ),
     "reported without a source": (
         document(reported=[{**REPORTED, "sources": []}]),
@@ -312,7 +344,7 @@ BROKEN = {
     ),
     "line end after a commit": (document(entries=[entry(commit="a" * 40 + "\n")]), "me/model-1b: commit: "),
     "line end after a name": (document(entries=[entry(model="me/m\n")]), r"has control or invisible characters"),
-    "version 1 with reports": (document(schema_version=1), "schema_version: 2 was expected"),
+    "version 1 with reports": (document(schema_version=1), "schema_version: 3 was expected"),
     "hostile name": (document(entries=[entry(model="\x1b[2J")]), r"\\x1b\[2J: model"),
     "too large": ('{"schema_version": 1e999, "family": "x", "entries": []}', "1e999 is too large a number"),
     "infinite": ('{"schema_version": 1, "family": "x", "entries": Infinity}', "Infinity is not a JSON number"),

@@ -92,7 +92,7 @@ def test_the_catalogs_own_record_keeps_both_sides_of_every_known_conflict():
     ("row", "fault"),
     [
         ("me/m,,1,2,3,,somebody,https://example.org,", "row 2: the source 'somebody' is not in SOURCES"),
-        ("me/m,,1,2,3,,arctos v5,lea19019/arctos,CONFLICT: x", r"row 2: the conflict of me/m \(1, 2, 3\) is not in"),
+        ("me/m,,1,2,3,,arctos v5,lea19019/arctos,CONFLICT: x", r"row 2: the conflict of me/m 1,2,3 is not in"),
         ("me/m,,,,,,arctos v5,lea19019/arctos,", "row 2: me/m has no coordinate, and the source is not in"),
         ("me/m,,one,2,3,,arctos v5,lea19019/arctos,", "row 2: invalid literal"),
         ("me/m,,1", "row 2: "),
@@ -156,25 +156,25 @@ def weight(layer, row, col, status="confirmed"):
 @pytest.mark.parametrize(
     ("item", "outcome", "sentence"),
     [
-        (ITEM, ("confirmed", True), "(1, 2, 3): confirmed here (they name no revision)."),
-        ({**ITEM, "revision": "a" * 40}, ("confirmed", True), "(1, 2, 3): confirmed here."),
+        (ITEM, ("confirmed", True), "1,2,3: confirmed here (they name no revision)."),
+        ({**ITEM, "revision": "a" * 40}, ("confirmed", True), "1,2,3: confirmed here."),
         (
             {**ITEM, "revision": "b" * 40},
             ("confirmed", True),
-            "(1, 2, 3): confirmed here (theirs is revision bbbbbbbbbbbb).",
+            "1,2,3: confirmed here (theirs is revision bbbbbbbbbbbb).",
         ),
-        ({**ITEM, "col": 4, "revision": "a" * 40}, (None, False), "(1, 2, 4): not seen here."),
+        ({**ITEM, "col": 4, "revision": "a" * 40}, (None, False), "1,2,4: not seen here."),
         (
             {**ITEM, "col": 9, "revision": "a" * 40},
             ("coincident", False),
-            "(1, 2, 9): not confirmed here: it sits on the channel, but zeroing it does not take the activation away.",
+            "1,2,9: not confirmed here: it sits on the channel, but zeroing it does not take the activation away.",
         ),
         (
             {**ITEM, "col": None, "revision": "a" * 40},
             ("confirmed", True),
-            "(1, 2, any): confirmed here, by (1, 2, 3) and (1, 2, 5).",
+            "1,2,any: confirmed here, by 1,2,3 and 1,2,5.",
         ),
-        ({**ITEM, "row": 7, "col": None, "revision": "a" * 40}, (None, False), "(1, 7, any): not seen here."),
+        ({**ITEM, "row": 7, "col": None, "revision": "a" * 40}, (None, False), "1,7,any: not seen here."),
         (NONE, (None, False), "Reported by A paper: none found; but found here."),
         ({**NONE, "reason": "not published"}, (None, None), "not published; nothing to agree with."),
     ],
@@ -192,7 +192,7 @@ def test_none_found_here_either_and_one_sentence_for_a_group():
     assert render_agreement(agreement(nothing, [NONE])) == "Reported by A paper: none found; none here either."
     at = {**ITEM, "revision": "a" * 40}
     text = render_agreement(agreement(nothing, [{**at, "col": col} for col in range(6)]))
-    assert text == ("Reported by A paper: (1, 2, 0), (1, 2, 1), (1, 2, 2), (1, 2, 3) and 2 more: not seen here.")
+    assert text == ("Reported by A paper: 1,2,0; 1,2,1; 1,2,2; 1,2,3 and 2 more: not seen here.")
     assert render_agreement([]) == ""
 
 
@@ -203,8 +203,8 @@ def test_analyze_of_a_model_with_a_published_record(tmp_path):
     save_reported(tmp_path / "c", "planted", [seen, {**seen, "col": COL + 1}])
     command = ["analyze", tmp_path / "planted-1b", "--prompt", PROMPT, "--text", tmp_path / "text.txt"]
     result = superweight(*command, "--catalog", tmp_path / "c")
-    assert f"Reported by A paper: ({LAYER}, {ROW}, {COL}): confirmed here (they name no revision)." in result.stdout
-    assert f"Reported by A paper: ({LAYER}, {ROW}, {COL + 1}): not seen here (they name no revision)." in result.stdout
+    assert f"Reported by A paper: {LAYER},{ROW},{COL}: confirmed here (they name no revision)." in result.stdout
+    assert f"Reported by A paper: {LAYER},{ROW},{COL + 1}: not seen here (they name no revision)." in result.stdout
     found = json.loads(superweight(*command, "--catalog", tmp_path / "c", "--json").stdout)
     assert [each["agrees"] for each in found["agrees_with_reported"]] == [True, False]
     assert [item["col"] for item in reported_on(read_documents(tmp_path / "c"), "planted-1b")] == [COL, COL + 1]
@@ -226,7 +226,7 @@ def test_list_and_show_keep_what_others_report_apart():
         assert fact in shown
     assert "verified " not in shown.replace("not verified here", "")
     disputed = " ".join(superweight("catalog", "show", "OLMo-1B-0724-hf", "--catalog", CATALOG).stdout.split())
-    assert "Disputed: (1, 1764, 8041) and (2, 1764, 8041): The paper says layer 1" in disputed
+    assert "Disputed: 1,1764,8041 and 2,1764,8041: The paper says layer 1" in disputed
     nothing = superweight("catalog", "show", "bigscience/bloom-7b1", "--catalog", CATALOG).stdout
     assert "No coordinate: none found." in nothing
 
@@ -338,7 +338,7 @@ def test_lists_have_a_model_once_in_order_and_fit():
     known = {"model": of["model"], "commit": f"sha256:{'a' * 64}", "super_weights": weights}
     ours, title, others = render_catalog([("a" * 64, known)], items).partition("Reported by others, not verified here")
     assert title and max(map(len, (ours + others).splitlines())) <= 100
-    assert ours.splitlines()[2].split()[-5:] == ["2", "0", "(31,", "16383,", "5)"]  # no coincident one is counted
+    assert ours.splitlines()[2].split()[-3:] == ["2", "0", "31,16383,5"]  # no coincident one is counted
     rows = [line.split("  ") for line in others.strip().splitlines()[2:]]
     rows = [[cell.strip() for cell in row if cell] for row in rows]
     assert [row[1][:3] for row in rows] == ["ooo", "A/x", "z/x"]

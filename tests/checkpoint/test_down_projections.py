@@ -5,8 +5,8 @@ import re
 import pytest
 
 from analyzer.base.errors import ArchitectureError
-from analyzer.checkpoint.architectures import BlockName, parse_down_projection
 from analyzer.checkpoint.down_projections import find_down_projections
+from analyzer.checkpoint.names import find_modules
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ from analyzer.checkpoint.down_projections import find_down_projections
     ],
 )
 def test_names_of_down_projections(name, block, layer, expert):
-    parsed = parse_down_projection(name)
-    assert parsed == BlockName(block.rpartition(".")[0], layer, expert)
+    parsed = find_modules([name])[name]
+    assert (parsed.stack, parsed.layer, parsed.expert) == (block.rpartition(".")[0], layer, expert)
     assert parsed.block == block
 
 
@@ -63,11 +63,12 @@ def test_names_of_down_projections(name, block, layer, expert):
     ],
 )
 def test_other_names(name):
-    assert parse_down_projection(name) is None
+    assert find_modules([name]) == {}
 
 
 def find(shapes, *, dtype="BF16", pattern=None, **config):
-    return find_down_projections("m", {name: (dtype, shape) for name, shape in shapes.items()}, config, pattern=pattern)
+    tensors = {name: (dtype, shape) for name, shape in shapes.items()}
+    return find_down_projections("m", tensors, config, pattern=pattern).projections
 
 
 def test_down_projections_come_by_layer_and_expert():
@@ -139,23 +140,23 @@ def test_unknown_names_are_shown_with_the_option_that_scans_them():
         find(shapes, model_type="new\x1b", hidden_size=4)
     message = str(caught.value)
     assert "m (model_type new\\x1b) has no MLP down projection that this version knows" in message
-    assert "could be: blk.*.ffn_down.weight [4, 6] x 3, " in message
-    assert message.endswith("scan the right ones with --tensors 'blk.*.ffn_down.weight'")
+    assert "could be: blk.*.back_again.weight [4, 6] x 3; " in message
+    assert message.endswith("scan the right ones with --tensors 'blk.*.back_again.weight'")
     assert "norm" not in message
 
 
-UNKNOWN = {"attn.weight": (4, 4), "ffn_up.weight": (6, 4), "ffn_down.weight": (4, 6), "norm.weight": (4,)}
+UNKNOWN = {"attn.weight": (4, 4), "up_there.weight": (6, 4), "back_again.weight": (4, 6), "norm.weight": (4,)}
 
 
 def test_a_pattern_names_the_tensors():
     shapes = {f"blk.{layer}.{name}": shape for layer in (3, 10) for name, shape in UNKNOWN.items()}
-    found = find(shapes, hidden_size=4, pattern="blk.*.ffn_down.*")
+    found = find(shapes, hidden_size=4, pattern="blk.*.back_again.*")
     assert [(p.tower, p.layer, p.expert, p.shape, p.name) for p in found] == [
-        (None, 3, None, (4, 6), "blk.3.ffn_down.weight"),
-        (None, 10, None, (4, 6), "blk.10.ffn_down.weight"),
+        (None, 3, None, (4, 6), "blk.3.back_again.weight"),
+        (None, 10, None, (4, 6), "blk.10.back_again.weight"),
     ]
     # No name tells which way round it lies, so the hidden size does.
-    (turned, _) = find(shapes, hidden_size=4, pattern="blk.*.ffn_up.*")
+    (turned, _) = find(shapes, hidden_size=4, pattern="blk.*.up_there.*")
     assert (turned.shape, turned.matrix.transposed) == ((4, 6), True)
 
 

@@ -146,7 +146,7 @@ def test_the_catalogs_rows_without_a_column_are_no_weights():
             known(3, 4, "disputed")]  # fmt: skip
     assert (
         known_weights(told, [])
-        == known_weights(told, [("", 1, -1)])
+        == known_weights(told, [("", 1, -1, -1)])
         == {
             Coordinate(1, None, 1, 2): "verified, critical",
             Coordinate(1, None, 3, 4): "disputed",
@@ -184,7 +184,7 @@ def test_a_ranking_is_compared_as_far_as_the_shorter_one_goes():
 
 def test_scans_of_other_layers_are_compared_in_those_of_both():
     def scanned(weights, layers):
-        return replace(side_of_scan(scan_result(weights)), scanned=frozenset(("", layer, -1) for layer in layers))
+        return replace(side_of_scan(scan_result(weights)), scanned=frozenset(("", layer, -1, -1) for layer in layers))
 
     some = [weight for weight in BEFORE if weight[0] in (1, 2)]
     result = compare(scanned(BEFORE, range(4)), scanned(some, (1, 2)))
@@ -196,7 +196,7 @@ def test_scans_of_other_layers_are_compared_in_those_of_both():
 def test_a_saved_scan_says_which_layers_it_is_of():
     tensors = [{"layer": 1, "expert": None}, {"layer": 2, "expert": 3, "tower": "vision"}]
     side = parse_side(json.dumps({"outliers": [], "tensors": tensors}), "saved.json")
-    assert side.scanned == {("", 1, -1), ("vision", 2, 3)}
+    assert side.scanned == {("", 1, -1, -1), ("vision", 2, -1, 3)}
 
 
 def test_a_verification_alone_is_compared_with_a_model():

@@ -220,7 +220,7 @@ def test_a_weight_of_another_size_of_model(folder, tmp_path):
     outlier = {"rank": 1, "layer": 0, "expert": None, "row": 7, "col": 25, "value": 3.0}
     (tmp_path / "wider.json").write_text(json.dumps({"outliers": [outlier]}))
     result = command("diff", tmp_path / "wider.json", folder, fails=1)
-    assert "tiny has no weight (0, 7, 25): the two are of different sizes" in str(result.exception)
+    assert "tiny has no weight 0,7,25: the two are of different sizes" in str(result.exception)
 
 
 def test_the_known_weights_of_a_model_with_towers(tmp_path):

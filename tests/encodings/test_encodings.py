@@ -50,6 +50,7 @@ from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.projection import in_layers
 from analyzer.checkpoint.weights import read_weights
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
@@ -113,7 +114,7 @@ def test_only_the_layers_asked_for_are_read(tmp_path, name):
     model = MODELS[name]()
     write(tmp_path, model)
     checkpoint = Checkpoint(FolderSource(tmp_path))
-    result = scan(checkpoint, down_projections(checkpoint, [range(1, 2)]), top=50)
+    result = scan(checkpoint, in_layers("m", down_projections(checkpoint), [range(1, 2)]), top=50)
     assert found(result) == ranking({place: down for place, down in model.downs.items() if place[0] == 1}, 50)
     assert result.bytes_read == expected_bytes(tmp_path, {name for name in model.read if "layers.1." in name})
 

@@ -43,7 +43,7 @@ def rows_in(files):
 
 
 def document(*, entries=(), reported=()):
-    return {"x": {"schema_version": 2, "family": "x", "entries": list(entries), "reported": list(reported)}}
+    return {"x": {"schema_version": 3, "family": "x", "entries": list(entries), "reported": list(reported)}}
 
 
 def test_the_json_files_are_the_catalogs_to_the_byte(files):
@@ -182,19 +182,19 @@ def test_a_card_knows_whether_somebody_changed_it(files):
 def test_what_must_not_be_lost():
     other = {**REPORTED, "sources": [*REPORTED["sources"], {**REPORTED["sources"][0], "name": "B"}]}
     old, new = (keys_of(document(entries=[entry()], reported=[item])) for item in (other, REPORTED))
-    assert [name for key, name in old.items() if key not in new] == ["the source B of me/model-1b (1, 2, 3)"]
+    assert [name for key, name in old.items() if key not in new] == ["the source B of me/model-1b 1,2,3"]
     assert list(new.values()) == [
         "the entry of me/model-1b@" + "a" * 12,
-        "the super weight (1, 2, 3) of me/model-1b@" + "a" * 12,
-        "what is reported of me/model-1b (1, 2, 3)",
-        "the source A paper of me/model-1b (1, 2, 3)",
+        "the super weight 1,2,3 of me/model-1b@" + "a" * 12,
+        "what is reported of me/model-1b 1,2,3",
+        "the source A paper of me/model-1b 1,2,3",
     ]
 
 
 @pytest.mark.parametrize(
     ("changes", "lost"),
     [
-        ({"super_weights": []}, ["the super weight (1, 2, 3) of", "the coincident weight (1, 2, 5) of"]),
+        ({"super_weights": []}, ["the super weight 1,2,3 of", "the coincident weight 1,2,5 of"]),
         ({"note": None}, ["the note on"]),
         ({"note": "Another."}, ["the note on"]),
         ({"verdict": "none"}, []),
@@ -214,9 +214,9 @@ def test_a_sources_note_must_not_be_lost_either():
     def of(note):
         return document(reported=[{**REPORTED, "sources": [{**REPORTED["sources"][0], "note": note}]}])
 
-    assert lost_between(of("ppl 5 -> 8000"), of(None)) == ["the note of A paper on me/model-1b (1, 2, 3)"]
+    assert lost_between(of("ppl 5 -> 8000"), of(None)) == ["the note of A paper on me/model-1b 1,2,3"]
     assert lost_between(of("ppl 5 -> 8000"), of("Another.")) == lost_between(of("ppl 5 -> 8000"), of(None))
     assert lost_between(of(None), of("ppl 5 -> 8000")) == []
     other = {**REPORTED, "sources": [{**REPORTED["sources"][0], "name": "B"}]}
-    assert lost_between(of("x"), document(reported=[other])) == ["the source A paper of me/model-1b (1, 2, 3)"]
-    assert lost_between(of("x"), document()) == ["what is reported of me/model-1b (1, 2, 3)"]
+    assert lost_between(of("x"), document(reported=[other])) == ["the source A paper of me/model-1b 1,2,3"]
+    assert lost_between(of("x"), document()) == ["what is reported of me/model-1b 1,2,3"]

@@ -213,7 +213,7 @@ def test_a_source_that_somebody_else_has_added_is_not_lost(published, catalog, t
     save_entry(theirs, "x", entry())
     save_reported(theirs, "y", [{**REPORTED, "model": "me/y-1b", "sources": [*REPORTED["sources"], source]}])
     publish(theirs, NAME, token="writer")
-    with pytest.raises(CatalogError, match=r"the source Another paper of me/y-1b \(1, 2, 3\);"):
+    with pytest.raises(CatalogError, match=r"the source Another paper of me/y-1b 1,2,3;"):
         publish(catalog, NAME, token="writer")
 
 
@@ -225,7 +225,7 @@ def test_a_clone_that_is_stale_takes_nothing_of_an_entry_away(published, catalog
     save_reported(theirs, "y", [{**REPORTED, "model": "me/y-1b"}])
     publish(theirs, NAME, token="writer")
     published.forget()
-    lost = r"the super weight \(3, 2, 3\) of" if what == "weight" else "the note on"
+    lost = r"the super weight 3,2,3 of" if what == "weight" else "the note on"
     with pytest.raises(CatalogError, match=f"has what this catalog lacks: {lost} me/model-1b@aaaaaaaaaaaa; bring it"):
         publish(catalog, NAME, token="writer")
     assert writes(published) == []
@@ -241,13 +241,13 @@ def test_one_row_is_one_row(shelf, tmp_path):
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("path", ["catalog/x.json", "catalog/schema.json", "catalog/new.json"])
 def test_a_newer_schema_is_never_overwritten(published, catalog, path, replace):
-    newer = {"schema_version": 3, "properties": {"schema_version": {"const": 3}}}
+    newer = {"schema_version": 4, "properties": {"schema_version": {"const": 4}}}
     write_there(published, {path: json.dumps(newer).encode()})
-    with pytest.raises(CatalogError, match=f"{path} is of schema version 3, newer than the 2 of this tool: upgrade"):
+    with pytest.raises(CatalogError, match=f"{path} is of schema version 4, newer than the 3 of this tool: upgrade"):
         publish(catalog, NAME, token="writer", replace=replace)
 
 
-@pytest.mark.parametrize("content", [b"not JSON", b"[]", b'{"schema_version": 2}', b"\xff" * 10])
+@pytest.mark.parametrize("content", [b"not JSON", b"[]", b'{"schema_version": 3}', b"\xff" * 10])
 def test_a_file_that_cannot_be_read_is_overwritten_on_demand_only(published, catalog, content):
     write_there(published, {"catalog/y.json": content})
     with pytest.raises(CatalogError, match=r"y.json is no catalog file that this tool can read .* --replace"):

@@ -26,7 +26,8 @@ from checkpoints import (
 from analyzer.base.errors import ArchitectureError, SourceError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projection_bytes, down_projections
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.projection import down_projection_bytes, in_layers
 from analyzer.checkpoint.shards import INDEX
 from analyzer.scan.ranks import static_ranks
 from analyzer.scan.scanner import scan
@@ -82,7 +83,8 @@ def open_folder(folder):
 
 def scan_folder(folder, *, layers=None, top=20):
     checkpoint = open_folder(folder)
-    return scan(checkpoint, down_projections(checkpoint, layers), top=top)
+    projections = down_projections(checkpoint)
+    return scan(checkpoint, projections if layers is None else in_layers("m", projections, layers), top=top)
 
 
 def found(result):

@@ -11,15 +11,15 @@ REPORTED = {
     "sources": [{"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}],
 }  # fmt: skip
 METHOD = {
-    "tool": "t", "version": "1", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32", "device": "cpu",
-    "thresholds": {"share": 0.25},
+    "tool": "t", "version": "1", "settings": "custom", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32",
+    "device": "cpu", "thresholds": {"share": 0.25},
 }  # fmt: skip
 
 
 def entry(model="me/model-1b", commit="a" * 40, **changes):
     base = {
         "model": model, "commit": commit, "note": None, "model_type": "llama", "num_layers": 4, "hidden_size": 8,
-        "intermediate_size": 16, "method": METHOD, "verdict": "found", "super_activations": [],
+        "intermediate_size": 16, "method": METHOD, "verdict": "found", "unread": [], "super_activations": [],
         "super_weights": [WEIGHT], "joint": None, "outliers": [],
     }  # fmt: skip
     return {**base, **changes}

@@ -29,7 +29,7 @@ def entry(**changes):
 
 
 def documents(*, entries=(), reported=()):
-    return {"model": {"schema_version": 2, "family": "model", "entries": list(entries), "reported": list(reported)}}
+    return {"model": {"schema_version": 3, "family": "model", "entries": list(entries), "reported": list(reported)}}
 
 
 def hostile():
