@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from catalogs import METHOD, REPORTED, WEIGHT, entry
+from catalogs import METHOD, REPORTED, WEIGHT, entry, save_many
 
 from analyzer.base.errors import CatalogError
 from analyzer.catalog.documents import read_document
@@ -184,21 +184,14 @@ def test_an_interrupt_while_writing_leaves_nothing_half_written(tmp_path, monkey
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "schema.json", "x.json"]
 
 
-def _save_many(folder, writer):
-    for number in range(5):
-        save_entry(folder, "x", entry(f"writer{writer}/model{number}"))
-        save_reported(folder, "x", [{**REPORTED, "model": f"writer{writer}/model{number}"}])
-        source = {**REPORTED["sources"][0], "name": f"writer {writer}"}
-        save_reported(folder, "x", [{**REPORTED, "sources": [source]}])
-
-
 def test_writers_at_once_lose_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_save_many, args=(tmp_path, writer)) for writer in range(3)]
+    writers = [context.Process(target=save_many, args=(tmp_path, writer)) for writer in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     content = read_documents(tmp_path)["x"]
     assert len(content["entries"]) == 15
     assert len(content["reported"]) == 16
