@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from quick import slow_files, test_files
 
 HOME = tempfile.mkdtemp(prefix="superweight-tests-")
 for name in (
@@ -38,6 +39,22 @@ settings.load_profile("tests")
 
 def pytest_unconfigure():
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the files that need torch or the network")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--quick") and collection_path in slow_files():
+        return True
+    return None
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--quick"):
+        left_out = f"{len(slow_files())} of {len(test_files())} test files left out: they need torch or the network"
+        terminalreporter.write_line(left_out)
 
 
 @pytest.fixture

@@ -18,12 +18,10 @@ def faults(package, order):
     `order` has each room, later ones after earlier ones, with the rooms that it imports: all of them, and no other.
     The package's own `__init__` and `__main__` stand above the rooms.
     """
-    files = files_of(package)
-    inside = {name: path for name, path in files.items() if room_of(name) in rooms_of(package)}
+    files, rooms = files_of(package), rooms_of(package)
+    inside = {name: path for name, path in files.items() if room_of(name) in rooms}
     graph = {name: imported_files(files, path) for name, path in inside.items()}
-    lines = [
-        f"{room} is a room, or has a place in the order, but not both" for room in order.keys() ^ rooms_of(package)
-    ]
+    lines = [f"{room} is a room, or has a place in the order, but not both" for room in order.keys() ^ rooms]
     lines += _faults_of_order(order, {(room_of(name), room_of(to)) for name, found in graph.items() for to in found})
     for name, found in graph.items():
         for to, imports in found.items():

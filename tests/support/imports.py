@@ -8,11 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Import:
-    """`import module`, or `from module import name`, and the line where it stands."""
+    """`import module`, or `from module import name`, and the line where it stands.
+
+    `later` where importing the file does not yet run it: inside a function, or for types alone.
+    """
 
     module: str
     name: str | None
     line: int
+    later: bool
 
     @property
     def top(self):
@@ -26,15 +30,25 @@ def parsed(path):
 
 def imports_of(path):
     """Return every import of a file in its order; a relative one is refused: it says less than one in full."""
-    found = []
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            found += [Import(alias.name, None, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise AssertionError(f"{path}:{node.lineno}: write a relative import in full")
-            found += [Import(node.module, alias.name, node.lineno) for alias in node.names]
-    return sorted(found, key=lambda each: (each.line, each.module, each.name or ""))
+    try:
+        return list(imports_in(parsed(path)))
+    except ValueError as error:
+        raise AssertionError(f"{path}:{error}") from error
+
+
+def imports_in(node, later=False):
+    """Yield the imports in a part of a file."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, None, child.lineno, later) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            if child.level:
+                raise ValueError(f"{child.lineno}: write a relative import in full")
+            yield from (Import(child.module, alias.name, child.lineno, later) for alias in child.names)
+        else:
+            put_off = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for_types = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+            yield from imports_in(child, later or put_off or for_types)
 
 
 def files_of(package):
@@ -46,14 +60,19 @@ def files_of(package):
     return files
 
 
-def imported_files(files, path):
-    """Return which of these files another one imports, each with the imports of it.
+def imported_file(files, each):
+    """Return the name of the file that an import is of, null where it is none of these files.
 
-    `from package import name` is the file of that name where there is one, else the package's own.
+    `from package import name` is of the file of that name where there is one, else of the package's own.
     """
+    return next((name for name in (f"{each.module}.{each.name}", each.module) if name in files), None)
+
+
+def imported_files(files, path):
+    """Return which of these files another one imports, each with the imports of it."""
     found = {}
     for each in imports_of(path):
-        module = f"{each.module}.{each.name}" if f"{each.module}.{each.name}" in files else each.module
-        if module in files:
-            found.setdefault(module, []).append(each)
+        name = imported_file(files, each)
+        if name is not None:
+            found.setdefault(name, []).append(each)
     return found
