@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -74,6 +76,18 @@ def hub(tmp_path, monkeypatch):
     yield server
     close_session()  # its kept connections would outlive the server
     server.stop()
+
+
+@pytest.fixture
+def clock(hub, monkeypatch):
+    """Takes the place of the time between tries: nobody waits, and `slept` is what was to be waited."""
+    from analyzer.source import patience
+
+    slept = []
+    clock = SimpleNamespace(slept=slept, sleep=slept.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(patience, "PAUSES", (0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
+    return clock
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def names(requirements):
     return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
 
 
+@cache
 def imported(*folders):
     """Return the distributions that the files of these folders import, each with a place where."""
     found = {}

@@ -14,6 +14,13 @@ import transformers
 from accelerate import init_empty_weights
 from families import FAMILIES
 from imports import files_of, imports_of, parsed
+from models import (
+    hooked,
+    random_llama,
+    save,
+)
+
+from analyzer.base.errors import AnalyzerError, ForwardError
 
 ANALYZER = Path(__file__).parents[2] / "analyzer"
 STOCK = ANALYZER / "model" / "stock.py"
@@ -196,3 +203,23 @@ def test_nothing_else_uses_more_than_is_promised():
             name = f"transformers.{node.attr}"
             found = getattr(transformers, node.attr)
             assert not inspect.ismodule(found), f"{path}:{node.lineno} uses {name}: that belongs in {STOCK.name}"
+
+
+def test_code_in_a_repository_is_not_run(tmp_path):
+    save(random_llama(), tmp_path)
+    marker = tmp_path / "ran"
+    (tmp_path / "model_code.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "model_code.C", "AutoModelForCausalLM": "model_code.M"}}'
+    )
+    with pytest.raises(ForwardError, match=r"cannot load the model .*it needs code of its own, which is never run"):
+        hooked(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_model_that_cannot_be_built_is_one_line(tmp_path):
+    save(random_llama(), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 128, "num_attention_heads": 0}')
+    with pytest.raises(AnalyzerError) as caught:
+        hooked(tmp_path)
+    assert "\n" not in str(caught.value)

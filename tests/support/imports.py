@@ -28,10 +28,11 @@ def parsed(path):
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
+@cache
 def imports_of(path):
     """Return every import of a file in its order; a relative one is refused: it says less than one in full."""
     try:
-        return list(imports_in(parsed(path)))
+        return tuple(imports_in(parsed(path)))
     except ValueError as error:
         raise AssertionError(f"{path}:{error}") from error
 
