@@ -30,6 +30,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # else the client asks for /api/agent-harnesses as well
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "SUPERWEIGHT_CACHE": f"{HOME}/superweight",
+    "OMP_NUM_THREADS": "1",  # more threads, on matrices as small as these, only wait for each other
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }
@@ -114,6 +115,21 @@ def superweight(hub, tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Run the command line in this process, where torch is imported already; returns what `subprocess.run` would."""
+    from analyzer.__main__ import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["superweight", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, out, err)
+
+    return run
 
 
 @pytest.fixture

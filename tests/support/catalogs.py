@@ -7,10 +7,14 @@ WEIGHT = {
     "status": "confirmed", "effect": "critical", "activation_collapse": 0.9, "loss": 1.0, "loss_zeroed": 2.0,
     "control_loss_max": 1.0, "loss_tokens": 10,
 }  # fmt: skip
+SOURCE = {"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}
 REPORTED = {
     "model": "me/model-1b", "revision": None, "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5,
-    "standing": "reported", "reason": None,
-    "sources": [{"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}],
+    "standing": "reported", "reason": None, "sources": [SOURCE],
+}  # fmt: skip
+NONE_FOUND = {
+    **REPORTED, "layer": None, "row": None, "col": None, "value": None, "standing": "none_reported",
+    "reason": "none found",
 }  # fmt: skip
 METHOD = {
     "tool": "t", "version": "1", "prompt": "p", "text_sha256": "0" * 64, "dtype": "float32", "device": "cpu",
@@ -25,6 +29,11 @@ def entry(model="me/model-1b", commit="a" * 40, **changes):
         "super_weights": [WEIGHT], "joint": None, "outliers": [],
     }  # fmt: skip
     return {**base, **changes}
+
+
+def known_weight(layer, row, col, status="confirmed"):
+    """Return what of an entry's weight others' reports are held against."""
+    return {"layer": layer, "expert": None, "row": row, "col": col, "status": status}
 
 
 def save_many(folder, writer):
