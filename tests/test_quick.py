@@ -14,6 +14,11 @@ TREE = {
         "@pytest.fixture\ndef sharded(hub, tmp_path):\n    pass\n"
         "@pytest.fixture\ndef folder(tmp_path):\n    from numbers_of_files import write\n"
     ),
+    "tests/room/conftest.py": (
+        "import pytest\n"
+        "@pytest.fixture\ndef published(hub):\n    pass\n"
+        "@pytest.fixture\ndef model():\n    from more_models import build\n"
+    ),
     "tests/support/server.py": "from http.server import HTTPServer\n",
     "tests/support/numbers_of_files.py": "import numpy\n",
     "tests/support/models.py": "def build():\n    import torch.nn\n",
@@ -38,6 +43,8 @@ SLOW = {
     "a socket": "import socket\n",
     "a fixture": "def test(hub):\n    pass\n",
     "a fixture of a fixture": "def test(sharded):\n    pass\n",
+    "a fixture of its room": "def test(model):\n    pass\n",
+    "a fixture of its room that asks for another": "def test(published):\n    pass\n",
     "a fixture of its own fixture": "import pytest\n@pytest.fixture\ndef mine(hub):\n    pass\n",
     "a method's fixture": "class TestIt:\n    def test(self, hub):\n        pass\n",
 }

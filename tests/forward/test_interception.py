@@ -25,20 +25,6 @@ WINDOWS = [PROMPT_IDS, OTHER_IDS, [5, 6, 7, 8, 1]]
 ROW, COL = 5, 19
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Return a family's model twice: plain, and the analyzer's."""
-    pairs = {}
-
-    def get(name):
-        if name not in pairs:
-            folder = save_random(name, tmp_path_factory.mktemp("models") / name)
-            pairs[name] = load_plain(name, folder), hooked(folder)
-        return pairs[name]
-
-    return get
-
-
 def fired(plain, layer, ids):
     """Return the experts that a token is sent to, [(token, expert)], by the plain model's own router."""
     experts = next(module for module in plain.blocks[layer].modules() if hasattr(module, "gate_up_proj"))

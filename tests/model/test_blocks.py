@@ -1,5 +1,6 @@
 """The streamed model against what `from_pretrained` makes of the same folder, and what of a checkpoint is read."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from models import (
     save,
     save_random,
 )
+from safetensors.torch import load_file
 from streamed import KEEP, assert_close, check_equal, run, stored_bytes
 
 from analyzer.base.errors import AnalyzerError, SourceError
@@ -87,6 +89,38 @@ def test_what_is_read_and_when(llama, keep):
         model.losses([[3, 4, 5]], [()])
     read += head + (2 * blocks if keep == "dropped" else 0)
     assert model.checkpoint.bytes_read == read
+
+
+def rounded(tensor):
+    """Round to 8 bits: each number to the nearest of 256, the same whichever way round or with others it is stored."""
+    return (tensor * 64).round().clamp(-128, 127) / 64
+
+
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "mixtral", "gpt_oss", "deepseek_v3", "modernbert"])
+def test_a_change_of_weights_as_they_are_loaded(tmp_path, name, keep):
+    """All matrices of the blocks rounded as they come, against a plain model that is rounded in place."""
+    asked = []
+
+    def change(stored_name, tensor):
+        asked.append(stored_name)
+        return rounded(tensor) if tensor.ndim > 1 else tensor
+
+    plain = load_plain(name, save_random(name, tmp_path))
+    model = hooked(tmp_path, keep_bytes=KEEP[keep], change=change)
+    with torch.no_grad():
+        untouched = plain.body(input_ids=torch.tensor([PROMPT_IDS]))[0]
+        for parameter in plain.blocks.parameters():
+            parameter.copy_(rounded(parameter) if parameter.ndim > 1 else parameter)
+        expected = plain.body(input_ids=torch.tensor([PROMPT_IDS]))[0], plain.model(torch.tensor([PROMPT_IDS])).logits
+    assert (expected[0] - untouched).abs().max() > 0.01 * untouched.abs().max()
+    for passes in (1, 2):
+        for found, wanted in zip(run(model, [PROMPT_IDS]), expected, strict=True):
+            assert_close(found, wanted)
+        once = len(asked) // (passes if keep == "dropped" else 1)
+        assert sorted(asked) == sorted(asked[:once] * (len(asked) // once))
+    of_blocks = [name for name in load_file(tmp_path / SINGLE) if re.search(r"\.\d+\.", name)]
+    assert sorted(asked[:once]) == sorted(of_blocks)  # neither embedding nor head nor norm
 
 
 class LosingSource(FolderSource):

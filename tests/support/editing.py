@@ -1,20 +1,19 @@
 """A plain model with weights edited in place: what edits do while a model runs must equal it."""
 
 import torch
-from models import (
-    streams,
-)
+from models import streams
 
 
-def edited(plain, coordinates, compute):
-    """Compute something while weights of the plain model are zero."""
-    views = [plain.downs[c.layer, c.expert] for c in coordinates]
-    kept = [view[c.row, c.col].item() for view, c in zip(views, coordinates, strict=True)]
+def edited(plain, factors, compute):
+    """Compute something while weights of the plain model are multiplied: {coordinate: factor}, or those to zero."""
+    factors = factors if isinstance(factors, dict) else dict.fromkeys(factors, 0.0)
+    views = [plain.downs[c.layer, c.expert] for c in factors]
+    kept = [view[c.row, c.col].item() for view, c in zip(views, factors, strict=True)]
     with torch.no_grad():
-        for view, c in zip(views, coordinates, strict=True):
-            view[c.row, c.col] = 0
+        for view, (c, factor) in zip(views, factors.items(), strict=True):
+            view[c.row, c.col] *= factor
         found = compute()
-        for view, c, value in zip(views, coordinates, kept, strict=True):
+        for view, c, value in zip(views, factors, kept, strict=True):
             view[c.row, c.col] = value
     return found
 

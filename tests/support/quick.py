@@ -1,7 +1,7 @@
 """Tells which test files need torch or the network: `pytest --quick` leaves them out.
 
 It is told from what a file imports, wherever in it, and what that imports in turn: of tests/support all, of analyzer/
-what is imported with it. A file whose tests ask for a fixture of conftest.py needs what that fixture needs.
+what is imported with it. A file whose tests ask for a fixture of a conftest.py needs what that fixture needs.
 """
 
 import ast
@@ -23,8 +23,13 @@ def slow_files(tests=TESTS):
     """Return the test files that need torch or the network."""
     support = {path.stem: path for path in (tests / "support").glob("*.py")}
     files = {**support, **files_of(tests.parent / "analyzer")}
-    fixtures = _functions(tests / "conftest.py")
-    return [path for path in test_files(tests) if not SLOW.isdisjoint(_reached(path, files, fixtures))]
+    return [path for path in test_files(tests) if not SLOW.isdisjoint(_reached(path, files, _fixtures(tests, path)))]
+
+
+def _fixtures(tests, path):
+    """Return the functions, by name, of the conftest.py that a test file finds its fixtures in."""
+    places = (tests / "conftest.py", path.parent / "conftest.py")
+    return {name: function for place in places if place.exists() for name, function in _functions(place).items()}
 
 
 def _reached(path, files, fixtures):
@@ -44,14 +49,12 @@ def _reached(path, files, fixtures):
 
 def _imports_of_fixtures(path, fixtures):
     """Return what the fixtures import that a file's functions take as arguments."""
-    todo, known, imports = list(_functions(path).values()), set(), []
+    todo, known = list(_functions(path).values()), set()
     while todo:
         names = {argument.arg for argument in todo.pop().args.args} & fixtures.keys() - known
         known |= names
         todo += [fixtures[name] for name in names]
-    for name in known:
-        imports += imports_in(fixtures[name])
-    return imports
+    return [each for name in known for each in imports_in(fixtures[name])]
 
 
 def _functions(path):
