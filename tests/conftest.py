@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
+from quick import slow_files, test_files
 
 HOME = tempfile.mkdtemp(prefix="superweight-tests-")
 for name in (
@@ -27,6 +30,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # else the client asks for /api/agent-harnesses as well
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "SUPERWEIGHT_CACHE": f"{HOME}/superweight",
+    "OMP_NUM_THREADS": "1",  # more threads, on matrices as small as these, only wait for each other
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
 }
@@ -38,6 +42,22 @@ settings.load_profile("tests")
 
 def pytest_unconfigure():
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the files that need torch or the network")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--quick") and collection_path in slow_files():
+        return True
+    return None
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--quick"):
+        left_out = f"{len(slow_files())} of {len(test_files())} test files left out: they need torch or the network"
+        terminalreporter.write_line(left_out)
 
 
 @pytest.fixture
@@ -57,6 +77,18 @@ def hub(tmp_path, monkeypatch):
     yield server
     close_session()  # its kept connections would outlive the server
     server.stop()
+
+
+@pytest.fixture
+def clock(hub, monkeypatch):
+    """Takes the place of the time between tries: nobody waits, and `slept` is what was to be waited."""
+    from analyzer.source import patience
+
+    slept = []
+    clock = SimpleNamespace(slept=slept, sleep=slept.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(patience, "PAUSES", (0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
+    return clock
 
 
 @pytest.fixture
@@ -83,6 +115,21 @@ def superweight(hub, tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Run the command line in this process, where torch is imported already; returns what `subprocess.run` would."""
+    from analyzer.__main__ import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["superweight", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, out, err)
+
+    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.projection import DownProjection
-from analyzer.encodings.floats import FORMATS
 from analyzer.source.folder import FolderSource
 from analyzer.source.source import Source
 
@@ -96,7 +95,7 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
     model, config = checkpoint.source.model, checkpoint.config
     found = find_projections(checkpoint)
     projections = [each for each in found.projections if each.tower != "mtp"]
-    encoded = next((p.matrix.encoding.name for p in projections if p.matrix.encoding.name not in FORMATS), None)
+    encoded = next((each.quantization for each in projections if each.quantization), None)
     if encoded is not None:
         raise ArchitectureError(
             f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate, Place
+from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix
 
 MAIN_TOWERS = (None, "language", "text", "decoder")
@@ -42,6 +43,12 @@ class DownProjection:
     def shape(self) -> tuple[int, int]:
         """(rows, cols) = (output, input channels)."""
         return self.matrix.shape
+
+    @property
+    def quantization(self) -> str | None:
+        """The name of its encoding, null where it is stored as plain floats."""
+        name = self.matrix.encoding.name
+        return None if name in FORMATS else name
 
     @property
     def place(self) -> Place:

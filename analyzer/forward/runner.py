@@ -118,7 +118,10 @@ class Runner:
 
     def weight_row(self, layer: int, expert: int | None, row: int) -> NDArray[np.float64]:
         """Return the weights of one output channel of a down projection, [intermediate_size]."""
-        return read_row(self.checkpoint, self._projections[layer, expert], row)
+        projection = self._projections[layer, expert]
+        if self.blocks.change is not None:
+            return self._as_loaded(projection)[row].double().numpy()
+        return read_row(self.checkpoint, projection, row)
 
     def trace(
         self, ids: Sequence[int], intervention: Intervention = UNTOUCHED, *, enough: Enough = lambda *_: False
@@ -267,9 +270,19 @@ class Runner:
         """Return the edited weights' values as the model has them."""
         edited = {edit.coordinate for intervention in interventions for edit in intervention.edits}
         unknown = sorted(edited - self._values.keys(), key=lambda c: c.sort_key)
-        for coordinate, value in read_weights(self.checkpoint, list(self._projections.values()), unknown).items():
+        values = read_weights(self.checkpoint, list(self._projections.values()), unknown)
+        if self.blocks.change is not None:
+            values = {c: self._as_loaded(self._projections[c.layer, c.expert])[c.row, c.col].item() for c in unknown}
+        for coordinate, value in values.items():
             self._values[coordinate] = float(torch.tensor(value, dtype=torch.float64).to(self.blocks.dtype))
         return {coordinate: self._values[coordinate] for coordinate in edited}
+
+    def _as_loaded(self, projection: DownProjection) -> torch.Tensor:
+        """Return a down projection as the model gets it, [rows, cols]; reads all of the tensor that stores it."""
+        matrix = projection.matrix
+        stored = self.blocks.read([projection.name])[projection.name]
+        part = stored.reshape(-1, *matrix.data.shape)[matrix.data.start // matrix.stored_bytes]  # one expert's
+        return part.T if matrix.transposed else part
 
 
 class _Watched:

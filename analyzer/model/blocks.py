@@ -53,7 +53,7 @@ class BlockwiseModel:
         self.device, self.dtype = device, dtype
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
         self._weights = StoredWeights(checkpoint)
-        self._change = change
+        self.change = change
         self._loader = Loader(self.model, dtype, device)
         self._blocks = {name: self.model.get_submodule(name) for name in find_blocks(self.model)}
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
@@ -73,6 +73,11 @@ class BlockwiseModel:
         order = list(self._blocks)
         for name, following in zip(order, [*order[1:], None], strict=True):
             self._on_demand(name, following)
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return tensors of blocks as the model gets them, with the change in place. Raises like StoredWeights."""
+        tensors = self._weights.read(names)
+        return {key: self.change(key, tensor) for key, tensor in tensors.items()} if self.change else tensors
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
@@ -123,10 +128,7 @@ class BlockwiseModel:
 
         def read() -> None:
             try:
-                tensors = self._weights.read(self._plan[name])
-                if self._change is not None:
-                    tensors = {key: self._change(key, tensor) for key, tensor in tensors.items()}
-                future.set_result(tensors)
+                future.set_result(self.read(self._plan[name]))
             except BaseException as error:
                 future.set_exception(error)
 

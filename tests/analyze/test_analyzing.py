@@ -12,7 +12,6 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.source.opening import open_model
-from analyzer.verify.settings import evaluation_text
 
 
 def hash_of(folder):
@@ -67,7 +66,3 @@ def test_what_cannot_be_verified_is_not_downloaded(hub, tmp_path):
     weights = (local / "model.safetensors").stat().st_size
     assert not any(request.range is None for request in hub.asked("cdn"))
     assert Checkpoint(open_model("me/lying")).bytes_read < weights / 10
-
-
-def test_the_evaluation_text_has_the_length_that_is_said():
-    assert 1500 < len(evaluation_text().split()) < 1800

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from editing import edited, plain_loss, plain_stream
 from models import (
     DENSE,
     MASKED,
@@ -22,43 +23,6 @@ OTHER_IDS = [9, 3, 16, 1, 2, 9, 12, 4]
 WINDOWS = [PROMPT_IDS, OTHER_IDS, [5, 6, 7, 8, 1]]
 # Every down projection of these models has a weight at (5, 19) that matters.
 ROW, COL = 5, 19
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Return a family's model twice: plain, and the analyzer's."""
-    pairs = {}
-
-    def get(name):
-        if name not in pairs:
-            folder = save_random(name, tmp_path_factory.mktemp("models") / name)
-            pairs[name] = load_plain(name, folder), hooked(folder)
-        return pairs[name]
-
-    return get
-
-
-def edited(plain, coordinates, compute):
-    """Compute something while weights of the plain model are zero."""
-    views = [plain.downs[c.layer, c.expert] for c in coordinates]
-    kept = [view[c.row, c.col].item() for view, c in zip(views, coordinates, strict=True)]
-    with torch.no_grad():
-        for view, c in zip(views, coordinates, strict=True):
-            view[c.row, c.col] = 0
-        found = compute()
-        for view, c, value in zip(views, coordinates, kept, strict=True):
-            view[c.row, c.col] = value
-    return found
-
-
-def plain_stream(plain, ids):
-    return torch.stack(streams(plain.model, plain.blocks, ids))[:, 0].numpy()  # [layers, T, hidden]
-
-
-def plain_loss(plain, ids):
-    with torch.no_grad():
-        logits = plain.model(input_ids=torch.tensor([ids])).logits[0]
-    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids)[1:]).item()
 
 
 def fired(plain, layer, ids):

@@ -3,27 +3,23 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 from models import (
     COL,
     LAYER,
     LAYERS,
     PROMPT,
     ROW,
-    TEXT,
     VALUE,
-    WORDS,
     hooked,
     load_plain,
     plant,
     random_llama,
     save,
     save_random,
-    save_tokenizer,
     streams,
 )
 
-from analyzer.base.errors import AnalyzerError, CheckpointError, ForwardError
+from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 
 PLANTED = Coordinate(LAYER, None, ROW, COL)
@@ -124,113 +120,6 @@ def test_weights_are_read_as_they_are(planted):
     assert analyzed.weight_row(LAYER, None, ROW)[COL] == VALUE
 
 
-def test_losses_over_windows_are_a_mean_over_tokens(planted):
-    model, analyzed = planted
-    first, second = list(range(1, 12)), [3, 1, 2]
-    with torch.no_grad():
-        sums = [
-            torch.nn.functional.cross_entropy(
-                model(torch.tensor([w])).logits[0, :-1], torch.tensor(w[1:]), reduction="sum"
-            )
-            for w in (first, second)
-        ]
-    assert analyzed.losses([first, second], [()])[0] == pytest.approx(sum(sums).item() / 12, rel=1e-5)
-    assert analyzed.predicted([first, second]) == 12
-
-
-@pytest.mark.parametrize("limit", ["PASS_BYTES", "LOGIT_BYTES"])
-def test_small_batches_give_the_same_losses(planted, monkeypatch, limit):
-    _, analyzed = planted
-    windows, sets = [*analyzed.tokens.windows(TEXT), [5, 6, 7]], [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]
-    done = []
-    at_once = analyzed.losses(windows, sets, done.append)
-    assert sum(done) == len(windows) * len(sets)
-    monkeypatch.setattr(f"analyzer.forward.losses.{limit}", 1)
-    assert analyzed.losses(windows, sets) == pytest.approx(at_once, rel=1e-6)
-
-
-def test_a_loss_that_is_no_number_is_infinite(tmp_path):
-    model = random_llama()
-    model.lm_head.weight.data[12] = float("nan")
-    assert hooked(save(model, tmp_path)).losses([[1, 2, 3]], [()]) == [float("inf")]
-
-
-def test_windows_fit_the_model_and_cover_the_text(planted):
-    _, analyzed = planted
-    windows = analyzed.tokens.windows(TEXT + " apple banana")
-    assert [len(window.ids) for window in windows] == [64, 2]
-    assert list(windows[0].ids) == [WORDS.index(word) + 1 for word in TEXT.split()]
-
-
-def test_every_window_begins_as_a_text_does(tmp_path):
-    random_llama().save_pretrained(tmp_path)
-    save_tokenizer(tmp_path, bos=True)
-    windows = hooked(tmp_path).tokens.windows(TEXT + " apple banana")
-    assert [len(window.ids) for window in windows] == [64, 4]
-    assert [window.ids[0] for window in windows] == [18, 18]
-    assert [i for window in windows for i in window.ids[1:]] == [
-        WORDS.index(word) + 1 for word in (TEXT + " apple banana").split()
-    ]
-
-
-def test_a_masked_models_loss_is_over_masked_tokens(tmp_path):
-    """Every seventh token of each window is masked, and predicted by all that is left."""
-    plain = load_plain("modernbert", save_random("modernbert", tmp_path))
-    window = [(7 * i) % 16 + 1 for i in range(20)]
-    ids = torch.tensor([window])
-    ids[0, [3, 10, 17]] = 17
-    with torch.no_grad():
-        logits = plain.model(input_ids=ids).logits[0, [3, 10, 17]]
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(window)[[3, 10, 17]]).item()
-    analyzed = hooked(tmp_path)
-    assert analyzed.masked
-    assert analyzed.predicted([window]) == 3
-    assert analyzed.losses([window], [()])[0] == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_masked_model_without_a_mask_token_says_so(tmp_path):
-    save_random("bert", tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(path.read_text().replace('"mask_token"', '"x_token"'))
-    with pytest.raises(ForwardError, match="its tokenizer has no mask token"):
-        hooked(tmp_path).losses([list(range(1, 9))], [()])
-
-
-def test_a_text_of_one_token_has_no_loss(planted):
-    with pytest.raises(ForwardError, match="fewer than two tokens"):
-        planted[1].tokens.windows("apple")
-
-
-def test_a_model_without_tokenizer_says_so(tmp_path):
-    random_llama().save_pretrained(tmp_path)
-    with pytest.raises(ForwardError, match="has no tokenizer"):
-        hooked(tmp_path).tokens.ids(PROMPT)
-
-
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    analyzed = hooked(save(random_llama(vocab_size=4), tmp_path))
-    with pytest.raises(ForwardError, match=r"ids up to 8, its embedding has 4 rows"):
-        analyzed.tokens.ids(PROMPT)
-
-
-def test_an_unknown_device_is_one_line(planted, tmp_path):
-    save(random_llama(), tmp_path)
-    with pytest.raises(ForwardError, match="there is no device cuda:99 here"):
-        hooked(tmp_path, device="cuda:99")
-
-
-def test_code_in_a_repository_is_not_run(tmp_path):
-    save(random_llama(), tmp_path)
-    marker = tmp_path / "ran"
-    (tmp_path / "model_code.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "mine", "auto_map": {"AutoConfig": "model_code.C", "AutoModelForCausalLM": "model_code.M"}}'
-    )
-    with pytest.raises(ForwardError, match=r"cannot load the model .*it needs code of its own, which is never run"):
-        hooked(tmp_path)
-    assert not marker.exists()
-
-
 def test_overflow_in_float16_is_reported(tmp_path):
     analyzed = hooked(save(plant(random_llama(), value=3000.0), tmp_path), dtype="float16")
     with pytest.raises(ForwardError, match="not finite in float16: run with --dtype float32"):
@@ -256,22 +145,6 @@ def test_a_bidirectional_model_is_told_from_a_causal_one(tmp_path, name, causal)
     stopped = analyzed.trace(ids, enough=lambda layers, _: len(layers) == 1)
     assert analyzed.is_causal(ids, stopped) == causal
     assert analyzed.masked != causal
-
-
-def test_a_model_that_cannot_be_built_is_one_line(tmp_path):
-    save(random_llama(), tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 128, "num_attention_heads": 0}')
-    with pytest.raises(AnalyzerError) as caught:
-        hooked(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_without_head_is_refused(tmp_path):
-    model = transformers.LlamaModel(random_llama().config)
-    model.save_pretrained(tmp_path)
-    save_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match=r"the checkpoint lacks lm_head\.weight"):
-        hooked(tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import transformers
-from families import FAMILIES, HIDDEN, ROUTED, SQUARE_CONFIGS, build, plant
+from families import FAMILIES, HIDDEN, LLAMA4, ROUTED, build, plant
 from safetensors.torch import load_file, save_file
 
 from analyzer.checkpoint.checkpoint import Checkpoint
@@ -13,6 +13,15 @@ from analyzer.checkpoint.down_projections import down_projections
 from analyzer.checkpoint.shards import INDEX, SINGLE
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
+
+SQUARE_CONFIGS = {
+    "gpt_oss": {"intermediate_size": HIDDEN},
+    "llama4_text": {"intermediate_size": HIDDEN},
+    "llama4": {"text_config": {**LLAMA4, "intermediate_size": HIDDEN}},
+    "mixtral": {"intermediate_size": HIDDEN},
+    "qwen3_moe": {"moe_intermediate_size": HIDDEN},
+    "granitemoe": {"intermediate_size": HIDDEN},
+}
 
 
 def check(folder, weight, shapes):

@@ -22,6 +22,7 @@ from checkpoints import (
     write_llama,
     write_tensors,
 )
+from rankings import by_layer, sort_all
 
 from analyzer.base.errors import ArchitectureError, SourceError
 from analyzer.base.records import Coordinate
@@ -90,21 +91,6 @@ def scan_folder(folder, *, layers=None, top=20):
 def found(result):
     """Return where the outliers are and what they are, best first."""
     return [(o.layer, o.expert, o.row, o.col, o.value) for o in result.outliers]
-
-
-def sort_all(downs):
-    """Rank every weight of {(layer, expert): [rows, cols]} the slow way: by magnitude, then by coordinate."""
-    everything = [
-        (layer, expert, row, col, float(value))
-        for (layer, expert), down in downs.items()
-        for (row, col), value in np.ndenumerate(down.astype(np.float64))
-        if math.isfinite(value)
-    ]
-    return sorted(everything, key=lambda e: (-abs(e[4]), e[0], -1 if e[1] is None else e[1], e[2], e[3]))
-
-
-def by_layer(downs):
-    return {(layer, None): down for layer, down in enumerate(downs)}
 
 
 @pytest.fixture
@@ -262,20 +248,6 @@ def test_layers_that_the_model_lacks(tmp_path, layers):
         scan_folder(tmp_path, layers=[range(0, 1), layers])
 
 
-@pytest.mark.parametrize("write", [write_llama, write_gpt2])
-def test_static_ranks_by_brute_force(tmp_path, tied_downs, write):
-    write(tmp_path, tied_downs)
-    checkpoint = open_folder(tmp_path)
-    projections = down_projections(checkpoint)
-    order = [Coordinate(*entry[:4]) for entry in sort_all(by_layer(tied_downs))]
-    wanted = [*order[:30], *order[100::97], order[-1]]
-    ranks = static_ranks(checkpoint, projections, wanted)
-    assert ranks == {coordinate: 1 + order.index(coordinate) for coordinate in wanted}
-    outliers = scan(checkpoint, projections, top=30).outliers
-    assert {o.coordinate: o.rank for o in outliers} == {c: rank for c, rank in ranks.items() if rank <= 30}
-    assert static_ranks(checkpoint, projections, []) == {}
-
-
 def test_only_the_down_projections_are_read(tmp_path):
     write_llama(tmp_path, random_downs(), shards=2)
     source = RecordingSource(tmp_path)
@@ -368,46 +340,3 @@ def test_scanning_imports_no_torch(tmp_path):
 
 
 # Models that transformers itself wrote
-
-
-@pytest.mark.parametrize(("dtype", "shard_size"), [("bfloat16", "5GB"), ("float32", "20KB")])
-def test_an_outlier_planted_in_a_llama(tmp_path, dtype, shard_size):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=4, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight[5, 33] = -3.5
-    model.save_pretrained(tmp_path, max_shard_size=shard_size)
-    assert (tmp_path / INDEX).exists() == (shard_size == "20KB")
-    result = scan_folder(tmp_path)
-    assert found(result)[0] == (2, None, 5, 33, -3.5)
-    assert (result.model_type, result.num_layers) == ("llama", 4)
-    assert (result.hidden_size, result.intermediate_size) == (16, 40)
-    downs = {
-        (layer, None): block.mlp.down_proj.weight.detach().double().numpy()
-        for layer, block in enumerate(model.model.layers)
-    }
-    assert found(result) == sort_all(downs)[:20]
-
-
-def test_an_outlier_planted_in_a_gpt2(tmp_path):
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32))
-    with torch.no_grad():
-        model.transformer.h[1].mlp.c_proj.weight[50, 7] = 2.5  # Conv1D: [in, out]
-    model.save_pretrained(tmp_path)
-    result = scan_folder(tmp_path)
-    assert found(result)[0] == (1, None, 7, 50, 2.5)
-    assert (result.model_type, result.num_layers) == ("gpt2", 3)
-    assert (result.hidden_size, result.intermediate_size) == (16, 64)
-    downs = {
-        (layer, None): block.mlp.c_proj.weight.detach().double().numpy().T
-        for layer, block in enumerate(model.transformer.h)
-    }
-    assert found(result) == sort_all(downs)[:20]

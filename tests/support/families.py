@@ -357,14 +357,6 @@ FAMILIES = {
         plants=(("language", 1, 2, 7, 38, -50.0), ("vision", 1, None, 18, 27, 50.0)),
     ),
 }
-SQUARE_CONFIGS = {
-    "gpt_oss": {"intermediate_size": HIDDEN},
-    "llama4_text": {"intermediate_size": HIDDEN},
-    "llama4": {"text_config": {**LLAMA4, "intermediate_size": HIDDEN}},
-    "mixtral": {"intermediate_size": HIDDEN},
-    "qwen3_moe": {"moe_intermediate_size": HIDDEN},
-    "granitemoe": {"intermediate_size": HIDDEN},
-}
 
 
 def build(family, **config):

@@ -5,7 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models import HIDDEN, INTERMEDIATE, TEXT_IDS, cue, hooked, random_llama, save
+from models import (
+    HIDDEN,
+    INTERMEDIATE,
+    TEXT_IDS,
+    cue,
+    found_at,
+    hooked,
+    random_llama,
+    save,
+    verify_folder,
+)
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
@@ -254,3 +264,27 @@ def test_a_weight_keeps_what_was_known_of_it(cued):
     known = replace(weight(CAUSE), share=0.7, activation_collapse=0.9, round=2)
     measured = measure(cued, [known])[0][CAUSE]
     assert (measured.share, measured.activation_collapse, measured.round) == (0.7, 0.9, 2)
+
+
+def test_controls_are_nearest_in_magnitude_and_random(tmp_path):
+    """Both of the losses that are shown, by editing each weight in a plain model."""
+    model = cue(random_llama(), 2, 9, 4, "banana", value=0.5)
+    result = verify_folder(save(model, tmp_path), top=1)
+    weight = found_at(result, Coordinate(2, None, 9, 4))
+    down = model.model.layers[2].mlp.down_proj.weight
+    distance = (down.detach().abs() - 0.5).abs()
+    distance[9] = float("inf")
+    near = [divmod(place, down.shape[1]) for place in distance.flatten().argsort()[:2].tolist()]
+    # The documented draw: rows and columns of a generator seeded with (0, layer, 0), those of the own row left out.
+    generator = np.random.default_rng([0, 2, 0])
+    drawn = zip(*(generator.integers(size, size=1000) for size in down.shape), strict=True)
+    random = [(int(row), int(col)) for row, col in drawn if row != 9][:2]
+
+    def at(row, col):
+        return Coordinate(2, None, row, col)
+
+    for places, shown in ((near, weight.control_loss_nearest), (random, weight.control_loss_random)):
+        assert shown == pytest.approx(max(edited_loss(model, [at(*place)], [TEXT_IDS]) for place in places), rel=1e-6)
+    assert weight.control_loss_max == max(weight.control_loss_nearest, weight.control_loss_random)
+    assert weight.loss_zeroed == pytest.approx(edited_loss(model, [at(9, 4)], [TEXT_IDS]), rel=1e-5)
+    assert weight.loss_zeroed - weight.loss > 10 * (weight.control_loss_max - weight.loss)

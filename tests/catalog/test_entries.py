@@ -1,0 +1,57 @@
+"""An analysis as the catalog keeps it: in order, rounded where it was measured, exact where it was read."""
+
+from dataclasses import replace
+
+from catalogs import entry as whole
+from results import scan_result
+
+from analyzer import __version__
+from analyzer.base.records import Coordinate
+from analyzer.catalog.entries import make_entry
+from analyzer.catalog.files import save_entry, validate
+from analyzer.verify.records import JointZeroing, LayerMaxima, SuperActivation, SuperWeight, VerifyResult
+
+EXACT = 0.012345678901234567
+WEIGHT = SuperWeight(
+    2, None, 3, 4, EXACT, 0.123456789, 1, "confirmed", "critical", 0.98765432, 2.3456789, 3.4567891, 2.3456999, 1881
+)  # fmt: skip
+RESULT = VerifyResult(
+    model="me/model-1b", revision="main", commit="a" * 40, model_type="llama", prompt="p", tokens=("a", "b", "c"),
+    dtype="float32", device="cpu", verdict="found", layers=(LayerMaxima(2, 1.0, 1, 2.0, 2, 3.0, 3),),
+    super_activations=(SuperActivation(2, 3, 0, "a", 24081.234, 12632.789, 3),), outlier_features=(), writes=(),
+    super_weights=(WEIGHT,), joint=None, masking=(), profile=None, prompts=0, recurrences=(), early_stop=False,
+    bytes_read=10, checkpoint_bytes=20,
+)  # fmt: skip
+METHOD = {key: value for key, value in whole()["method"].items() if key not in ("tool", "version")}
+SCAN = scan_result([(2, 3, 4, EXACT), (0, 1, 2, -0.5)], model="me/model-1b")
+
+
+def made(result=RESULT, note=None):
+    return make_entry(SCAN, result, method=METHOD, note=note)
+
+
+def test_what_was_measured_is_rounded_and_a_weight_is_exact():
+    entry = made()
+    (weight,) = entry["super_weights"]
+    assert (weight["value"], weight["share"], weight["loss"], weight["loss_zeroed"]) == (EXACT, 0.12346, 2.3457, 3.4568)
+    assert weight["loss_tokens"] == 1881
+    (activation,) = entry["super_activations"]
+    assert (activation["value"], activation["median_ratio"], activation["token"]) == (24081.0, 12633.0, "a")
+    assert [outlier["value"] for outlier in entry["outliers"]] == [EXACT, -0.5]
+
+
+def test_weights_are_in_order_and_the_rejected_are_left_out():
+    weights = (replace(WEIGHT, layer=3), replace(WEIGHT, col=5, status="rejected"), replace(WEIGHT, col=6), WEIGHT)
+    joint = JointZeroing((Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4)), 4.5678912)
+    entry = made(replace(RESULT, super_weights=weights, joint=joint))
+    assert [(w["layer"], w["col"]) for w in entry["super_weights"]] == [(2, 4), (2, 6), (3, 4)]
+    assert entry["joint"]["loss_zeroed"] == 4.5679
+
+
+def test_it_says_what_it_is_of_and_how_it_was_made(tmp_path):
+    entry = made(note="Mine.")
+    assert [entry[key] for key in ("model", "commit", "note", "verdict")] == ["me/model-1b", "a" * 40, "Mine.", "found"]
+    assert [entry[key] for key in ("num_layers", "hidden_size", "intermediate_size")] == [4, 16, 32]
+    assert entry["method"] == {"tool": "superweight-analyzer", "version": __version__, **METHOD}
+    save_entry(tmp_path, "model", entry)
+    assert validate(tmp_path) == (1, 1, [])

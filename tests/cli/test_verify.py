@@ -1,0 +1,63 @@
+"""A verification from the command line."""
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+from commands import ROOT, fails, superweight
+from models import PROMPT
+
+
+def test_verify_json_is_the_contract(planted):
+    result = superweight("verify", planted, "--prompt", PROMPT, "--text", planted / "text.txt", "--json")
+    assert result.stderr == ""
+    verified = json.loads(result.stdout)
+    wanted = {
+        "model", "revision", "commit", "model_type", "prompt", "tokens", "dtype", "device", "verdict", "layers",
+        "super_activations", "super_weights",
+    }  # fmt: skip
+    assert wanted <= set(verified)
+    assert verified["verdict"] == "found"
+    assert verified["device"] in ("cpu", "cuda")
+    weight = next(w for w in verified["super_weights"] if (w["layer"], w["row"], w["col"]) == (1, 77, 31))
+    assert (weight["status"], weight["static_rank"], weight["value"]) == ("confirmed", 1, 2.0)
+
+
+def test_a_text_or_prompt_that_is_wrong(here, planted, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe")
+    fails(here("verify", planted, "--text", tmp_path / "text.txt"), "as UTF-8 text")
+    fails(here("verify", planted, "--text", "/dev/null"), "is not a text file")
+    fails(here("verify", planted, "--prompt", "apple " * 65), "has 65 tokens", "has 64 positions")
+    fails(here("verify", planted, "--prompt", "apple"), "has only 1")
+
+
+def drawn_on_a_terminal(*args, **env):
+    """Return what a command writes to stderr when that is a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    command = [sys.executable, "-m", "analyzer", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # EIO: the last process that had the terminal has ended
+            while chunk := os.read(ours, 1 << 16):
+                drawn += chunk
+    os.close(ours)
+    assert process.returncode == 0
+    return drawn.decode()
+
+
+def test_quiet_is_quiet_on_a_terminal_also_while_downloading(hub, planted, tmp_path):
+    hub.add("me/planted-1b", planted)
+    arguments = ["verify", "me/planted-1b", "--prompt", PROMPT, "--text", planted / "text.txt"]
+    loud = drawn_on_a_terminal(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "one"))
+    assert "Fetching" in loud
+    assert "building the model" in loud
+    quiet = drawn_on_a_terminal(*arguments, "--quiet", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "two"))
+    assert quiet == ""
