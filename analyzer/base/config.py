@@ -24,6 +24,7 @@ def quantization_name(config: Mapping[str, Any]) -> str | None:
     return " ".join(kept) or None
 
 
+GGUF = "gguf"
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
 NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -36,3 +37,8 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
 def parts_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return a config and the parts of a composite model that it holds."""
     return [config, *(part for part in config.values() if isinstance(part, Mapping))]
+
+
+def is_gguf(config: Mapping[str, Any]) -> bool:
+    """Tell whether these are a GGUF file's metadata, under the names of config.json."""
+    return config.get("format") == GGUF

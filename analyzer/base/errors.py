@@ -3,7 +3,7 @@
 AnalyzerError
 ├── SourceError          a folder, repository or network that cannot be read
 ├── CheckpointError      config, index or shards that are missing or contradict each other
-│   └── HeaderError      a safetensors header that breaks the format
+│   └── HeaderError      a safetensors or GGUF header that breaks its format
 ├── ArchitectureError    no down projection can be told from the tensor names
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
 ├── CatalogError         a catalog file that cannot be read, written or validated
@@ -27,7 +27,7 @@ class CheckpointError(AnalyzerError):
 
 
 class HeaderError(CheckpointError):
-    """A safetensors header that breaks the format."""
+    """A safetensors or GGUF header that breaks its format."""
 
 
 class ArchitectureError(AnalyzerError):

@@ -22,6 +22,11 @@ MORE_MODULES = (
     "mlp.experts.down_proj",  # fused
     "block_sparse_moe.experts.down_proj",  # granitemoe as transformers 5 holds it
     "mlp.experts.fc2",  # aria
+    "ffn_down",  # of any GGUF file, as the four that follow
+    "ffn_down_exps",
+    "ffn_down_shexp",
+    "ffn_down_chexps",
+    "ffn_down.{xid}",
 )
 
 # Their Conv1D stores `mlp.c_proj` as [in, out]; every other layer type stores [out, in].
@@ -35,8 +40,8 @@ TOWERS = {
     "audio": ("audio", "speech"),
     "language": ("language", "llm"),
     "text": ("text",),
-    "encoder": ("encoder",),
-    "decoder": ("decoder",),
+    "encoder": ("encoder", "enc"),
+    "decoder": ("decoder", "dec"),
     "mtp": ("mtp",),  # multi-token prediction
 }
 NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])", re.ASCII)  # between dots

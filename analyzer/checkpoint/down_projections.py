@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from analyzer.base.config import HIDDEN_SIZE_KEYS, NUM_LAYERS_KEYS, model_types, parts_of, quantization_name
+from analyzer.base.config import HIDDEN_SIZE_KEYS, NUM_LAYERS_KEYS, is_gguf, model_types, parts_of, quantization_name
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.architectures import (
     CONV1D_MODEL_TYPES,
@@ -74,7 +74,7 @@ def find_down_projections(
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
         fused = len(tensors[matrices[0].data.tensor][1]) > 2
-        if fused and pattern is None and not re.search("expert|moe", module):
+        if fused and pattern is None and not re.search("exp|moe", module):
             name = matrices[0].data.tensor
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         for number, matrix in enumerate(matrices):
@@ -91,11 +91,15 @@ def find_down_projections(
 
 
 def check_can_be_run(model: str, projections: Sequence[DownProjection], config: Mapping[str, Any]) -> None:
-    """Refuse what the forward pass cannot follow yet: quantized models, several towers, blocks without an MLP.
+    """Refuse what the forward pass cannot follow yet: GGUF, quantized models, several towers, blocks without an MLP.
 
     Raises ArchitectureError, also where config.json has another number of blocks than the weights: the model that
     it describes is not the one that was scanned.
     """
+    if is_gguf(config):
+        raise ArchitectureError(
+            f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
+        )
     encoded = next((p.matrix.encoding.name for p in projections if p.matrix.encoding.name not in FORMATS), None)
     if encoded is not None:
         raise ArchitectureError(
@@ -171,7 +175,7 @@ def _right_way_round(
     Raises ArchitectureError where its input side, not its output side, has the model's hidden size.
     """
     sizes = {part[key] for part in parts_of(config) for key in HIDDEN_SIZE_KEYS if type(part.get(key)) is int}
-    if matrix.transposed or matrix.encoding.expand != (1, 1):  # such formats say which way round they are
+    if matrix.transposed or matrix.encoding.expand != (1, 1) or is_gguf(config):  # which way round is told by these
         told = True
     else:
         types = model_types(config)

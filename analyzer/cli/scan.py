@@ -42,7 +42,7 @@ class Layers(click.ParamType[tuple[range, ...]]):
         "--tensors",
         "pattern",
         metavar="PATTERN",
-        help="Take the tensors of these names, such as 'blk.*.ffn_down', for down projections; the first number is the "
+        help="Take the tensors of these names, such as 'blk.*.ff_lower', for down projections; the first number is the "
         "layer, a second the expert.",
     ),
     cache_option,

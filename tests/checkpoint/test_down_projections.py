@@ -137,23 +137,23 @@ def test_unknown_names_are_shown_with_the_option_that_scans_them():
         find(shapes, model_type="new\x1b", hidden_size=4)
     message = str(caught.value)
     assert "m (model_type new\\x1b) has no MLP down projection that this version knows" in message
-    assert "could be: blk.*.ffn_down.weight [4, 6] x 3, " in message
-    assert message.endswith("scan the right ones with --tensors 'blk.*.ffn_down.weight'")
+    assert "could be: blk.*.ff_lower.weight [4, 6] x 3, " in message
+    assert message.endswith("scan the right ones with --tensors 'blk.*.ff_lower.weight'")
     assert "norm" not in message
 
 
-UNKNOWN = {"attn.weight": (4, 4), "ffn_up.weight": (6, 4), "ffn_down.weight": (4, 6), "norm.weight": (4,)}
+UNKNOWN = {"attn.weight": (4, 4), "ff_upper.weight": (6, 4), "ff_lower.weight": (4, 6), "norm.weight": (4,)}
 
 
 def test_a_pattern_names_the_tensors():
     shapes = {f"blk.{layer}.{name}": shape for layer in (3, 10) for name, shape in UNKNOWN.items()}
-    found = find(shapes, hidden_size=4, pattern="blk.*.ffn_down.*")
+    found = find(shapes, hidden_size=4, pattern="blk.*.ff_lower.*")
     assert [(p.tower, p.layer, p.expert, p.shape, p.name) for p in found] == [
-        (None, 3, None, (4, 6), "blk.3.ffn_down.weight"),
-        (None, 10, None, (4, 6), "blk.10.ffn_down.weight"),
+        (None, 3, None, (4, 6), "blk.3.ff_lower.weight"),
+        (None, 10, None, (4, 6), "blk.10.ff_lower.weight"),
     ]
     # No name tells which way round it lies, so the hidden size does.
-    (turned, _) = find(shapes, hidden_size=4, pattern="blk.*.ffn_up.*")
+    (turned, _) = find(shapes, hidden_size=4, pattern="blk.*.ff_upper.*")
     assert (turned.shape, turned.matrix.transposed) == ((4, 6), True)
 
 
