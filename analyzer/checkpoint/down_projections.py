@@ -189,9 +189,8 @@ def _right_way_round(
     if not told:
         return turned(matrix)
     raise ArchitectureError(
-        f"{model}: {shown(matrix.data.tensor)} has {rows} output and {cols} input channels, but config.json says the "
-        f"hidden size is {' or '.join(map(str, sorted(sizes)))}: it lies the other way round than this architecture's "
-        "tensors do"
+        f"{model}: {shown(matrix.data.tensor)} has {rows} output and {cols} input channels, but the hidden size is "
+        f"{' or '.join(map(str, sorted(sizes)))}: it lies the other way round than this architecture's tensors do"
     )
 
 

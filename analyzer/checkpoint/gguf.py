@@ -26,7 +26,7 @@ MAX_TENSORS = 1 << 18
 MAX_NAME_BYTES = (1 << 16) - 1
 MAX_DIMENSIONS = 4
 MAX_KEPT_BYTES = 4096  # of a value
-FIRST_READ, MOST_READ = 1 << 18, 1 << 23  # bytes; each read is half as long as all before it
+FIRST_READ, MOST_READ = 1 << 18, 1 << 22  # bytes; each read is half as long as all before it
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
