@@ -34,7 +34,7 @@ def open_model(
     above, _, filename = file.rpartition("/")
     folder = "/".join(part for part in (subfolder, above) if part)
     source = _open_whole(whole, revision=revision, subfolder=folder or None, token=token, model_id=model_id)
-    within = f"{folder}/" if folder else ""
+    within = f"{folder.strip('/')}/" if folder.strip("/") else ""
     return FileSource(source, filename, folder=within) if filename else only_gguf(source, folder=within)
 
 

@@ -25,10 +25,10 @@ class FileSource:
         """
         parts = parts_of_file(filename)
         missing = next((part for part in parts if part not in source.sizes), None)
-        if missing is not None and filename in source.sizes:
-            raise SourceError(f"{shown(source.model)}: {shown(filename)} is split, and {shown(missing)} is missing")
+        if missing is not None and any(part in source.sizes for part in parts):
+            raise SourceError(f"{shown(source.model)}: the part {shown(missing)} is missing: download it too")
         if missing is not None:
-            raise SourceError(f"{shown(source.model)} has no file {shown(folder + filename)}{_choice(source)}")
+            raise SourceError(f"{shown(source.model)} has no file {shown(folder + filename)}{_choice(source, folder)}")
         self._source = source
         self.model = f"{source.model}:{folder}{parts[0]}"
         self.revision, self.commit = source.revision, source.commit
@@ -57,7 +57,9 @@ def only_gguf(source: Source, *, folder: str = "") -> Source:
         return source
     files = gguf_files(source.sizes)
     if len(files) > 1:
-        raise SourceError(f"{shown(source.model)} has {len(files)} GGUF files, and none is named{_choice(source)}")
+        raise SourceError(
+            f"{shown(source.model)} has {len(files)} GGUF files, and none is named{_choice(source, folder)}"
+        )
     return FileSource(source, files[0], folder=folder) if files else source
 
 
@@ -75,10 +77,10 @@ def parts_of_file(filename: str) -> list[str]:
     return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
 
 
-def _choice(source: Source) -> str:
+def _choice(source: Source, folder: str) -> str:
     """Return what an error says of the files that can be named."""
     files = gguf_files(source.sizes)
     if not files:
         return ", nor any other GGUF file: is its name right?"
-    listed = ", ".join(shown(name, 100) for name in files[:MAX_LISTED]) + (", …" if files[MAX_LISTED:] else "")
+    listed = ", ".join(shown(folder + name, 100) for name in files[:MAX_LISTED]) + (", …" if files[MAX_LISTED:] else "")
     return f": give {shown(source.model)}:FILE, where FILE is one of {listed}"

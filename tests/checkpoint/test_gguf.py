@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 from functools import partial
+from itertools import pairwise
 
 import gguf
 import numpy as np
@@ -141,7 +142,7 @@ def test_a_large_vocabulary_is_read_in_few_reads_and_never_held():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert header.tensors["a"].shape == (4,)
-    assert all(stop <= start for (_, stop), (start, _) in zip(asked, asked[1:], strict=False))  # nothing is read twice
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(asked))  # nothing is read twice
     read = sum(stop - start for start, stop in asked)
     assert len(words) < read < len(words) + FIRST_READ + header_stop / 2  # no scores
     assert len(asked) <= 6
@@ -316,7 +317,7 @@ def test_sizes_that_are_none(value):
 
 @pytest.mark.parametrize("value", [None, "", 7])
 def test_no_architecture(value):
-    with pytest.raises(HeaderError, match="names no general.architecture"):
+    with pytest.raises(HeaderError, match=r"names no general\.architecture"):
         gguf_config({"general.architecture": value})
 
 
@@ -367,7 +368,7 @@ def test_a_split_file_is_one_model(tmp_path):
 
 
 def test_parts_that_do_not_belong_together(tmp_path):
-    first, second, third = split(tmp_path / "x.gguf")
+    _, second, third = split(tmp_path / "x.gguf")
     third.rename(tmp_path / "kept")
     assert "x-00001-of-00003.gguf says that it is part 0 of 3, not 0 of 2, counted from 0" in parts_refused(tmp_path)
     third.write_bytes(second.read_bytes())

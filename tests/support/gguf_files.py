@@ -12,7 +12,7 @@ FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
 def random_blocks(kind, *shape, seed=0):
-    """Return a tensor of this type as its bytes, [..., rows, bytes a row]; of some types a few numbers are not finite."""
+    """Return a tensor of this type as its bytes, [..., rows, bytes a row]; some types' are not all finite."""
     generator = np.random.default_rng(seed)
     numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     if kind in FLOATS:
