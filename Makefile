@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	-$(BIN)/python tools/sample_model.py  # without it, the tests on it skip
+	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
 	$(BIN)/pytest
