@@ -12,7 +12,7 @@ _SIZE = re.compile(r"(.*?)(?:\d+x)?\d+(?:\.\d+)?[kmbt]\d?", re.IGNORECASE)
 _VARIANT = re.compile(
     "base|chat|instruct|it|hf|pt|sft|dpo|preview|deduped|random|uncased|cased|multilingual"
     "|nano|tiny|mini|small|medium|large|xl|xxl|lite|plus|pro|max"
-    "|int4|int8|fp8|fp16|bf16|gptq|awq"
+    "|int4|int8|fp8|fp16|bf16|gptq|awq|gguf"
 )
 
 

@@ -13,10 +13,12 @@ import termios
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from checkpoints import random_downs, write_llama
 from click.testing import CliRunner
 from commands import ROOT, fails, superweight
+from gguf_files import write_llama_gguf
 from models import PROMPT, TEXT, plant, random_llama, save
 
 from analyzer.cli.main import cli
@@ -190,6 +192,23 @@ def test_diff_with_a_result_of_a_larger_model(folder, tmp_path):
     outlier = {"rank": 1, "layer": 0, "expert": None, "row": 4000, "col": 1, "value": 3.0}
     (tmp_path / "other.json").write_text(json.dumps({"outliers": [outlier]}))
     fails(superweight("diff", tmp_path / "other.json", folder), "tiny has no weight (0, 4000, 1)")
+
+
+def test_a_gguf_file_is_scanned_but_not_yet_verified(folder, tmp_path):
+    path = tmp_path / "quant" / "x.Q5_K.gguf"
+    downs = write_llama_gguf(path, "Q5_K")
+    assert "\n\nRead " in superweight("scan", path).stdout
+    result = json.loads(superweight("scan", f"{path.parent}:x.Q5_K.gguf", "--json", "--top", 1).stdout)
+    best = max(np.nanmax(np.abs(down[np.isfinite(down)])) for down in downs.values())
+    assert (result["model"], result["outliers"][0]["score"]) == ("quant:x.Q5_K.gguf", float(best))
+    for command in ("verify", "analyze"):
+        fails(
+            superweight(command, path, cwd=tmp_path), "x.Q5_K.gguf is a GGUF file: it can be scanned, but not yet ver"
+        )
+    fails(superweight("diff", path, tmp_path / "no.gguf"), "there is no folder or file")
+    path.with_name("y.gguf").write_bytes(b"GGUF")
+    fails(superweight("scan", path.parent), "has 2 GGUF files, and none is named", "one of x.Q5_K.gguf, y.gguf")
+    fails(superweight("scan", path.with_name("y.gguf")), "quant:y.gguf: y.gguf is truncated")
 
 
 def test_bad_models_are_one_line(tmp_path, folder):

@@ -17,6 +17,7 @@ from analyzer.checkpoint.gguf import FIRST_READ
 from analyzer.checkpoint.weights import read_weights
 from analyzer.diff.versions import compare_models
 from analyzer.scan.records import ScanSettings
+from analyzer.scan.report import render_scan
 from analyzer.scan.scanner import scan
 from analyzer.source.opening import open_model
 
@@ -79,6 +80,7 @@ def test_a_scan_reads_the_header_and_the_down_projections_and_nothing_else(hub, 
     assert facts(result) == facts(scan_model(open_model(str(quant))))
     commit = hub.repositories["owner/quant"].branches["main"]
     assert (result.model, result.revision, result.commit) == ("owner/quant:x.gguf", "main", commit)
+    assert render_scan(result).startswith(f"owner/quant@main:x.gguf ({commit[:12]})\n")  # as it was named
     assert result.checkpoint_bytes == quant.stat().st_size
     downs = [tensor for name, tensor in read_by_the_library(quant).items() if "ffn_down" in name]
     reads = header_reads(quant)
