@@ -197,6 +197,20 @@ def test_the_only_file_of_a_repository_need_not_be_named(hub, tmp_path):
     assert open_model("owner/one:Q4/x.gguf").model == source.model
 
 
+@pytest.mark.parametrize("name", ["owner/quants:b.gguf", f"owner/quants:Q8/{PARTS[1]}"])
+def test_a_file_in_the_hubs_cache_without_a_network(hub, quants, name, monkeypatch):
+    from huggingface_hub import constants, snapshot_download
+
+    snapshot_download("owner/quants")
+    online = open_model(name)
+    hub.forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = open_model(name)
+    assert (source.model, source.commit) == (online.model, quants)
+    assert content(source) == content(online)
+    assert hub.requests == []
+
+
 def test_a_folder_goes_before_a_repository(hub, quants, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tmp_path / "repo", "owner/quants")
