@@ -28,8 +28,8 @@ MAX_DIMENSIONS = 4
 MAX_KEPT_BYTES = 4096  # of a value
 FIRST_READ, MOST_READ = 1 << 18, 1 << 22  # bytes; each read is half as long as all before it
 
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-TEXT, ARRAY = 8, 9
+FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 8: "s", 10: "Q", 11: "q", 12: "d"}
+TEXT, ARRAY = "s", 9  # of the types of values: a form of `struct`, as those of numbers are, and a number
 
 # What config.json calls the numbers that follow the architecture's name in a key.
 CONFIG_KEYS = {
@@ -109,7 +109,7 @@ def _check_start(cursor: _Cursor, file_size: int) -> None:
     if magic != MAGIC:
         raise HeaderError(f"is no GGUF file: it begins with {shown(magic)}: download it again")
     version = cursor.number("I")
-    if version & 0xFFFF == 0:
+    if version and version & 0xFFFF == 0:
         raise HeaderError("is big-endian, which cannot be read: convert it with gguf-convert-endian")
     if version not in VERSIONS:
         known = " and ".join(map(str, VERSIONS))
@@ -119,27 +119,24 @@ def _check_start(cursor: _Cursor, file_size: int) -> None:
 def _value(cursor: _Cursor, key: str) -> Any:
     """Return a key's value, null where it is passed over."""
     kind = cursor.number("I")
-    if kind in NUMBERS:
-        return cursor.number(NUMBERS[kind])
-    if kind not in (TEXT, ARRAY):
-        raise HeaderError(f"has the key {shown(key)} of the unknown type {kind}")
-    if kind == ARRAY:
+    is_array = kind == ARRAY
+    if is_array:
         kind = cursor.number("I")
-        if kind not in NUMBERS and kind != TEXT:
-            raise HeaderError(f"has the key {shown(key)}, an array of the type {kind}, which cannot be read")
-        if kind == TEXT:
-            cursor.skip_texts(cursor.number("Q"))
-            return None
-        form = NUMBERS[kind]
-    else:
-        form = "s"
+    form = FORMS.get(kind)
+    if form is None:
+        raise HeaderError(f"has the key {shown(key)} of the type {'array of ' * is_array}{kind}, which cannot be read")
+    if form != TEXT and not is_array:
+        return cursor.number(form)
     count = cursor.number("Q")
+    if form == TEXT and is_array:
+        cursor.skip_texts(count)
+        return None
     length = count * struct.calcsize(form)
     if length > MAX_KEPT_BYTES:
         cursor.skip(length)
         return None
     data = cursor.take(length)
-    return data.decode("utf-8", "replace") if kind == TEXT else list(struct.unpack(f"<{count}{form}", data))
+    return data.decode("utf-8", "replace") if form == TEXT else list(struct.unpack(f"<{count}{form}", data))
 
 
 def _placement(cursor: _Cursor, name: str) -> tuple[int, tuple[int, ...], int]:
