@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(COG) --check --diff --verbosity=0 --check-fail-msg='run make guide' docs/*.md
 	$(SITE)
-	-$(BIN)/python tools/sample_model.py  # without it, the tests on it skip
+	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
 	$(BIN)/pytest

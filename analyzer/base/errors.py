@@ -3,7 +3,7 @@
 AnalyzerError
 ├── SourceError          a folder, repository or network that cannot be read
 ├── CheckpointError      config, index or shards that are missing or contradict each other
-│   └── HeaderError      a safetensors header that breaks the format
+│   └── HeaderError      a safetensors or GGUF header that breaks its format
 ├── ArchitectureError    no down projection can be told from the tensor names
 │   └── UnreadableError  a matrix is stored in a way that is not read, by its name
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
@@ -28,7 +28,7 @@ class CheckpointError(AnalyzerError):
 
 
 class HeaderError(CheckpointError):
-    """A safetensors header that breaks the format."""
+    """A safetensors or GGUF header that breaks its format."""
 
 
 class ArchitectureError(AnalyzerError):

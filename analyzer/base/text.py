@@ -18,8 +18,14 @@ WORDS = {"tower", "vanish", "appear", "positions", "status", "effect", "token", 
 
 def model_title(model: str, revision: str | None, commit: str | None) -> str:
     """Return the line that names a model at its commit."""
-    name = shown(f"{model}@{revision}" if revision else model, 60)
-    return f"{name} ({short_commit(commit)})" if commit else name
+    at = f" ({short_commit(commit)})" if commit else ""
+    return shown(name_at(model, revision), WIDTH - len(at)) + at
+
+
+def name_at(model: str, revision: str | None) -> str:
+    """Return a model's name as the command line takes it: with its revision, and after that the file in it."""
+    repository, colon, file = model.partition(":")
+    return f"{repository}@{revision}{colon}{file}" if revision else model
 
 
 def short_commit(commit: str) -> str:

@@ -12,16 +12,16 @@ _SIZE = re.compile(r"(.*?)(?:\d+x)?\d+(?:\.\d+)?[kmbt]\d?", re.IGNORECASE)
 _VARIANT = re.compile(
     "base|chat|instruct|it|hf|pt|sft|dpo|preview|deduped|random|uncased|cased|multilingual"
     "|nano|tiny|mini|small|medium|large|xl|xxl|lite|plus|pro|max"
-    "|int4|int8|fp8|fp16|bf16|gptq|awq"
+    "|int4|int8|fp8|fp16|bf16|gptq|awq|gguf"
 )
 
 
 def family_of(model: str) -> str:
     """Return a model's family: its name without owner, size and variant, in lower case.
 
-    `owner/SmolLM2-135M-Instruct` gives `smollm2`, `Llama-2-7b-hf` gives `llama-2`.
+    `owner/SmolLM2-135M-Instruct` gives `smollm2`, `Llama-2-7b-hf` gives `llama-2`, and so does a file in either.
     """
-    words = re.sub(r"[^a-z0-9._-]", "-", model.rsplit("/", 1)[-1].lower()).strip("-._").split("-")
+    words = re.sub(r"[^a-z0-9._-]", "-", model.partition(":")[0].rsplit("/", 1)[-1].lower()).strip("-._").split("-")
     if words[0] == "meta" and len(words) > 1:  # Meta-Llama-3-8B and Llama-3.1-8B are one family
         del words[0]
     kept: list[str] = []

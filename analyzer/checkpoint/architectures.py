@@ -38,6 +38,7 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ffn_down": (("ffn_gate", "ffn_up"), ("ffn_up",)),
     "ffn_down_exps": (("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate_up_exps",), ("ffn_up_exps",)),
     "ffn_down_shexp": (("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_up_shexp",)),
+    "ffn_down_chexps": (("ffn_gate_chexps", "ffn_up_chexps"),),
     "ff_layer_2": (("ff_layer_1",),),
     "proj_2": (("proj_1",),),
     "conv2": (("conv1",),),
@@ -73,6 +74,10 @@ MORE_MODULES = (
     "mlp.experts.down_proj",  # fused
     "block_sparse_moe.experts.down_proj",  # granitemoe as transformers 5 holds it
     "mlp.experts.fc2",  # aria
+    "ffn_down",  # of any GGUF file, as the four that follow
+    "ffn_down_exps",
+    "ffn_down_shexp",
+    "ffn_down_chexps",
 )
 # What a library puts around a linear map: PEFT's base layer, a clipped one.
 WRAPPERS = ("base_layer", "linear")
@@ -88,8 +93,8 @@ TOWERS = {
     "audio": ("audio", "speech"),
     "language": ("language", "llm"),
     "text": ("text",),
-    "encoder": ("encoder",),
-    "decoder": ("decoder",),
+    "encoder": ("encoder", "enc"),
+    "decoder": ("decoder", "dec"),
     "mtp": ("mtp",),  # multi-token prediction
 }
 # Models whose blocks have no MLP at all.

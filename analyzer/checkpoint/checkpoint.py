@@ -1,4 +1,4 @@
-"""A safetensors checkpoint: what is read of its tensors."""
+"""A checkpoint, of safetensors or a GGUF file: what is read of its tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Checkpoint:
     """The tensors of one model, by name, read through a source in blocks; counts the bytes that were read."""
 
     def __init__(self, source: Source) -> None:
-        """Read config, index and headers.
+        """Read config, index and headers, or those of a GGUF file.
 
         Raises CheckpointError (HeaderError for a shard) where they are missing or contradict each other, and
         SourceError where they cannot be read.
@@ -38,7 +38,7 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str | None:
-        """The architecture's name in config.json, null where it has none."""
+        """The architecture's name in config.json or a GGUF file's metadata, null where it has none."""
         model_type = self.config.get("model_type")
         return model_type if isinstance(model_type, str) else None
 

@@ -13,6 +13,7 @@ from analyzer.base.config import (
     NUM_LAYERS_KEYS,
     PREDICTION_LAYERS_KEYS,
     hidden_sizes,
+    is_gguf,
     language_part,
     model_types,
     size_in,
@@ -85,7 +86,7 @@ def find_down_projections(
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
         fused = _is_fused(tensors, matrices)
-        if fused and pattern is None and not re.search("expert|moe|switch|_exps$", module):
+        if fused and pattern is None and not re.search("exp|moe|switch", module):
             name = matrices[0].data.tensor
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
@@ -238,8 +239,8 @@ class _Lying:
         Names tell, then what projects into the MLP, then the width of the residual stream. Raises ArchitectureError
         where they contradict each other, or nothing tells.
         """
-        if matrix.transposed or matrix.encoding.expand != (1, 1):  # such formats say which way round they are
-            return self._checked(matrix)
+        if matrix.transposed or matrix.encoding.expand != (1, 1) or is_gguf(self.config):
+            return self._checked(matrix)  # such formats say which way round they are
         types = model_types(self.config)
         named = self.module.endswith("mlp.c_proj") and bool(types & CONV1D_MODEL_TYPES)
         named = named or (fused and not re.search("switch", self.module) and bool(types & INPUTS_FIRST_EXPERTS))

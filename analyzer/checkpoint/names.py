@@ -95,7 +95,7 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
         if (named := EXPERT.fullmatch(part)) is not None:
             expert = int(named[1])
             part = "*"
-        elif NUMBER.fullmatch(part) and tail and "expert" in tail[-1]:
+        elif NUMBER.fullmatch(part) and tail and _numbers_experts(tail[-1]):
             expert = int(part)
             part = "*"
         tail.append(part)
@@ -130,8 +130,13 @@ def _numbers(parts: list[str]) -> list[int]:
     return [
         index
         for index, part in enumerate(parts)
-        if index and NUMBER.fullmatch(part) and "expert" not in parts[index - 1]
+        if index and NUMBER.fullmatch(part) and not _numbers_experts(parts[index - 1])
     ]
+
+
+def _numbers_experts(part: str) -> bool:
+    """Tell whether a number after this part of a name is an expert's: also in early GGUF files of mixtures."""
+    return "expert" in part or part in ("ffn_down", "ffn_up", "ffn_gate")
 
 
 def _block_number(parts: list[str], numbers: list[int], blocks: Collection[str]) -> int:

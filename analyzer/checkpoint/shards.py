@@ -1,4 +1,4 @@
-"""Config, index and shards: which files hold which tensors."""
+"""Config, index and shards, or the parts of a GGUF file: which files hold which tensors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any
 
 from analyzer.base.errors import CheckpointError, HeaderError, shown
+from analyzer.checkpoint.gguf import GgufHeader, gguf_config, read_gguf_header
 from analyzer.checkpoint.header import LENGTH_BYTES, TensorRecord, header_length, parse_header
+from analyzer.source.single_file import GGUF_SUFFIX
 from analyzer.source.source import Source, is_plain_path
 from analyzer.source.streaming import in_parallel
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON_BYTES = {CONFIG: 10_000_000, INDEX: 100_000_000}  # the largest index on the Hub is some 10 MB
 
@@ -41,11 +44,14 @@ class Contents:
 
 
 def read_contents(source: Source, read: Read) -> Contents:
-    """Read config, index and headers.
+    """Read config, index and headers, or the headers of a GGUF file where there is nothing else.
 
     Raises CheckpointError (HeaderError for a shard) where they are missing or contradict each other, SourceError where
     they cannot be read.
     """
+    parts = sorted(name for name in source.sizes if name.endswith(GGUF_SUFFIX))
+    if parts and not any(name.endswith(SAFETENSORS) for name in source.sizes):
+        return _read_gguf(source, read, parts)
     weight_map, shards = _find_shards(source, read)
     config = _read_json(source, read, CONFIG)
     read_header = partial(_read_header, source, read)
@@ -64,12 +70,12 @@ def _find_shards(source: Source, read: Read) -> tuple[Mapping[str, str] | None, 
             raise CheckpointError(f"{model}: {INDEX} has no weight_map: download it again")
         shards = sorted({str(shard) for shard in weight_map.values()})
         for shard in shards:
-            if not is_plain_path(shard) or not shard.endswith(".safetensors"):
+            if not is_plain_path(shard) or not shard.endswith(SAFETENSORS):
                 raise CheckpointError(f"{model}: {INDEX} names {shown(shard)}, not a safetensors file of the model")
             if shard not in sizes:
                 raise CheckpointError(f"{model}: the shard {shard} that {INDEX} names is missing: download it")
         return weight_map, shards
-    others = sorted(name for name in sizes if name.endswith(".safetensors") and "/" not in name)
+    others = sorted(name for name in sizes if name.endswith(SAFETENSORS) and "/" not in name)
     if len(others) == 1 and is_plain_path(others[0]):
         return None, others
     if others:
@@ -121,3 +127,38 @@ def _join(
         if name not in headers[shard]:
             raise CheckpointError(f"{model}: {INDEX} places {shown(name)} in {shard}, which does not have it")
     return {name: StoredTensor(shard, headers[shard][name]) for name, shard in weight_map.items()}
+
+
+def _read_gguf(source: Source, read: Read, parts: list[str]) -> Contents:
+    """Read the headers of all parts of a GGUF file, the first of which has the metadata."""
+    read_header = partial(_read_gguf_header, source, read)
+    headers = in_parallel(read_header, parts, threads=source.readers)
+    tensors: dict[str, StoredTensor] = {}
+    for number, (part, header) in enumerate(zip(parts, headers, strict=True)):
+        said = (header.metadata.get("split.no", 0), header.metadata.get("split.count", 0) or 1)
+        if said != (number, len(parts)):
+            raise CheckpointError(
+                f"{source.model}: {shown(part)} says that it is part {shown(said[0], 20)} of {shown(said[1], 20)}, not "
+                f"{number} of {len(parts)}, counted from 0: give all parts the names that they were split into"
+            )
+        for name, record in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(f"{source.model}: {shown(name)} is in two parts: download them again")
+            tensors[name] = StoredTensor(part, record)
+    metadata = headers[0].metadata
+    if metadata.get("split.tensors.count", len(tensors)) != len(tensors):
+        raise CheckpointError(
+            f"{source.model} has {len(tensors)} tensors, not the {shown(metadata['split.tensors.count'], 20)} that "
+            f"{shown(parts[0])} tells of: download it again"
+        )
+    try:
+        return Contents(gguf_config(metadata), tensors, tuple(parts))
+    except HeaderError as error:
+        raise HeaderError(f"{source.model}: {shown(parts[0])} {error}") from error
+
+
+def _read_gguf_header(source: Source, read: Read, filename: str) -> GgufHeader:
+    try:
+        return read_gguf_header(partial(read, filename), source.sizes[filename])
+    except HeaderError as error:
+        raise HeaderError(f"{source.model}: {shown(filename)} {error}") from error

@@ -67,8 +67,8 @@ def diff(
 ) -> None:
     """Show what changed between two versions: super weights, outliers, and where in the network.
 
-    A and B are models, revisions of one (owner/name@revision), folders, or results saved with --json. Files that two
-    models share are not read. The super weights are those of saved results, or those that the catalog knows.
+    A and B are models, revisions of one (owner/name@revision), folders, GGUF files, or results saved with --json. Files
+    that two models share are not read. The super weights are those of saved results, or those that the catalog knows.
 
     \b
     Examples:

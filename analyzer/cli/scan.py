@@ -42,7 +42,7 @@ class Layers(click.ParamType[tuple[range, ...]]):
         "--tensors",
         "pattern",
         metavar="PATTERN",
-        help="Take the tensors of these names, such as 'blk.*.ffn_down', for down projections; the first number is the "
+        help="Take the tensors of these names, such as 'blk.*.ff_lower', for down projections; the first number is the "
         "layer, a second the expert.",
     ),
     cache_option,
@@ -56,6 +56,7 @@ def scan(as_json: bool, quiet: bool, settings: ScanSettings, **where: Any) -> No
     Examples:
       superweight scan mistralai/Mistral-7B-v0.1
       superweight scan openai/gpt-oss-20b --score gain
+      superweight scan ./model-Q4_K_M.gguf
       superweight scan ./my-model --top 5 --json | jq '.outliers[0]'
     """
     from analyzer.analyze.scanning import scan_model

@@ -10,6 +10,7 @@ from typing import Any
 
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.records import Coordinate, Fields, Outliers, Place
+from analyzer.base.text import name_at
 from analyzer.catalog.lookup import KnownCoordinate
 from analyzer.checkpoint.completeness import Unread
 from analyzer.scan.records import ScanResult
@@ -53,7 +54,7 @@ class Side:
 def side_of_scan(result: ScanResult, look_up: Lookup | None = None) -> Side:
     """Return a scan as one side of a comparison."""
     return Side(
-        name=f"{result.model}@{result.revision}" if result.revision else result.model,
+        name=name_at(result.model, result.revision),
         model=result.model,
         commit=result.commit,
         model_type=result.model_type,

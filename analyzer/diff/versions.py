@@ -27,7 +27,8 @@ from analyzer.diff.sides import Side, known_weights, parse_side, side_of_scan
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.scan.scanner import kept_weights, scan
-from analyzer.source.opening import open_model
+from analyzer.source.opening import existing_file, open_model
+from analyzer.source.single_file import GGUF_SUFFIX
 from analyzer.source.source import Source
 
 Documents = Mapping[str, Document]
@@ -177,8 +178,8 @@ def _model_of(source: Source, settings: ScanSettings) -> Model:
 
 def _open(name: str, token: str | None, settings: ScanSettings) -> Model | Side:
     """Return a result saved with --json, or the model of that name. Raises AnalyzerError where it is neither."""
-    path = _existing_file(name)
-    if path is None:
+    path = existing_file(name)
+    if path is None or name.endswith(GGUF_SUFFIX):
         if name.endswith(".json"):
             raise ResultError(f"there is no saved result {shown(name)}")
         return _model_of(open_model(name, token=token), settings)
@@ -199,14 +200,6 @@ def _is_folder(name: str) -> bool:
         return Path(name).expanduser().is_dir()
     except (OSError, RuntimeError):
         return False
-
-
-def _existing_file(name: str) -> Path | None:
-    try:
-        path = Path(name).expanduser()
-        return path if path.is_file() or path.is_fifo() else None
-    except (OSError, RuntimeError):  # no name that a file can have: open_model says what is wrong with it
-        return None
 
 
 def _side_of(model: Model, progress: Progress, ranked: bool) -> Side:

@@ -9,13 +9,14 @@ from analyzer.base.config import quantization_name
 from analyzer.base.errors import UnreadableError, shown
 from analyzer.encodings.awq import find_awq
 from analyzer.encodings.fp8 import find_fp8
+from analyzer.encodings.ggml import find_ggml
 from analyzer.encodings.gptq import find_gptq
 from analyzer.encodings.matrices import Matrix, Shapes
 from analyzer.encodings.module import StoredModule
 from analyzer.encodings.mxfp4 import find_mxfp4
 from analyzer.encodings.plain import find_plain
 
-FINDERS = (find_plain, find_fp8, find_mxfp4, find_gptq, find_awq)
+FINDERS = (find_ggml, find_plain, find_fp8, find_mxfp4, find_gptq, find_awq)
 MAX_COMPANION_BYTES = 1 << 26  # scales are held whole; those of the largest known tensor are 15 MB
 
 # What a module's own name is followed by in the name of the tensor that holds its matrix.

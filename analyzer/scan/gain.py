@@ -14,7 +14,7 @@ from functools import reduce
 
 import numpy as np
 
-from analyzer.base.config import model_types
+from analyzer.base.config import is_gguf, model_types
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.projection import DownProjection
@@ -28,12 +28,13 @@ from analyzer.source.streaming import Want
 
 # Of the norms in a block, that on the way into the MLP: the first that is there. Without any, there is none.
 NORMS_BEFORE = (
-    "pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm", "ln_mlp", "mlp_norm", "ffn_norm", "ff_norm",
+    "pre_feedforward_layernorm", "ffn_norm", "pre_mlp_layernorm", "pre_ff_layernorm", "ln_mlp", "mlp_norm", "ff_norm",
     "norm_2", "norm2", "ln_2", "ln2", "layernorm_after", "layer_norm2", "post_attention_layernorm", "final_layer_norm",
     "sa_layer_norm", "attention.output.LayerNorm", "input_layernorm", "ln_1",
+    "post_attention_norm", "attn_output_norm", "attn_norm",
 )  # fmt: skip
-NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")
-# Their norms multiply by 1 + weight.
+NORMS_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffw_norm")
+# Their norms multiply by 1 + weight; in GGUF files the 1 has been added.
 ONE_PLUS_WEIGHT = frozenset({
     "gemma", "gemma2", "gemma3", "gemma3_text", "paligemma", "recurrent_gemma", "vaultgemma", "t5gemma", "nemotron",
     "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text",
@@ -64,7 +65,7 @@ class GainScan:
         self._checkpoint = checkpoint
         self._shapes = checkpoint.shapes
         types = model_types(checkpoint.config)
-        self._one_plus = bool(types & ONE_PLUS_WEIGHT)
+        self._one_plus = bool(types & ONE_PLUS_WEIGHT) and not is_gguf(checkpoint.config)
         self._interleaved = bool(types & INTERLEAVED)
         found: dict[str, list[Matrix] | None] = {}
         self._around = {p.place: self._find(p, found) for p in projections}
@@ -175,7 +176,7 @@ class GainScan:
         block = projection.block
         after = self._first_norm(projection, [f"{block}.{name}" for name in NORMS_AFTER])
         names = [f"{block}.{name}" for name in NORMS_BEFORE]
-        if after is not None and f"{names[0]}.weight" not in self._shapes:
+        if after is not None and not any(f"{name}.weight" in self._shapes for name in names[:2]):
             return None, after  # such blocks (OLMo 2) have norms only after what they do
         beside = projection.module.rsplit(".", 2)[0] + ".layer_norm"  # t5
         return self._first_norm(projection, [beside, *names]), after

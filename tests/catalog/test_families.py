@@ -25,6 +25,8 @@ from analyzer.catalog.families import family_of
         ("deepseek-ai/DeepSeek-V2-Lite", "deepseek-v2"),
         ("stories260K", "stories"),
         ("SmolLM2-135M-Instruct-Q4_1", "smollm2"),
+        ("owner/Foo-7B-GGUF:Q4/Foo-7B-Q4_K_M.gguf", "foo"),
+        ("owner/foo-GGUF:x.gguf", "foo"),
         ("me/schema", "schema-model"),
         ("7b-chat", "7b-chat"),
         ("../../etc/passwd", "passwd"),

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from checkpoints import random_downs, write_llama
-from commands import superweight
+from commands import fails, superweight
+from gguf_files import write_llama_gguf
 
 from analyzer.cli.scan import Layers
 
@@ -67,3 +69,20 @@ def test_scan_says_what_is_not_finite(tmp_path):
 )
 def test_layers(text, ranges):
     assert Layers().convert(text, None, None) == ranges
+
+
+def test_a_gguf_file_is_scanned_but_not_yet_verified(folder, tmp_path):
+    path = tmp_path / "quant" / "x.Q5_K.gguf"
+    downs = write_llama_gguf(path, "Q5_K")
+    assert "down projections of" in superweight("scan", path).stdout
+    result = json.loads(superweight("scan", f"{path.parent}:x.Q5_K.gguf", "--json", "--top", 1).stdout)
+    best = max(np.nanmax(np.abs(down[np.isfinite(down)])) for down in downs.values())
+    assert (result["model"], result["outliers"][0]["score"]) == ("quant:x.Q5_K.gguf", float(best))
+    for command in ("verify", "analyze"):
+        fails(
+            superweight(command, path, cwd=tmp_path), "x.Q5_K.gguf is a GGUF file: it can be scanned, but not yet ver"
+        )
+    fails(superweight("diff", path, tmp_path / "no.gguf"), "there is no folder or file")
+    path.with_name("y.gguf").write_bytes(b"GGUF")
+    fails(superweight("scan", path.parent), "has 2 GGUF files, and none is named", "one of x.Q5_K.gguf, y.gguf")
+    fails(superweight("scan", path.with_name("y.gguf")), "quant:y.gguf: y.gguf is truncated")

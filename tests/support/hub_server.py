@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from hub_uploads import Uploads, git_sha1, tree
 
-LARGE = (".safetensors", ".bin", ".parquet")  # what the Hub keeps outside of git, behind a redirect to the CDN
+LARGE = (".safetensors", ".gguf", ".bin", ".parquet")  # what the Hub keeps outside of git, behind a redirect to the CDN
 NOTHING = -1  # of a reply: not even its headers
 
 
