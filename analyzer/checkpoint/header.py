@@ -56,9 +56,7 @@ def parse_header(header: bytes, file_size: int) -> dict[str, TensorRecord]:
     """
     entries = _load_object(header)
     metadata = entries.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
+    if not isinstance(metadata, dict | None) or not all(isinstance(v, str) for v in (metadata or {}).values()):
         raise HeaderError("has a __metadata__ that is not a map of strings")
     data_start = LENGTH_BYTES + len(header)
     records = sorted(
