@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from checkpoints import random_downs, write_llama
+from checkpoints import LLAMA_DOWN, random_downs, write_config, write_llama, write_tensors
 from click.testing import CliRunner
 from commands import ROOT, fails, superweight
 from models import PROMPT, TEXT, plant, random_llama, save
@@ -91,11 +91,9 @@ def test_scan_json_is_the_contract(folder):
 
 
 def test_scan_warns_of_layers_that_are_not_there(tmp_path):
-    downs = random_downs(layers=4)
-    write_llama(tmp_path, downs, shards=2)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    del index["weight_map"]["model.layers.2.mlp.down_proj.weight"]
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    downs = {LLAMA_DOWN.format(layer): down for layer, down in enumerate(random_downs(layers=4)) if layer != 2}
+    write_tensors(tmp_path, downs)
+    write_config(tmp_path, model_type="llama", hidden_size=8)
     result = superweight("scan", tmp_path, "--json")
     assert result.stderr == "warning: no down projection in layer 2: not an MLP block, or not in the index\n"
     assert len(json.loads(result.stdout)["tensors"]) == 3
