@@ -41,7 +41,7 @@ def scan_model(
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return what one should know of a scan beside its figures."""
-    notes = []
+    notes = list(checkpoint.notes)
     if is_ternary_when_run(checkpoint.config):
         notes.append("its weights are made ternary each time it runs (bitnet): the stored floats are not what is used")
     return tuple(notes)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from analyzer.checkpoint.contents import StoredTensor, read_contents
 from analyzer.checkpoint.reading import MatrixReading, UseTile, blocks_of
-from analyzer.checkpoint.shards import StoredTensor, read_contents
 from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
 from analyzer.encodings.matrices import Matrix, Part
 from analyzer.source.source import Source
@@ -34,6 +34,10 @@ class Checkpoint:
         self.config: Mapping[str, Any] = contents.config
         self.tensors: Mapping[str, StoredTensor] = contents.tensors
         self.shards = contents.shards
+        self.absent = contents.absent
+        """Tensors that an index names and no shard has."""
+        self.notes = (*source.notes, *contents.notes)
+        """What there is to know of how the model was found and what of it was read, a line each."""
         self.total_bytes = sum(source.sizes[shard] for shard in self.shards)
 
     @property

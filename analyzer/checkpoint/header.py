@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -54,8 +55,8 @@ def parse_header(header: bytes, file_size: int) -> dict[str, TensorRecord]:
     that does not match the offsets, offsets with holes or overlaps or past the end of the file.
     """
     entries = _load_object(header)
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    metadata = entries.pop("__metadata__", None)
+    if not isinstance(metadata, dict | None) or not all(isinstance(v, str) for v in (metadata or {}).values()):
         raise HeaderError("has a __metadata__ that is not a map of strings")
     data_start = LENGTH_BYTES + len(header)
     records = sorted(
@@ -82,8 +83,8 @@ def _load_object(header: bytes) -> dict[str, Any]:
             header.decode("utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_no_constant,
-            parse_float=_no_float,
-            parse_int=_natural,
+            parse_float=_no_size,
+            parse_int=lambda text: _no_size(text) if text.startswith("-") else int(text),
         )
     except HeaderError:
         raise
@@ -108,19 +109,17 @@ def _no_constant(text: str) -> NoReturn:
     raise HeaderError(f"has {text} in its header, which is not JSON")
 
 
-def _no_float(text: str) -> NoReturn:
-    raise HeaderError(f"has the number {shown(text, 40)} in its header where only integers belong")
-
-
-def _natural(text: str) -> int:
-    if text.startswith("-"):  # -0 too, which the safetensors library refuses
-        raise HeaderError(f"has the negative number {shown(text, 40)} in its header")
-    return int(text)
+def _no_size(text: str) -> float:
+    """Return a number that is no size: -0 too, which the safetensors library does not take for one."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise HeaderError(f"has the number {shown(text, 40)} in its header, which is too large")
+    return number
 
 
 def _record(name: str, entry: Any, data_start: int) -> TensorRecord:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"tensor {shown(name)} must have dtype, shape and data_offsets, and nothing else")
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(f"tensor {shown(name)} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderError(f"tensor {shown(name)} has the unknown dtype {shown(dtype, 40)}")

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
-from analyzer.source.source import MEBIBYTE
+from analyzer.source.sizes import Sizes
+from analyzer.source.source import MEBIBYTE, is_plain_path
 
 
 class FolderSource:
@@ -25,8 +26,9 @@ class FolderSource:
         model_id: str | None = None,
         revision: str | None = None,
         commit: str | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """List the folder's files; `revision` and `commit` are those of a downloaded repository.
+        """List the folder's files; `revision`, `commit` and `notes` are those of a downloaded repository.
 
         Raises SourceError where the folder cannot be listed.
         """
@@ -34,12 +36,13 @@ class FolderSource:
         self.model = model_id or resolved.name or "model"
         self.revision = revision
         self.commit = commit
+        self.notes = notes
         self.readers = min(8, os.cpu_count() or 1)
         self._folder = resolved / subfolder if subfolder else resolved
         if not self._folder.resolve().is_relative_to(resolved):
             raise SourceError(f"--subfolder {shown(subfolder)} leads out of {shown(path)}")
         try:
-            self.sizes: Mapping[str, int] = dict(_file_sizes(self._folder))
+            self.sizes: Mapping[str, int] = Sizes(dict(_file_sizes(self._folder)), self._size_in_subfolder)
         except OSError as error:
             raise SourceError(f"cannot list {shown(self._folder)}: {error.strerror}") from error
 
@@ -54,6 +57,14 @@ class FolderSource:
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
         return self._folder
+
+    def _size_in_subfolder(self, filename: str) -> int | None:
+        """Return the size of a file that is not in the folder itself: an index may name shards in a subfolder."""
+        with suppress(OSError):
+            path = self._folder / filename
+            if "/" in filename and is_plain_path(filename) and path.is_file():
+                return path.stat().st_size
+        return None
 
 
 def read_file(path: Path, start: int, stop: int) -> bytes:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import SourceError, shown
-from analyzer.source.folder import FolderSource, read_file
-from analyzer.source.patience import PASSING, Passing, in_time, origin_of, patiently
+from analyzer.source.folder import read_file
+from analyzer.source.hub_cache import cache_folder, open_cached
+from analyzer.source.patience import PASSING, Passing, in_time, patiently
 from analyzer.source.refusals import hub_errors
-from analyzer.source.replies import check_reply, without_body
+from analyzer.source.replies import check_reply, check_status, is_elsewhere, total_size
 from analyzer.source.signed_urls import HubFile, SignedUrlRefused
-from analyzer.source.source import MEBIBYTE, Source, is_plain_path
+from analyzer.source.sizes import Sizes
+from analyzer.source.source import HUB_ID, MEBIBYTE, Source, is_plain_path
 
 if TYPE_CHECKING:
-    pass
+    import httpx2
+    import huggingface_hub
 
 
 def open_hub(model: str, *, revision: str | None, subfolder: str | None, token: str | None) -> Source:
@@ -25,16 +31,22 @@ def open_hub(model: str, *, revision: str | None, subfolder: str | None, token: 
 
     Raises SourceError where there is no such model, or it cannot be reached.
     """
-    import huggingface_hub
     from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id
 
     # The client's own warnings (each retry, say) would break the one-line contract for errors.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if not constants.HF_HUB_OFFLINE:
         return HubSource(model, revision=revision, subfolder=subfolder, token=token)
     with hub_errors(model, revision):
-        snapshot = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns="config.json"))
-    return FolderSource(snapshot, subfolder=subfolder, model_id=model, revision=revision, commit=snapshot.name)
+        validate_repo_id(model)
+    source = open_cached(cache_folder(model), model, revision=revision, subfolder=subfolder)
+    if source is None:
+        raise SourceError(
+            f"there is no folder {model}, nor such a model in the Hub's cache, and HF_HUB_OFFLINE is set: unset it, or "
+            "download the model first"
+        )
+    return source
 
 
 class HubSource:
@@ -48,54 +60,51 @@ class HubSource:
         self, model: str, *, revision: str | None = None, subfolder: str | None = None, token: str | None = None
     ) -> None:
         """Resolve the revision to a commit and list the files; raises SourceError where the Hub says no."""
-        import huggingface_hub
-        from huggingface_hub import constants
-
         self._prefix = f"{subfolder.strip('/')}/" if subfolder else ""
         if self._prefix and not is_plain_path(self._prefix[:-1]):
             raise SourceError(f"--subfolder {shown(subfolder)} is not a plain path inside the repository")
-        self.model = model
         self.revision = revision
-        self._token = token
-        api = huggingface_hub.HfApi(token=token)
-
-        def list_files() -> huggingface_hub.ModelInfo:
-            timeout = constants.HF_HUB_ETAG_TIMEOUT
-            try:
-                return api.model_info(model, revision=revision, files_metadata=True, timeout=timeout)
-            except huggingface_hub.errors.HfHubHTTPError as error:
-                if error.response.status_code in PASSING:
-                    raise Passing.of_status(error.response) from error
-                raise
-
-        with hub_errors(model, revision):
-            info = patiently(list_files, model, pauses=3)
+        self._token = token and token.strip()
+        self._refusals = partial(hub_errors, model, revision, token=self._token)
+        with self._refusals():
+            info = self._list(model)
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise SourceError(f"the Hub named no commit for {model}: try again, or give --revision")
+        if info.siblings is None:
+            raise SourceError(f"the Hub did not list the files of {model}: a proxy may be in the way")
         self.commit: str | None = info.sha
+        self.model = info.id if isinstance(info.id, str) and HUB_ID.fullmatch(info.id) else model
+        self.notes: tuple[str, ...] = (f"{model} is now called {self.model}",) if self.model != model else ()
+        # What was downloaded under an old name is in the cache under that one, and not under the new.
+        self._repository = model if (cache_folder(model) / "snapshots" / info.sha).is_dir() else self.model
+        self._refusals = partial(hub_errors, self.model, revision, token=self._token, commit=self.commit)
         files = {
-            sibling.rfilename.removeprefix(self._prefix): sibling
-            for sibling in info.siblings or ()
-            if sibling.rfilename.startswith(self._prefix) and isinstance(sibling.size, int)
+            sibling.rfilename.removeprefix(self._prefix): HubFile(
+                sibling.rfilename,
+                sibling.size if isinstance(sibling.size, int) else None,
+                sibling.lfs.sha256 if sibling.lfs else None,
+            )
+            for sibling in info.siblings
+            if sibling.rfilename.startswith(self._prefix)
         }
-        self.sizes: Mapping[str, int] = {name: sibling.size or 0 for name, sibling in files.items()}
-        self._files = {
-            name: HubFile(self._prefix + name, self.sizes[name], sibling.lfs.sha256 if sibling.lfs else None)
-            for name, sibling in files.items()
-        }
-        for file in self._files.values():
+        self._files = files
+        for file in files.values():
             file.cached = self._in_cache(file)
+        self.sizes: Mapping[str, int] = Sizes({name: file.size for name, file in files.items()}, self._measure)
 
     def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
         """See Source.read. What is in the Hub's local cache is read from there."""
         file = self._files.get(filename) or HubFile(self._prefix + filename, stop, None)
         if file.cached is not None:
             return read_file(file.cached, start, stop)
+        if file.size is None:
+            file.size = self.sizes[filename]
         data = bytearray(stop - start)
         got = 0
 
         def fetch(url: str | None) -> None:
             nonlocal got
+            got = 0 if file.ranges_ignored else got
             for piece in self._pieces(file, start + got, stop, url):
                 data[got : got + len(piece)] = piece
                 got += len(piece)
@@ -110,8 +119,8 @@ class HubSource:
                 file.distrust(url)
                 fetch(None)
 
-        with hub_errors(self.model, self.revision, path=file.path, commit=self.commit):
-            patiently(go_on, f"{self.model}/{shown(file.path)}")
+        with self._refusals(path=file.path):
+            patiently(go_on, self._name(file))
         return data
 
     def content(self, filename: str) -> str | None:
@@ -123,55 +132,90 @@ class HubSource:
         """See Source.folder."""
         import huggingface_hub
 
-        patterns = [*weights, "*.json", "*.model", "*.txt", "*.jinja"]  # besides weights: config and tokenizer
-        with hub_errors(self.model, self.revision, commit=self.commit):
+        beside = (".json", ".model", ".txt", ".jinja")  # config and tokenizer
+        wanted = [*weights, *(name for name in self._files if "/" not in name and name.endswith(beside))]
+        with self._refusals():
             snapshot = huggingface_hub.snapshot_download(
-                self.model,
+                self._repository,
                 revision=self.commit,
                 token=self._token,
-                allow_patterns=[self._prefix + pattern for pattern in patterns],
-                ignore_patterns=None if self._prefix else ["*/*"],
+                allow_patterns=[glob.escape(self._prefix + name) for name in wanted],
             )
         return Path(snapshot) / self._prefix
+
+    def _list(self, model: str) -> huggingface_hub.ModelInfo:
+        """Return what the Hub tells of a model, its files among it."""
+        import huggingface_hub
+        from huggingface_hub import constants
+
+        api = huggingface_hub.HfApi(token=self._token)
+
+        def ask() -> huggingface_hub.ModelInfo:
+            timeout = constants.HF_HUB_ETAG_TIMEOUT
+            try:
+                return api.model_info(model, revision=self.revision, files_metadata=True, timeout=timeout)
+            except huggingface_hub.errors.HfHubHTTPError as error:
+                if error.response.status_code in PASSING:
+                    raise Passing.of_status(error.response) from error
+                raise
+
+        return patiently(ask, f"there is no folder {model}, and the Hub cannot be asked for it", pauses=3)
+
+    def _name(self, file: HubFile) -> str:
+        """Return what errors call a file."""
+        return f"{self.model}/{shown(file.path)}"
 
     def _in_cache(self, file: HubFile) -> Path | None:
         """Return where the Hub's local cache has the file, whole."""
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(self.model, file.path, revision=self.commit)
-        if isinstance(path, str) and Path(path).is_file() and Path(path).stat().st_size == file.size:
-            return Path(path)
-        return None
+        path = try_to_load_from_cache(self._repository, file.path, revision=self.commit)
+        if not isinstance(path, str) or not Path(path).is_file():
+            return None
+        return Path(path) if file.size in (None, Path(path).stat().st_size) else None
+
+    def _measure(self, filename: str) -> int | None:
+        """Return the size of a file whose size was not listed; null for a file that was not listed at all."""
+        file = self._files.get(filename)
+        if file is None:
+            return None
+        if file.cached is not None:
+            return file.cached.stat().st_size
+
+        def ask() -> int:
+            with self._asked(file, 0, 8, None) as response:
+                return total_size(self._name(file), response)
+
+        with self._refusals(path=file.path):
+            return patiently(ask, self._name(file))
 
     def _pieces(self, file: HubFile, start: int, stop: int, signed_url: str | None) -> Iterator[bytes]:
-        """Yield what one request brings of a range, perhaps not all; raises where the reply is not the range.
+        """Yield what one request brings of a range, perhaps not all; raises where the reply is not the range."""
+        with self._asked(file, start, stop, signed_url) as response:
+            check_reply(self._name(file), self.commit, response, file, start, stop)
+            file.ranges_ignored = response.status_code == 200
+            if signed_url:
+                file.reused = True
+            elif is_elsewhere(response) and not file.one_range_only:
+                file.signed_url = str(response.url)
+            yield from in_time(response.iter_raw(), stop - start)
 
-        The request goes to the signed URL or, without one, to the Hub.
+    @contextmanager
+    def _asked(self, file: HubFile, start: int, stop: int, signed_url: str | None) -> Iterator[httpx2.Response]:
+        """Yield the reply to a request for a range, of the signed URL or, without one, of the Hub.
+
+        Raises what the Hub's client makes of a refusal, or Passing or SignedUrlRefused.
         """
         from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers, get_session
 
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if signed_url is None:
             headers |= build_hf_headers(token=self._token)  # a signed URL must never get the token
-        url = signed_url or hf_hub_url(self.model, file.path, revision=self.commit)
+        url = signed_url or hf_hub_url(self._repository, file.path, revision=self.commit)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            status = response.status_code
-            if signed_url and status in (400, 401, 403, 404, 410):
+            if signed_url and 400 <= response.status_code < 500 and response.status_code not in (*PASSING, 416):
                 raise SignedUrlRefused
-            elsewhere = bool(signed_url) or origin_of(response.url) != origin_of([*response.history, response][0].url)
-            if status in PASSING or (elsewhere and status == 403):
-                raise Passing.of_status(response)
-            if status == 416:
-                raise SourceError(
-                    f"{self.model}/{shown(file.path)} has no bytes {start} to {stop - 1}: it changed since it was "
-                    "listed, scan again"
-                )
-            hf_raise_for_status(without_body(response))
-            check_reply(f"{self.model}/{shown(file.path)}", self.commit, response, file, start, stop)
-            if signed_url:
-                file.reused = True
-            elif elsewhere and not file.one_range_only:
-                file.signed_url = str(response.url)
-            yield from in_time(response.iter_raw(), stop - start)
+            check_status(response)
+            yield response

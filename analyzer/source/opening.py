@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from os import PathLike, fspath
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
 from analyzer.source.folder import FolderSource
+from analyzer.source.hub_cache import cached_model, open_cached
 from analyzer.source.single_file import GGUF_SUFFIX, FileSource, only_gguf
-from analyzer.source.source import Source
-
-# One word or owner/name, of the characters that the Hub allows.
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+from analyzer.source.source import HUB_ID, Source
 
 
 def open_model(
@@ -26,7 +23,8 @@ def open_model(
     """Return the source for a local folder, a GGUF file or a Hub id (`owner/name` or `owner/name@revision`).
 
     A folder and a Hub id may be followed by `:file.gguf`; where that is the only model in it, it need not be named.
-    A folder that exists goes before a Hub id of the same name. `model_id` renames a local folder in results.
+    A folder that exists goes before a Hub id of the same name; a model's folder in the Hub's cache stands for the
+    model. `model_id` renames a local folder in results.
     Raises SourceError where there is no such model or it cannot be reached.
 
     >>> open_model("./my-model").sizes["config.json"] > 100
@@ -72,6 +70,11 @@ def _open_whole(
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, RuntimeError) as error:  # a name longer than paths may be, the home of nobody
         raise SourceError(f"cannot look for a folder {shown(model)}: {shown(error)}") from error
+    if is_folder and (cached := cached_model(path.resolve())):
+        source = open_cached(path, model_id or cached, revision=revision, subfolder=subfolder)
+        if source is None:
+            raise SourceError(f"{shown(model)}, a folder of the Hub's cache, has no snapshot: download the model again")
+        return source
     if is_folder:
         if revision is not None:
             raise SourceError(f"{shown(model)} is a local folder and has no revisions: leave --revision out")

@@ -15,7 +15,8 @@ class HubFile:
     """What is known of one file; several threads may look and change, and the worst of it is one request more."""
 
     path: str
-    size: int
+    size: int | None
+    """Its size in bytes; null until it was asked for, where the listing lacks it."""
     sha256: str | None
     cached: Path | None = None
     """Where the Hub's local cache has it."""
@@ -25,6 +26,8 @@ class HubFile:
     reused: bool = False
     """A signed URL served more than once."""
     one_range_only: bool = False
+    ranges_ignored: bool = False
+    """The server answers with all of the file, whatever range it is asked for."""
 
     def distrust(self, url: str | None) -> None:
         """Forget a signed URL that was refused; one that never served twice is bound to a single range."""

@@ -34,6 +34,7 @@ class FileSource:
         self.revision, self.commit = source.revision, source.commit
         self.sizes: Mapping[str, int] = {part: source.sizes[part] for part in parts}
         self.readers, self.block_bytes = source.readers, source.block_bytes
+        self.notes = source.notes
 
     def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
         """See Source.read."""

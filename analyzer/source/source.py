@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 MEBIBYTE = 1 << 20
+# One word or owner/name, of the characters that the Hub allows.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 
 
 class Source(Protocol):
@@ -23,6 +25,8 @@ class Source(Protocol):
     """How many reads at once are worth it."""
     block_bytes: int
     """How many bytes one read should ask for."""
+    notes: tuple[str, ...]
+    """What there is to know of how the model was found, a line each."""
 
     def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
         """Return the bytes from `start` up to, but not including, `stop`.

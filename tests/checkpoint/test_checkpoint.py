@@ -148,20 +148,6 @@ def test_a_missing_shard(tmp_path):
     assert f"the shard {SECOND} that {INDEX} names is missing" in refused(tmp_path)
 
 
-def test_a_shard_without_the_tensor(tmp_path):
-    write_llama(tmp_path, random_downs(), shards=2)
-    (tmp_path / FIRST).write_bytes((tmp_path / SECOND).read_bytes())
-    assert f"places model.embed_tokens.weight in {FIRST}, which does not have it" in refused(tmp_path)
-
-
-def test_several_files_and_no_index(tmp_path):
-    write_llama(tmp_path, random_downs(), shards=2)
-    (tmp_path / INDEX).unlink()
-    message = refused(tmp_path)
-    assert "has 2 safetensors files" in message
-    assert FIRST in message
-
-
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickles_are_never_opened(tmp_path, name):
     write_config(tmp_path)

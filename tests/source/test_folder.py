@@ -129,3 +129,23 @@ def test_a_link_that_leads_in_a_circle_is_no_file(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "a.txt").write_text("abc")
     assert dict(open_model(str(tmp_path)).sizes) == {"a.txt": 3}
+
+
+def test_files_in_subfolders_are_found_by_their_names(folder, tmp_path):
+    (folder / "shards").mkdir()
+    (folder / "shards" / "a.safetensors").write_bytes(b"abc")
+    (tmp_path / "outside.safetensors").touch()
+    source = open_model(str(folder))
+    assert set(source.sizes) == {WEIGHTS, "config.json"}
+    assert len(source.sizes) == 2
+    assert "shards/a.safetensors" in source.sizes
+    assert source.sizes["shards/a.safetensors"] == 3
+    assert source.read("shards/a.safetensors", 1, 3) == b"bc"
+    for name in [
+        "shards",
+        "shards/b",
+        "shards/../" + WEIGHTS,
+        "../outside.safetensors",
+        f"{folder}/shards/a.safetensors",
+    ]:
+        assert name not in source.sizes
