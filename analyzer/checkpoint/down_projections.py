@@ -23,6 +23,7 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.encodings.finding import STORED_AS, find_matrices
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
+from analyzer.encodings.module import ReadTensors, StoredTensors, read_nothing
 
 MAX_SHOWN_CANDIDATES = 4
 
@@ -55,21 +56,27 @@ class DownProjection:
 
 
 def find_down_projections(
-    model: str, tensors: Shapes, config: Mapping[str, Any], *, pattern: str | None = None
+    model: str,
+    tensors: Shapes,
+    config: Mapping[str, Any],
+    *,
+    pattern: str | None = None,
+    read: ReadTensors = read_nothing,
 ) -> list[DownProjection]:
     """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer and expert.
 
     `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
-    here. Raises ArchitectureError where there are none, where two claim one place, or where a shape or the way it is
-    stored cannot be a down projection's.
+    here. `read` brings small tensors that describe others. Raises ArchitectureError where there are none, where two
+    claim one place, or where a shape or the way it is stored cannot be a down projection's.
     """
     modules = _known_modules(tensors) if pattern is None else _matching_modules(model, tensors, pattern)
     if not modules:
         raise _none_found(model, tensors, config, pattern)
     towers = _towers(parsed.stack for parsed in modules.values())
     found: dict[tuple[str, int, int], DownProjection] = {}
+    stored = StoredTensors(model, tensors, config, read)
     for module, parsed in modules.items():
-        matrices = find_matrices(model, module, tensors, config)
+        matrices = find_matrices(stored, module)
         assert matrices is not None  # the module's name comes from a tensor's
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
@@ -239,7 +246,9 @@ def down_projections(
     ArchitectureError where there are none, or where a range names no layer.
     """
     model = checkpoint.source.model
-    found = find_down_projections(model, checkpoint.shapes, checkpoint.config, pattern=pattern)
+    found = find_down_projections(
+        model, checkpoint.shapes, checkpoint.config, pattern=pattern, read=checkpoint.read_tensors
+    )
     return found if layers is None else in_layers(model, found, layers)
 
 

@@ -21,8 +21,9 @@ from analyzer.checkpoint.down_projections import DownProjection
 from analyzer.checkpoint.reading import UseTile
 from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
 from analyzer.encodings.finding import find_matrices
-from analyzer.encodings.floats import FORMATS, Float64, Unsigned
+from analyzer.encodings.floats import FORMATS, Float64, Int64, Unsigned
 from analyzer.encodings.matrices import Matrix, Part, turned
+from analyzer.encodings.module import StoredTensors
 from analyzer.scan.outliers import Magnitudes, TensorSummary, TopK
 from analyzer.source.streaming import Want
 
@@ -78,6 +79,7 @@ class GainScan:
         """Find what is around each; raises ArchitectureError where that cannot be told."""
         self._checkpoint = checkpoint
         self._shapes = checkpoint.shapes
+        self._stored = StoredTensors(checkpoint.source.model, self._shapes, checkpoint.config, checkpoint.read_tensors)
         types = model_types(checkpoint.config)
         self._one_plus = bool(types & ONE_PLUS_WEIGHT)
         self._interleaved = bool(types & INTERLEAVED)
@@ -164,9 +166,7 @@ class GainScan:
         for modules in alternatives:
             for module in modules:
                 if module not in found:
-                    found[module] = find_matrices(
-                        self._checkpoint.source.model, module, self._shapes, self._checkpoint.config
-                    )
+                    found[module] = find_matrices(self._stored, module)
             matrices = [found[module] for module in modules]
             if any(each is None for each in matrices):
                 continue
@@ -220,7 +220,7 @@ class SquaredLengths:
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
         self.total: Float64 = np.zeros(matrix.shape[0])
-        self._waiting: dict[int, tuple[slice, Float64]] = {}
+        self._waiting: dict[int, tuple[slice | Int64, Float64]] = {}
         self._next = 0
         self._adding = threading.Lock()
 
