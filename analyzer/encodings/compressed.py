@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analyzer.base.config import quantization, weight_schemes
 from analyzer.base.errors import CheckpointError
 from analyzer.encodings.blocks import blocks
-from analyzer.encodings.encoding import NUMPY_DTYPES, Companions, Float32, Tile
+from analyzer.encodings.encoding import BYTE, NUMPY_DTYPES, Companions, Float32, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.matrices import Matrix, Part
 from analyzer.encodings.module import FLOAT_SCALES, StoredModule
@@ -80,7 +80,7 @@ class Integers:
         words = zeros[first * bits : -(-lines.stop // 32) * bits]  # 32 lines fill as many int32 as bits
         whole = np.zeros((words.shape[1], -(-words.shape[0] // bits) * bits), np.uint32)
         whole[:, : words.shape[0]] = words.T
-        found = self.packing.read(whole.view(self.unit), numbers(self.kind))  # [blocks along, lines]
+        found = self.packing.read(whole.view(BYTE).view(self.unit), numbers(self.kind))  # [blocks along, lines]
         return found[:, lines.start - 32 * first : lines.stop - 32 * first].T
 
 
