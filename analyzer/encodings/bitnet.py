@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +51,3 @@ def find_bitnet(module: StoredModule) -> list[Matrix] | None:
     scale = module.whole(module.companion(".weight_scale", FLOAT_SCALES, [(1,), ()]))
     encoding = BitNet(divided=said.get("linear_class") != "autobitlinear")
     return [Matrix(module.whole(name), (scale,), encoding, (4 * shape[0], shape[1]), transposed=False, apart=True)]
-
-
-def ternary_when_run(config: Mapping[str, Any]) -> bool:
-    """Tell whether the model makes its float weights ternary each time it runs, so that it never uses their values."""
-    said = quantization(config)
-    return said.get("quant_method") == "bitnet" and said.get("quantization_mode") == "online"

@@ -25,8 +25,9 @@ class GPTQ:
     """Integers of consecutive input channels in int32, the lowest bits first (arXiv 2210.17323, as AutoGPTQ has them).
 
     The value is scale * (number - zero), where the first version of the format stores zeros less 1, taken from the
-    whole int32. `group` is the number of input channels that share a scale, null where g_idx names each one's. No
-    int32 holds whole numbers of 3 bits: three lines of it, of `rows` each, are one unit.
+    whole int32 except where a number may lie in two. `group` is the number of input channels that share a scale, null
+    where g_idx names each one's. No int32 holds whole numbers of 3 bits: three lines of these, of `rows` each, are one
+    unit.
     """
 
     bits: int
@@ -75,21 +76,16 @@ class GPTQ:
 
     def _zeros(self, zeros: NDArray[Any], groups: NDArray[Any], outputs: slice) -> Float32:
         """Return the zeros of these groups and output channels, [groups, out]."""
-        held = 32 if self.bits == 3 else 32 // self.bits
+        words, held = (3, 32) if self.bits == 3 else (1, 32 // self.bits)
         first, last = outputs.start // held, -(-outputs.stop // held)
-        words = held * self.bits // 32
         packed = zeros[groups, first * words : last * words].reshape(groups.size, -1, words)
-        if self.first_version:
-            packed = packed + self._ones()
-        unpacked = self._unpack(packed.transpose(0, 2, 1))  # [groups, held, int32]
+        if self.first_version and words == 1:
+            packed = packed + np.uint32(sum(1 << self.bits * place for place in range(held)))
+        unpacked = self._unpack(packed.transpose(0, 2, 1))  # [groups, held, int32 or three]
+        if self.first_version and words == 3:
+            unpacked = (unpacked + np.uint32(1)) & np.uint32(7)
         found = unpacked.transpose(0, 2, 1).reshape(groups.size, -1)
         return found[:, outputs.start - first * held : outputs.stop - first * held].astype(np.float32)
-
-    def _ones(self) -> NDArray[np.uint32]:
-        """Return the int32 that hold the number 1 in each place."""
-        held = 32 if self.bits == 3 else 32 // self.bits
-        ones = sum(1 << self.bits * place for place in range(held))
-        return np.frombuffer(ones.to_bytes(held * self.bits // 8, "little"), np.uint32)
 
     def _unpack(self, words: NDArray[Any]) -> NDArray[np.uint32]:
         """Return the numbers in int32, [lines, int32 that hold them, width], as [lines, numbers, width]."""
