@@ -16,7 +16,7 @@ from analyzer.encodings.module import StoredModule
 from analyzer.encodings.packed import AWQ as GEMM
 from analyzer.encodings.packed import AWQ_GEMV as GEMV
 from analyzer.encodings.packed import find_packed
-from analyzer.encodings.packing import NIBBLES, numbers
+from analyzer.encodings.packing import NIBBLES, floats, numbers
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AWQ:
         values = _read(units)
         for part, down, along in blocks(values, tile.line, 8 * tile.first, (self.group, 1)):
             part -= _read(zeros[down, along.start // 8 : along.stop // 8])[..., None]
-            part *= scales[down, along, None].astype(np.float32)
+            part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
 
@@ -59,7 +59,7 @@ class AWQGemv:
         zero = NIBBLES.read(zeros[tile.line : tile.line + tile.lines].view(BYTE), numbers("U4"))  # [lines, groups]
         for part, down, along in blocks(values, tile.line, 2 * tile.first, (1, self.group)):
             part -= zero[:, along, None]
-            part *= scales[down, along, None].astype(np.float32)
+            part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
 

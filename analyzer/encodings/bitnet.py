@@ -35,8 +35,8 @@ class BitNet:
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             factor = 1 / scale if self.divided else scale
             for quarter in range(4):
-                codes = (units >> np.uint8(2 * quarter)) & np.uint8(3)
-                np.multiply(codes.view(np.int8) - np.int8(1), factor, out=values[quarter])
+                values[quarter] = ((units >> np.uint8(2 * quarter)) & np.uint8(3)).view(np.int8) - np.int8(1)
+            values *= factor
         return values.reshape(4 * tile.lines, tile.units).view(np.uint32)
 
 

@@ -55,7 +55,7 @@ class Bits4:
             return plain
         outer, known = nested
         factors = outer[np.arange(along.start, along.stop) // self.nested_block]
-        found: Float32 = known[scales[along]] * factors + np.float32(self.offset)
+        found: Float32 = np.take(known, scales[along]) * factors + np.float32(self.offset)
         return found
 
 

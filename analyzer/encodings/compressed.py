@@ -16,7 +16,7 @@ from analyzer.encodings.encoding import BYTE, NUMPY_DTYPES, Companions, Float32,
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.matrices import Matrix, Part
 from analyzer.encodings.module import FLOAT_SCALES, StoredModule
-from analyzer.encodings.packing import BYTES, PACKED_BITS, Packing, numbers
+from analyzer.encodings.packing import BYTES, PACKED_BITS, Packing, floats, numbers
 from analyzer.encodings.plain import float_shape
 from analyzer.encodings.scaled import BlockScales, Sizes, find_scales
 
@@ -56,13 +56,13 @@ class Integers:
         if groups is not None:
             lines = slice(tile.line, tile.line + tile.lines)
             if self.zeros:
-                values -= self._zeros(more[0], lines)[:, groups]
-            values *= scales[lines].astype(np.float32)[:, groups]
+                values -= np.take(self._zeros(more[0], lines), groups, axis=1)
+            values *= np.take(floats(scales[lines]), groups, axis=1)
             return values.view(np.uint32)
         for part, down, along in blocks(values, tile.line, place, self.block):
             if self.zeros:
                 part -= self._zeros(more[0], down)[:, along, None]
-            part *= scales[down, along, None].astype(np.float32)
+            part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
     def _groups(self, named: NDArray[Any], count: int) -> NDArray[np.int32] | None:

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.base.errors import CheckpointError
-from analyzer.encodings.encoding import INT32, TILE_NUMBERS, Companions, Float32, Tile
+from analyzer.encodings.encoding import BYTE, INT32, TILE_NUMBERS, Companions, Float32, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.matrices import Matrix
 from analyzer.encodings.module import StoredModule
 from analyzer.encodings.packed import GPTQ as FIRST
 from analyzer.encodings.packed import GPTQ_V2 as SECOND
 from analyzer.encodings.packed import find_packed
+from analyzer.encodings.packing import Packing, floats, numbers
 
 BITS = (2, 3, 4, 8)
 
@@ -57,47 +58,59 @@ class GPTQ:
         down, along = self.expand
         inputs = np.arange(down * tile.line, down * (tile.line + tile.lines))
         outputs = slice(along * tile.first, along * (tile.first + tile.units))
+        # Scales and zeros of the tile's groups first, then of each channel: groups are many channels long.
         if g_idx:
             groups: NDArray[Any] = g_idx[0][inputs].view(np.int32)
             if groups.min() < 0 or groups.max() >= scales.shape[0]:
                 raise CheckpointError(f"names a group outside of its {scales.shape[0]} in g_idx: download it again")
+            present, which = np.unique(groups, return_inverse=True)
         else:
             assert self.group is not None
-            groups = inputs // self.group
-        # Scales and zeros of the tile's groups first, then of each channel: groups are many channels long.
-        present, which = np.unique(groups, return_inverse=True)
-        zero = self._zeros(zeros, present, outputs)
-        scale = scales[present, outputs].astype(np.float32)
-        words = units.view(INT32).reshape(tile.lines, -1, outputs.stop - outputs.start)  # [lines, int32 a unit, out]
-        values = self._unpack(words).reshape(inputs.size, -1).astype(np.float32)
-        values -= zero[which]
-        values *= scale[which]
+            present = np.arange(inputs[0] // self.group, inputs[-1] // self.group + 1)
+            which = inputs // self.group - present[0]
+        codes = self._unpack(units.view(INT32).reshape(tile.lines, -1, outputs.stop - outputs.start))
+        steps = codes.reshape(inputs.size, -1).astype(self._steps)
+        steps -= self._zeros(zeros[present], outputs)[which]
+        values: Float32 = steps.astype(np.float32)
+        values *= floats(scales[present, outputs])[which]
         return values.view(np.uint32)
 
-    def _zeros(self, zeros: NDArray[Any], groups: NDArray[Any], outputs: slice) -> Float32:
-        """Return the zeros of these groups and output channels, [groups, out]."""
-        words, held = (3, 32) if self.bits == 3 else (1, 32 // self.bits)
-        first, last = outputs.start // held, -(-outputs.stop // held)
-        packed = zeros[groups, first * words : last * words].reshape(groups.size, -1, words)
-        if self.first_version and words == 1:
-            packed = packed + np.uint32(sum(1 << self.bits * place for place in range(held)))
-        unpacked = self._unpack(packed.transpose(0, 2, 1))  # [groups, held, int32 or three]
-        if self.first_version and words == 3:
-            unpacked = (unpacked + np.uint32(1)) & np.uint32(7)
-        found = unpacked.transpose(0, 2, 1).reshape(groups.size, -1)
-        return found[:, outputs.start - first * held : outputs.stop - first * held].astype(np.float32)
+    @property
+    def _steps(self) -> type[np.signedinteger[Any]]:
+        """The shortest integer that holds the difference of two numbers."""
+        return np.int16 if self.bits == 8 else np.int8
 
-    def _unpack(self, words: NDArray[Any]) -> NDArray[np.uint32]:
-        """Return the numbers in int32, [lines, int32 that hold them, width], as [lines, numbers, width]."""
+    def _zeros(self, zeros: NDArray[Any], outputs: slice) -> NDArray[Any]:
+        """Return the zeros of these output channels, [groups, out], from the int32 that hold them, a line a group."""
+        packing, known = Packing(self.bits), numbers(f"U{self.bits}")
+        held = 3 if self.bits == 3 else 1  # int32 that hold whole numbers
+        first = outputs.start * self.bits // 32 // held * held
+        last = -(-outputs.stop * self.bits // 32 // held) * held
+        words = zeros[:, first:last]
+        if self.first_version and held == 1:
+            words = words + np.uint32(sum(1 << place for place in range(0, 32, self.bits)))
+        elif self.first_version:
+            known = np.roll(known, -1)
+        found = packing.read(np.ascontiguousarray(words).view(BYTE).view(packing.unit), known)
+        start = outputs.start - first * 32 // self.bits
+        return found[:, start : start + outputs.stop - outputs.start].astype(self._steps)
+
+    def _unpack(self, words: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return the codes in int32, [lines, int32 that hold them, width], as [lines, codes, width]."""
         lines, count, width = words.shape
-        numbers = np.empty((lines, 32 * count // self.bits, width), np.uint32)
-        for place in range(numbers.shape[1]):
-            word, shift = divmod(self.bits * place, 32)
-            np.right_shift(words[:, word], np.uint32(shift), out=numbers[:, place])
-            if shift + self.bits > 32:
-                numbers[:, place] |= words[:, word + 1] << np.uint32(32 - shift)
-        numbers &= np.uint32((1 << self.bits) - 1)
-        return numbers
+        # Byte by byte, which measured four times faster than int32 by int32.
+        planes = np.ascontiguousarray(words).view(BYTE).reshape(lines, count, width, 4).transpose(0, 1, 3, 2)
+        stream = np.ascontiguousarray(planes).reshape(lines, 4 * count, width)
+        period = 3 if self.bits == 3 else 1  # bytes that hold whole codes
+        codes = np.empty((lines, 32 * count // self.bits, width), np.uint8)
+        held = 8 * period // self.bits
+        for place in range(held):
+            byte, shift = divmod(self.bits * place, 8)
+            code = stream[:, byte::period] >> np.uint8(shift)
+            if shift + self.bits > 8:
+                code |= stream[:, byte + 1 :: period] << np.uint8(8 - shift)
+            np.bitwise_and(code, np.uint8((1 << self.bits) - 1), out=codes[:, place::held])
+        return codes
 
 
 def find_gptq(module: StoredModule) -> list[Matrix] | None:

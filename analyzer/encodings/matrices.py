@@ -57,7 +57,7 @@ class Matrix:
     @property
     def most_units(self) -> int:
         """How many units a tile has at most."""
-        numbers = TILE_NUMBERS if self.encoding.name in FORMATS else TILE_NUMBERS // 4  # decoding takes more memory
+        numbers = TILE_NUMBERS if self.encoding.name in FORMATS else TILE_NUMBERS // 2  # decoding takes more memory
         return max(1, numbers // math.prod(self.encoding.expand))
 
     def tiles(self) -> Iterator[Tile]:

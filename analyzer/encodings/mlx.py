@@ -16,7 +16,7 @@ from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.fp4 import MXFP4, NVFP4
 from analyzer.encodings.matrices import Matrix
 from analyzer.encodings.module import FLOAT_SCALES, StoredModule
-from analyzer.encodings.packing import PACKED_BITS, Packing, numbers
+from analyzer.encodings.packing import PACKED_BITS, Packing, floats, numbers
 from analyzer.encodings.plain import float_shape
 from analyzer.encodings.scaled import Scaled
 
@@ -57,8 +57,8 @@ class MLXAffine:
         values = Packing(self.bits).read(units, numbers(f"U{self.bits}"))
         with np.errstate(invalid="ignore", over="ignore"):
             for part, down, along in blocks(values, tile.line, tile.first * self.expand[1], (1, self.group)):
-                part *= scales[down, along, None].astype(np.float32)
-                part += biases[down, along, None].astype(np.float32)
+                part *= floats(scales[down, along])[..., None]
+                part += floats(biases[down, along])[..., None]
         return values.view(np.uint32)
 
 

@@ -69,6 +69,21 @@ def _spread(bits: int, width: int, high_first: bool, numbers: bytes) -> Float32:
     return found
 
 
+def floats(stored: NDArray[Any]) -> Float32:
+    """Return scales or biases as float32. NumPy's own casts from small floats measured three times slower."""
+    if stored.dtype == np.float16:
+        bits = stored.view(np.uint16)
+        wide = (bits & np.uint16(0x7FFF)).astype(np.uint32)
+        if wide.max(initial=0) < 0x7C00:  # finite: see FloatFormat.magnitudes
+            wide <<= np.uint32(13)
+            wide |= (bits & np.uint16(0x8000)).astype(np.uint32) << np.uint32(16)
+            return wide.view(np.float32) * np.float32(2.0**112)
+    if stored.dtype == ml_dtypes.float8_e4m3fn:
+        return np.take(numbers("E4M3"), stored.view(np.uint8))
+    exact: Float32 = stored.astype(np.float32)
+    return exact
+
+
 @lru_cache
 def numbers(kind: str) -> Float32:
     """Return the number that each code stands for, by the kind's name.

@@ -13,7 +13,7 @@ from analyzer.encodings.blocks import blocks
 from analyzer.encodings.encoding import Companions, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.module import StoredModule
-from analyzer.encodings.packing import BYTES, Packing, numbers
+from analyzer.encodings.packing import BYTES, Packing, floats, numbers
 
 Sizes = tuple[int, int]
 
@@ -49,7 +49,7 @@ class Scaled:
         scales, *factors = companions
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN stays NaN
             for part, down, along in blocks(values, tile.line, tile.first * self.packing.per_unit, self.block):
-                scale = scales[down, along].astype(np.float32)
+                scale = floats(scales[down, along])
                 for factor in factors:  # a float32, as the result is
                     (np.divide if self.divided else np.multiply)(scale, factor, out=scale)
                 part *= scale[..., None]
