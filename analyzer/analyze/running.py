@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, is_ternary_when_run, language_part, size_in
+from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, size_in, ternary_when_run
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import find_projections
@@ -105,7 +105,7 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
             f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "
             "that it was made from"
         )
-    if is_ternary_when_run(config):
+    if ternary_when_run(config):
         raise ArchitectureError(
             f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
             "yet verified"

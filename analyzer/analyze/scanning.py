@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from analyzer.base.config import is_ternary_when_run
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import find_projections
@@ -36,15 +35,7 @@ def scan_model(
     if settings.layers is not None:
         projections, unread = in_layers(source.model, projections, settings.layers), ()
     result = scan_projections(checkpoint, projections, settings, progress, num_layers=num_layers)
-    return replace(result, unread=unread, notes=_notes(checkpoint))
-
-
-def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return what one should know of a scan beside its figures."""
-    notes = list(checkpoint.notes)
-    if is_ternary_when_run(checkpoint.config):
-        notes.append("its weights are made ternary each time it runs (bitnet): the stored floats are not what is used")
-    return tuple(notes)
+    return replace(result, unread=unread, notes=(*checkpoint.notes, *found.notes))
 
 
 def scan_projections(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from analyzer.base.errors import shown
@@ -67,26 +67,34 @@ def model_types(config: Mapping[str, Any]) -> set[str]:
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what config.json says of quantization, of the model or of its text part; empty where it says nothing."""
-    found = (part.get("quantization_config") or part.get("compression_config") for part in parts_of(config))
-    return next((said for said in found if isinstance(said, Mapping)), {})
+    keys = ("quantization_config", "compression_config", "quantization")
+    found = (part.get(key) for part in parts_of(config) for key in keys)
+    return next((said for said in found if isinstance(said, Mapping) and said), {})
+
+
+def weight_schemes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how the weights of each group of modules are quantized, as compressed-tensors says it."""
+    groups = quantization(config).get("config_groups")
+    found = (group.get("weights") for group in _mappings(groups.values() if isinstance(groups, Mapping) else ()))
+    return _mappings(found)
+
+
+def _mappings(values: Iterable[object]) -> list[Mapping[str, Any]]:
+    return [value for value in values if isinstance(value, Mapping)]
 
 
 def quantization_name(config: Mapping[str, Any]) -> str | None:
     """Return the name of the quantization that config.json names, with what says more about it."""
     said = quantization(config)
     groups = said.get("config_groups")
-    formats = (
-        [group.get("format") for group in groups.values() if isinstance(group, Mapping)]
-        if isinstance(groups, Mapping)
-        else []
-    )
+    formats = [group.get("format") for group in _mappings(groups.values() if isinstance(groups, Mapping) else ())]
     names = [said.get("quant_method"), said.get("quant_algo"), said.get("format"), *formats]
     kept = dict.fromkeys(shown(name, 40) for name in names if isinstance(name, str))
     return " ".join(kept) or None
 
 
-def is_ternary_when_run(config: Mapping[str, Any]) -> bool:
-    """Tell whether the model makes its weights ternary each time it runs, whatever floats are stored (BitNet)."""
+def ternary_when_run(config: Mapping[str, Any]) -> bool:
+    """Tell whether the model makes its float weights ternary as it runs (BitNet), and never uses their values."""
     return quantization(config).get("quant_method") == "bitnet"
 
 

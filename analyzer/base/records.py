@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 Place = tuple[str, int, int, int]
@@ -50,6 +50,19 @@ class Coordinate(NamedTuple):
 Fields = Mapping[str, Any]
 """What a result says of one weight, by name."""
 Outliers = Mapping[Coordinate, Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Matrices that look like down projections and are not read: a pattern of their names, how many, and why.
+
+    `shape` is as stored, null where nothing is stored.
+    """
+
+    names: str
+    count: int
+    shape: tuple[int, ...] | None
+    why: str
 
 
 def plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from analyzer.base.config import (
     size_in,
 )
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
+from analyzer.base.records import Unread
 from analyzer.checkpoint.architectures import AMBIGUOUS, INPUTS, MIXERS, WITHOUT_MLP, WRAPPERS
 from analyzer.checkpoint.names import NUMBER, ModuleName, is_mlp, is_other, starred
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
@@ -31,19 +32,6 @@ from analyzer.encodings.matrices import Shapes
 
 MAX_SHOWN_CANDIDATES = 4
 EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """Matrices that look like down projections and are not read: a pattern of their names, how many, and why.
-
-    `shape` is as stored, null where nothing is stored.
-    """
-
-    names: str
-    count: int
-    shape: tuple[int, ...] | None
-    why: str
 
 
 @dataclass(frozen=True)

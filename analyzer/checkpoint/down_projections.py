@@ -20,10 +20,10 @@ from analyzer.base.config import (
     sizes_in,
 )
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
-from analyzer.base.records import Place
+from analyzer.base.records import Place, Unread
 from analyzer.checkpoint.architectures import CONV1D_MODEL_TYPES, INPUTS_FIRST_EXPERTS, TOWERS
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.completeness import Unread, find_unread, none_found
+from analyzer.checkpoint.completeness import find_unread, none_found
 from analyzer.checkpoint.names import IN_A_NAME, ModuleName, find_modules, inputs_of, towers_of
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
 from analyzer.checkpoint.sharing import layers_sharing
@@ -31,19 +31,31 @@ from analyzer.checkpoint.stacks import is_latent, residual_widths
 from analyzer.encodings.finding import STORED_AS, find_matrices
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
+from analyzer.encodings.module import ReadTensors, StoredTensors, read_nothing
+from analyzer.encodings.notes import notes
 
 
 @dataclass(frozen=True)
 class FoundProjections:
-    """The down projections of a model in order, and what of it looks like one and is not among them."""
+    """The down projections of a model in order, and what of it looks like one and is not among them.
+
+    `notes` tell, a line each, where their values are not what the model multiplies with.
+    """
 
     projections: list[DownProjection]
     unread: tuple[Unread, ...]
+    notes: tuple[str, ...] = ()
 
 
 def find_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> FoundProjections:
     """Return a checkpoint's down projections; see find_down_projections."""
-    return find_down_projections(checkpoint.source.model, checkpoint.shapes, checkpoint.config, pattern=pattern)
+    return find_down_projections(
+        checkpoint.source.model,
+        checkpoint.shapes,
+        checkpoint.config,
+        pattern=pattern,
+        read=checkpoint.read_tensors,
+    )
 
 
 def down_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> list[DownProjection]:
@@ -52,13 +64,19 @@ def down_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> l
 
 
 def find_down_projections(
-    model: str, tensors: Shapes, config: Mapping[str, Any], *, pattern: str | None = None
+    model: str,
+    tensors: Shapes,
+    config: Mapping[str, Any],
+    *,
+    pattern: str | None = None,
+    read: ReadTensors = read_nothing,
 ) -> FoundProjections:
     """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer, MLP and expert.
 
     `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
-    here. Raises ArchitectureError where there are none, where two claim one place, where a shape or the way it is
-    stored cannot be a down projection's, and where a whole tower or all experts cannot be read.
+    here. `read` brings small tensors that describe others. Raises ArchitectureError where there are none, where two
+    claim one place, where a shape or the way it is stored cannot be a down projection's, and where a whole tower or all
+    experts cannot be read.
     """
     if pattern is None:
         known = _known_modules(tensors)
@@ -75,10 +93,11 @@ def find_down_projections(
     depth = _depth(model, main, modules.values(), config, decoder=of_stack.get(main or "") == "decoder")
     found: dict[Place, DownProjection] = {}
     unreadable: dict[str, UnreadableError] = {}
+    stored = StoredTensors(model, tensors, config, read)
     mlps = _mlps_of_blocks(modules)
     for module, parsed in modules.items():
         try:
-            matrices = find_matrices(model, module, tensors, config)
+            matrices = find_matrices(stored, module)
         except UnreadableError as error:
             unreadable[module] = error
             continue
@@ -114,11 +133,12 @@ def find_down_projections(
                     + ("" if pattern is None else f": narrow --tensors {shown(pattern, 80)}")
                 )
     in_order = [found[place] for place in sorted(found)]
-    if pattern is not None:  # what is asked for by name is all that is asked for
-        if unreadable:
-            raise next(iter(unreadable.values()))
-        return FoundProjections(in_order, ())
-    return FoundProjections(in_order, find_unread(model, tensors, config, known, in_order, unreadable))
+    unread: tuple[Unread, ...] = ()
+    if pattern is None:
+        unread = find_unread(model, tensors, config, known, in_order, unreadable)
+    elif unreadable:  # what is asked for by name is all that is asked for
+        raise next(iter(unreadable.values()))
+    return FoundProjections(in_order, unread, tuple(notes((each.matrix for each in in_order), config)))
 
 
 def _known_modules(tensors: Shapes) -> dict[str, ModuleName]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +51,15 @@ def read_row(checkpoint: Checkpoint, projection: DownProjection, row: int) -> ND
     """
     matrix = projection.matrix
     values = np.empty(projection.shape[1])
-    down, _ = matrix.encoding.expand
-    units = matrix.data.shape[1]
-    tiles = None if matrix.transposed else Tile(row // down, 1, 0, units)
+    line = None if matrix.transposed else replace(matrix.tile_of(row, 0)[0], units=matrix.data.shape[1])
 
     def use(_: int, tile: Tile, bits: Unsigned) -> None:
         lines, places = matrix.axes(tile)
         decoded = matrix.encoding.decoded.decode(bits)
         if not matrix.transposed:
-            values[places] = decoded[row - lines.start]
+            values[places] = decoded[lines == row][0]
         elif places.start <= row < places.stop:
             values[lines] = decoded[:, row - places.start]
 
-    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=tiles))
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=line))
     return values

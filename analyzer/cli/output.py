@@ -12,7 +12,7 @@ import click
 from analyzer.base.errors import shown
 
 if TYPE_CHECKING:
-    from analyzer.checkpoint.completeness import Unread
+    from analyzer.base.records import Unread
     from analyzer.diff.records import UnreadOf
     from analyzer.verify.records import VerifyResult
 

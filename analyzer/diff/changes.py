@@ -54,7 +54,7 @@ def comparable(old: Matrix, new: Matrix) -> bool:
 
 def _in_one_piece(matrix: Matrix) -> bool:
     """Tell whether each tile is a run of the matrix's numbers as the file has them, line after line."""
-    return matrix.encoding.expand[0] == 1 or matrix.data.shape[1] <= matrix.most_units
+    return matrix.encoding.expand[0] == 1 or (matrix.data.shape[1] <= matrix.most_units and not matrix.apart)
 
 
 class Comparison:
@@ -80,7 +80,7 @@ class Comparison:
         matrix = self._matrices[side]
         lines, places = matrix.axes(tile)
         width = matrix.data.shape[1] * matrix.encoding.expand[1]
-        piece = _Piece(lines.start * width + places.start, bits.ravel())
+        piece = _Piece(int(lines[0]) * width + places.start, bits.ravel())
         shared: list[tuple[int, Unsigned, Unsigned]] = []
         with self._meeting:
             others = self._waiting[1 - side]

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analyzer.base.errors import ResultError, shown
-from analyzer.base.records import Coordinate, Fields, Outliers, Place
+from analyzer.base.records import Coordinate, Fields, Outliers, Place, Unread
 from analyzer.base.text import name_at
 from analyzer.catalog.lookup import KnownCoordinate
-from analyzer.checkpoint.completeness import Unread
 from analyzer.scan.records import ScanResult
 
 # What of each record is compared and shown, beside its coordinate.

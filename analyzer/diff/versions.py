@@ -9,12 +9,11 @@ from pathlib import Path
 
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.progress import Progress, counted
-from analyzer.base.records import Coordinate, Place
+from analyzer.base.records import Coordinate, Place, Unread
 from analyzer.catalog.documents import Document
 from analyzer.catalog.files import known_documents
 from analyzer.catalog.lookup import known_of
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.completeness import Unread
 from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.projection import DownProjection, down_projection_bytes
 from analyzer.checkpoint.weights import read_weights

@@ -33,11 +33,12 @@ NUMPY_DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "U8": BYTE,
+    "I8": np.dtype(np.int8),
     "I32": INT32,
+    "U32": INT32,
+    "I64": np.dtype("<i8"),
 }
-"""Of what is read: data are taken as bits, scales as the floats they are."""
-
-NIBBLES = np.arange(0, 32, 4, dtype=np.uint32)  # shifts of an int32's eight 4-bit numbers
+"""Of what is read: packed data are taken as bits, scales and zeros as the numbers they are."""
 
 
 @dataclass(frozen=True)

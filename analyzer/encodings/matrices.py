@@ -32,7 +32,9 @@ class Part:
 class Matrix:
     """A linear map's matrix; `shape` is (rows, cols) = (output, input channels) whichever way round it is stored.
 
-    `data` are its units, [lines, units]; `transposed` tells that a line holds one input channel's weights.
+    `data` are its units, [lines, units]; `transposed` tells that a line holds one input channel's weights. What a unit
+    stands for down the lines lies next to each other or, where it is `apart`, as many lines apart as there are units
+    down.
     """
 
     data: Part
@@ -40,6 +42,7 @@ class Matrix:
     encoding: Encoding
     shape: tuple[int, int]
     transposed: bool
+    apart: bool = False
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -54,8 +57,8 @@ class Matrix:
     @property
     def most_units(self) -> int:
         """How many units a tile has at most."""
-        numbers = TILE_NUMBERS if self.encoding.name in FORMATS else TILE_NUMBERS // 4  # decoding takes more memory
-        return numbers // math.prod(self.encoding.expand)
+        numbers = TILE_NUMBERS if self.encoding.name in FORMATS else TILE_NUMBERS // 2  # decoding takes more memory
+        return max(1, numbers // math.prod(self.encoding.expand))
 
     def tiles(self) -> Iterator[Tile]:
         """Yield the tiles in the order of the file; they depend on the matrix alone."""
@@ -79,20 +82,24 @@ class Matrix:
         """Return the tile of the one unit that holds a weight, and the weight's index in the decoded tile."""
         line, place = (col, row) if self.transposed else (row, col)
         down, along = self.encoding.expand
-        tile = Tile(line // down, 1, place // along, 1)
-        return tile, line % down * along + place % along
+        unit, within = divmod(line, self.data.shape[0])[::-1] if self.apart else divmod(line, down)
+        return Tile(unit, 1, place // along, 1), within * along + place % along
 
-    def axes(self, tile: Tile) -> tuple[slice, slice]:
+    def axes(self, tile: Tile) -> tuple[Int64, slice]:
         """Return which lines, and which places along them, a decoded tile covers."""
         down, along = self.encoding.expand
-        lines = slice(tile.line * down, (tile.line + tile.lines) * down)
+        units, within = np.arange(tile.line, tile.line + tile.lines), np.arange(down)
+        if self.apart:
+            lines = (within[:, None] * self.data.shape[0] + units).ravel()
+        else:
+            lines = (units[:, None] * down + within).ravel()
         return lines, slice(tile.first * along, (tile.first + tile.units) * along)
 
     def row_major(self, tile: Tile, indices: Int64) -> Int64:
         """Return the indices into (rows, cols), row by row, of a decoded tile's flat indices."""
         lines, places = self.axes(tile)
         width = places.stop - places.start
-        line, place = indices // width + lines.start, indices % width + places.start
+        line, place = lines[indices // width], indices % width + places.start
         cols = self.shape[1]
         places_in_rows: Int64 = place * cols + line if self.transposed else line * cols + place
         return places_in_rows

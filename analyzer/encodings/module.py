@@ -3,26 +3,101 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.encodings.encoding import NUMPY_DTYPES
 from analyzer.encodings.matrices import Part, Shapes
 
 FLOAT_SCALES = ("F32", "F16", "BF16")
+EIGHT_BIT_FLOATS = ("F8_E4M3", "F8_E5M2")
+SCALES = (  # what a module's name is followed by in the name of its weights' scales
+    ".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale",
+    "_scale_inv", "_scale", "_weight_scale_inv", "_weight_scale",
+)  # fmt: skip
 MAX_EXPERTS = 1 << 16
+MAX_CONTENT_BYTES = 1 << 12  # of a tensor that is read to learn how others are stored; known ones have some 200
+
+ReadTensors = Callable[[Sequence[str]], Mapping[str, bytes | bytearray]]
+"""Returns the bytes of whole tensors by name."""
+
+
+def read_nothing(names: Sequence[str]) -> dict[str, bytes]:
+    """Stand in for the tensors' bytes where only their names, dtypes and shapes are known."""
+    raise ArchitectureError(f"{shown(names[0])} has to be read to know what it describes")
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """All tensors of the model `model`, and what config.json says; `read` brings those that describe others."""
+
+    model: str
+    tensors: Shapes
+    config: Mapping[str, Any]
+    read: ReadTensors = read_nothing
+    _contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def has_scaled_floats(self) -> bool:
+        """Whether any 8-bit floats have scales beside them."""
+        return any(
+            dtype in EIGHT_BIT_FLOATS and any(name.removesuffix(".weight") + end in self.tensors for end in SCALES)
+            for name, (dtype, _) in self.tensors.items()
+        )
+
+    def content(self, name: str) -> bytes:
+        """Return the bytes of a small tensor. Those of all layers and experts are read in one go.
+
+        Raises ArchitectureError where it is too large for what it should be, SourceError where it cannot be read.
+        """
+        if name not in self._contents:
+            if not self._is_small(name):
+                raise ArchitectureError(f"{self.model}: {shown(name)} is too large for what it should describe")
+            starred = _starred(name)
+            names = [other for other in self.tensors if _starred(other) == starred and self._is_small(other)]
+            self._contents.update({other: bytes(data) for other, data in self.read(names).items()})
+        return self._contents[name]
+
+    def _is_small(self, name: str) -> bool:
+        dtype, shape = self.tensors[name]
+        return dtype in NUMPY_DTYPES and math.prod(shape) * NUMPY_DTYPES[dtype].itemsize <= MAX_CONTENT_BYTES
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 @dataclass(frozen=True)
 class StoredModule:
-    """A module of this `name` in the model `model`, among all of its tensors; each encoding looks for its own."""
+    """A module of this `name` among the tensors of its checkpoint; each encoding looks for its own."""
 
-    model: str
+    checkpoint: StoredTensors
     name: str
-    tensors: Shapes
-    config: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> Shapes:
+        """Dtype and shape of all tensors of the checkpoint."""
+        return self.checkpoint.tensors
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json says."""
+        return self.checkpoint.config
+
+    def has(self, end: str, dtypes: Collection[str] | None = None) -> bool:
+        """Whether the module has a tensor, of one of these dtypes, whose name ends so after its own."""
+        stored = self.tensors.get(self.name + end)
+        return stored is not None and (dtypes is None or stored[0] in dtypes)
+
+    def shape(self, end: str) -> tuple[int, ...]:
+        """Return the shape of the module's tensor whose name ends so; of none, that of nothing."""
+        return self.tensors.get(self.name + end, ("", (0,)))[1]
 
     def companion(
         self, end: str, dtypes: Collection[str], shapes: Collection[tuple[int, ...]], *, of: str | None = None
@@ -42,10 +117,24 @@ class StoredModule:
             )
         return name
 
-    def parts(self, name: str, experts: int, shape: tuple[int, ...]) -> list[Part]:
-        """Return each expert's part of a tensor that holds them one after the other."""
-        dtype = self.tensors[name][0]
-        size = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+    def parts(
+        self,
+        name: str,
+        experts: int,
+        shape: tuple[int, ...],
+        *,
+        unit: np.dtype[Any] | None = None,
+        dtype: str | None = None,
+    ) -> list[Part]:
+        """Return each expert's part of a tensor that holds them one after the other; all of it for each, if a number.
+
+        The shape counts `unit`, where that is not the tensor's own number. `dtype` is what its bytes are read as, where
+        it is not the tensor's own.
+        """
+        dtype = dtype or self.tensors[name][0]
+        size = math.prod(shape) * (unit or NUMPY_DTYPES[dtype]).itemsize
+        if math.prod(self.tensors[name][1]) == 1:
+            return [Part(name, dtype, shape, 0, size)] * experts
         return [Part(name, dtype, shape, expert * size, (expert + 1) * size) for expert in range(experts)]
 
     def whole(self, name: str) -> Part:
@@ -54,4 +143,4 @@ class StoredModule:
 
     def refused(self, name: str, why: str) -> ArchitectureError:
         """Return the error that says why a tensor cannot be read."""
-        return ArchitectureError(f"{self.model}: {shown(name)} {why}")
+        return ArchitectureError(f"{self.checkpoint.model}: {shown(name)} {why}")

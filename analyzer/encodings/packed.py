@@ -1,4 +1,4 @@
-"""What GPTQ and AWQ share: 4-bit integers, eight an int32, whose groups and zeros config.json describes."""
+"""What GPTQ and AWQ share, whoever made them: integers in int32, and what tells their layout."""
 
 from __future__ import annotations
 
@@ -8,48 +8,78 @@ from analyzer.base.config import quantization, quantization_name
 from analyzer.base.errors import shown
 from analyzer.encodings.module import FLOAT_SCALES, StoredModule
 
-PACKED_METHODS = ("gptq", "awq")
+GPTQ, GPTQ_V2, AWQ, AWQ_GEMV = "gptq", "gptq_v2", "awq gemm", "awq gemv"
+# AutoRound's layouts are theirs; what it calls its own stores zeros as GPTQ's second version does.
+AUTO_ROUND = {
+    "auto_round:auto_gptq": GPTQ,
+    "auto_round:gptq": GPTQ,
+    "auto_round:gptqmodel": GPTQ_V2,
+    "auto_round": GPTQ_V2,
+    "auto_round:auto_awq": AWQ,
+    "auto_round:awq": AWQ,
+}
 
 
 @dataclass(frozen=True)
 class PackedIntegers:
-    """The tensor `name` of the `stored` shape, its logical sizes, channels in a `group`, and its companions' names."""
+    """The tensor `name` of a `stored` shape, its layout, scales and zeros, and what config.json says of groups."""
 
     name: str
-    stored: tuple[int, ...]
-    rows: int
-    cols: int
-    group: int
+    stored: tuple[int, int]
+    layout: str
     scales: str
+    scales_shape: tuple[int, int]
     zeros: str
+    zeros_shape: tuple[int, int]
+    told_group: int | None
+
+    def group(self, cols: int, groups: int) -> int | None:
+        """Return how many input channels share a scale, null where that cannot be told."""
+        told = cols if self.told_group == -1 else self.told_group
+        if told and -(-cols // told) == groups:
+            return told
+        return cols // groups if cols % groups == 0 else None
 
 
-def find_packed(module: StoredModule, method: str) -> PackedIntegers | None:
-    """Return the module's integers where config.json says that they were packed by this method, "gptq" or "awq".
+def find_packed(module: StoredModule) -> PackedIntegers | None:
+    """Return the module's integers, with float scales and packed zeros; null where it has none.
 
-    Null where the module has none, or by the other method. Raises ArchitectureError where they cannot be read.
+    Raises ArchitectureError where what belongs to them is missing, or config.json tells no layout that is known here.
     """
-    name = f"{module.name}.qweight"
-    dtype, shape = module.tensors.get(name, ("", ()))
-    said = quantization(module.config)
-    named, bits, group = said.get("quant_method"), said.get("bits", said.get("w_bit")), said.get("group_size")
-    if dtype != "I32" or (named != method and named in PACKED_METHODS):
+    if not module.has(".qweight", ("I32",)):
         return None
-    if named != method:
+    name = f"{module.name}.qweight"
+    shapes = []
+    for end, dtypes in ((".qweight", ("I32",)), (".scales", FLOAT_SCALES), (".qzeros", ("I32",))):
+        shape = module.shape(end)
+        module.companion(end, dtypes, [shape])
+        if len(shape) != 2 or 0 in shape:
+            raise module.refused(module.name + end, f"has the shape {shown(list(shape), 60)}, not two dimensions")
+        shapes.append((shape[0], shape[1]))
+    group = quantization(module.config).get("group_size")
+    told = group if type(group) is int and (group == -1 or group > 0) else None
+    stored, scales, zeros = shapes
+    layout = _layout(module, name)
+    return PackedIntegers(name, stored, layout, f"{module.name}.scales", scales, f"{module.name}.qzeros", zeros, told)
+
+
+def _layout(module: StoredModule, name: str) -> str:
+    said = quantization(module.config)
+    method = said.get("quant_method")
+    known: str | None
+    if method == "gptq":
+        version = said.get("checkpoint_format", said.get("format", GPTQ))
+        known = version if version in (GPTQ, GPTQ_V2) else None
+    elif method == "awq":
+        version = said.get("version", said.get("format", "gemm"))
+        known = {"gemm": AWQ, "gemv": AWQ_GEMV}.get(str(version).lower())
+    elif method in ("auto-round", "intel/auto-round"):
+        version = said.get("packing_format", "auto_round:gptq")
+        known = AUTO_ROUND.get(str(version))
+    else:
         raise module.refused(
-            name, f"is packed, but config.json says {quantization_name(module.config)}, not gptq or awq"
+            name, f"is packed, but config.json says {quantization_name(module.config)}, not gptq, awq or auto-round"
         )
-    if bits != 4 or type(group) is not int or not (group == -1 or group > 0):
-        raise module.refused(
-            name, f"is {method} of {shown(bits, 20)} bits in groups of {shown(group, 20)}; only 4 bits can be read"
-        )
-    if len(shape) != 2 or 0 in shape:
-        raise module.refused(name, f"has the shape {shown(shape, 60)}, not two dimensions")
-    cols, rows = (8 * shape[0], shape[1]) if method == "gptq" else (shape[0], 8 * shape[1])
-    if rows % 8 or cols % 8:
-        raise module.refused(name, f"is packed, but {rows} x {cols} is no multiple of 8")
-    group = cols if group == -1 else group
-    groups = -(-cols // group)
-    scales = module.companion(".scales", FLOAT_SCALES, [(groups, rows)])
-    zeros = module.companion(".qzeros", ("I32",), [(groups, rows // 8)])
-    return PackedIntegers(name, shape, rows, cols, group, scales, zeros)
+    if known is None:
+        raise module.refused(name, f"is packed by {method} in the format {shown(version, 30)}, which cannot be read")
+    return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def find_plain(module: StoredModule) -> list[Matrix] | None:
     ]
 
 
-def float_tensor(module: StoredModule, dtypes: Any) -> str | None:
+def float_tensor(module: StoredModule, dtypes: Collection[str]) -> str | None:
     """Return the name of the module's tensor of one of these dtypes, null where it has none."""
     names = (module.name + ".weight", module.name)
     return next((name for name in names if module.tensors.get(name, ("",))[0] in dtypes), None)

@@ -21,8 +21,9 @@ from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.reading import UseTile
 from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
 from analyzer.encodings.finding import find_matrices
-from analyzer.encodings.floats import FORMATS, Float64, Unsigned
+from analyzer.encodings.floats import FORMATS, Float64, Int64, Unsigned
 from analyzer.encodings.matrices import Matrix, Part, turned
+from analyzer.encodings.module import StoredTensors
 from analyzer.scan.outliers import Magnitudes, TensorSummary, TopK
 from analyzer.source.streaming import Want
 
@@ -64,6 +65,7 @@ class GainScan:
         """Find what is around each; raises ArchitectureError where that cannot be told."""
         self._checkpoint = checkpoint
         self._shapes = checkpoint.shapes
+        self._stored = StoredTensors(checkpoint.source.model, self._shapes, checkpoint.config, checkpoint.read_tensors)
         types = model_types(checkpoint.config)
         self._one_plus = bool(types & ONE_PLUS_WEIGHT) and not is_gguf(checkpoint.config)
         self._interleaved = bool(types & INTERLEAVED)
@@ -144,9 +146,7 @@ class GainScan:
     def _find(self, projection: DownProjection, found: dict[str, list[Matrix] | None]) -> Surroundings:
         for module in projection.inputs:
             if module not in found:
-                found[module] = find_matrices(
-                    self._checkpoint.source.model, module, self._shapes, self._checkpoint.config
-                )
+                found[module] = find_matrices(self._stored, module)
         matrices = [found[module] for module in projection.inputs]
         if matrices and all(each is not None for each in matrices):
             inputs = tuple(self._input(projection, each) for each in matrices if each is not None)
@@ -199,7 +199,7 @@ class SquaredLengths:
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
         self.total: Float64 = np.zeros(matrix.shape[0])
-        self._waiting: dict[int, tuple[slice, Float64]] = {}
+        self._waiting: dict[int, tuple[slice | Int64, Float64]] = {}
         self._next = 0
         self._adding = threading.Lock()
 

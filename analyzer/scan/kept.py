@@ -26,7 +26,7 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.encodings.matrices import Matrix, Part
 from analyzer.scan.outliers import TensorSummary
 
-METHOD = 1  # raise it when the same bytes give another result
+METHOD = 2  # raise it when the same bytes give another result
 MAX_TOP = 1000  # more weights than that are quicker read again than kept for every tensor
 MAX_ENTRY_BYTES = 1_000_000
 DIRECTORY = "SUPERWEIGHT_CACHE"

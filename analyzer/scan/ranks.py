@@ -83,7 +83,7 @@ def nearest_weights(
         if matrix.transposed:
             own[:, max(0, coordinate.row - places.start) : max(0, coordinate.row + 1 - places.start)] = True
         else:
-            own[max(0, coordinate.row - lines.start) : max(0, coordinate.row + 1 - lines.start)] = True
+            own[lines == coordinate.row] = True
         excluded = own | ~np.isfinite(values)
         nearness = 1.0 / (1e-30 + np.abs(np.where(excluded, 0.0, values) - magnitude))
         ranking.offer(nearness.ravel(), bits.ravel(), lambda indices: matrix.row_major(tile, indices), excluded.ravel())

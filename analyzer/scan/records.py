@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from analyzer.base.records import Coordinate, Place
-from analyzer.checkpoint.completeness import Unread
+from analyzer.base.records import Coordinate, Place, Unread
 
 
 @dataclass(frozen=True)

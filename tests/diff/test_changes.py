@@ -13,10 +13,10 @@ from analyzer.diff.changes import Comparison, MatrixChange, comparable
 from analyzer.encodings import matrices
 from analyzer.encodings.awq import AWQ
 from analyzer.encodings.encoding import Tile
-from analyzer.encodings.fp8 import Scaled8
 from analyzer.encodings.gptq import GPTQ
 from analyzer.encodings.matrices import Matrix, Part
 from analyzer.encodings.plain import Plain
+from analyzer.encodings.scaled import Scaled
 
 
 def stored(dtype, shape, *, transposed=False):
@@ -107,7 +107,7 @@ def test_tiles_of_other_sizes_meet():
     old, new = two_versions((16, 40))
     plain = stored("F32", old.shape)
     # A quarter as many numbers a tile, as for all that has scales.
-    scaled = Matrix(Part("w", "F8_E4M3", old.shape, 0, 640), (), Scaled8("F8_E4M3", (1, 40)), old.shape, False)
+    scaled = Matrix(Part("w", "F8_E4M3", old.shape, 0, 640), (), Scaled("F8_E4M3", "E4M3", (1, 40)), old.shape, False)
     assert len(list(scaled.tiles())) > 2 * len(list(plain.tiles()))
     for sides in ((plain, scaled), (scaled, plain)):
         comparison = Comparison(*sides)
@@ -177,7 +177,7 @@ def test_what_can_be_compared(monkeypatch):
     assert not comparable(plain, turned)
     assert not comparable(plain, stored("F32", (40, 16)))
     # GPTQ's units are eight lines high: a tile of half such a line would not be one run of numbers.
-    gptq = Matrix(Part("w", "I32", (5, 16), 0, 320), (), GPTQ(8, True, False), (16, 40), True)
+    gptq = Matrix(Part("w", "I32", (5, 16), 0, 320), (), GPTQ(4, 16, 8, first_version=True), (16, 40), True)
     assert not comparable(turned, gptq)
     assert not comparable(gptq, turned)
     monkeypatch.setattr(matrices, "TILE_NUMBERS", 4 * 16 * 8)

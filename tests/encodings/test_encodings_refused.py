@@ -1,6 +1,5 @@
 """Quantized weights that cannot be read: broken ones by what is wrong, other encodings by their names."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import DTYPES, LLAMA_DOWN, random_downs, write_config, write_tensors
@@ -49,6 +48,26 @@ def tiny_mxfp4():
 
 def of_shape(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
+
+
+def u8(*shape):
+    return of_shape(*shape, dtype=np.uint8)
+
+
+def i8(*shape):
+    return of_shape(*shape, dtype=np.int8)
+
+
+def i32(*shape):
+    return of_shape(*shape, dtype=np.int32)
+
+
+def bf16(*shape):
+    return of_shape(*shape, dtype=DTYPES["BF16"])
+
+
+def f16(*shape):
+    return of_shape(*shape, dtype=np.float16)
 
 
 def g_idx_with(group):
@@ -106,8 +125,6 @@ BROKEN = {
     "gptq, g_idx past the groups": (lambda: tiny(gptq(), GPTQ), {".g_idx": g_idx_with(2)}, {}),
     "gptq, g_idx far past the groups": (lambda: tiny(gptq(), GPTQ), {".g_idx": g_idx_with(2**31 - 1)}, {}),
     "gptq, g_idx below 0": (lambda: tiny(gptq(), GPTQ), {".g_idx": g_idx_with(-1)}, {}),
-    "gptq, 8 bits": (lambda: tiny(gptq(), GPTQ), {}, {"bits": 8}),
-    "gptq, 3 bits": (lambda: tiny(gptq(), GPTQ), {}, {"bits": 3}),
     "awq, no scales": (lambda: tiny(awq(), AWQ), {".scales": None}, {}),
     "awq, no zeros": (lambda: tiny(awq(), AWQ), {".qzeros": None}, {}),
     "awq, scales of other rows": (lambda: tiny(awq(), AWQ), {".scales": of_shape(3, 72, dtype=np.float16)}, {}),
@@ -115,9 +132,19 @@ BROKEN = {
     "awq, zeros of other rows": (lambda: tiny(awq(), AWQ), {".qzeros": of_shape(3, 9, dtype=np.int32)}, {}),
     "awq, zeros of other groups": (lambda: tiny(awq(), AWQ), {".qzeros": of_shape(2, 8, dtype=np.int32)}, {}),
     "awq, packed as gptq": (lambda: tiny(awq(), AWQ), {".qweight": of_shape(24, 64, dtype=np.int32)}, {}),
-    "awq, 8 bits": (lambda: tiny(awq(), AWQ), {}, {"bits": 8}),
-    "awq, 3 bits": (lambda: tiny(awq(), AWQ), {}, {"bits": 3}),
     "awq, gemv": (lambda: tiny(awq(), AWQ), {}, {"version": "gemv"}),
+    "awq, llm-awq": (lambda: tiny(awq(), AWQ), {}, {"version": "llm-awq"}),
+    "gptq, marlin": (lambda: tiny(gptq(), GPTQ), {}, {"checkpoint_format": "marlin"}),
+    "gptq, groups that nothing tells": (
+        lambda: tiny(gptq(g_idx=False), GPTQ),
+        {".qweight": i32(25, 64), ".scales": f16(3, 64), ".qzeros": i32(3, 8)},
+        {},
+    ),
+    "auto-round, a format of its own": (
+        lambda: tiny(gptq(), GPTQ),
+        {},
+        {"quant_method": "auto-round", "packing_format": "auto_round:newer"},
+    ),
     "awq, gemv_fast": (lambda: tiny(awq(), AWQ), {}, {"version": "gemv_fast"}),
 }
 
@@ -176,26 +203,6 @@ def test_nonsense_in_the_config_is_no_crash(tmp_path, build, keys):
             assert str(error).isprintable()
 
 
-def u8(*shape):
-    return of_shape(*shape, dtype=np.uint8)
-
-
-def i8(*shape):
-    return of_shape(*shape, dtype=np.int8)
-
-
-def i32(*shape):
-    return of_shape(*shape, dtype=np.int32)
-
-
-def bf16(*shape):
-    return of_shape(*shape, dtype=DTYPES["BF16"])
-
-
-def f16(*shape):
-    return of_shape(*shape, dtype=np.float16)
-
-
 # What a module's tensors are called there, what config.json says, and the name that the refusal must have. The weights
 # are 64 x 192.
 REFUSED = {
@@ -215,34 +222,15 @@ REFUSED = {
         {"quant_method": "bitsandbytes", "load_in_8bit": True},
         "bitsandbytes",
     ),
+    "compressed-tensors, 2:4 sparse": (
+        {"weight_packed": i32(64, 12), "weight_scale": bf16(64, 1), "meta": of_shape(64, 12, dtype=np.int16)},
+        {"quant_method": "compressed-tensors", "format": "marlin-24"},
+        "marlin-24",
+    ),
     "compressed-tensors, packed": (
         {"weight_packed": i32(64, 24), "weight_scale": bf16(64, 2), "weight_shape": of_shape(2, dtype=np.int64)},
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
         "pack-quantized",
-    ),
-    "compressed-tensors, integers": (
-        {"weight": i8(64, 192), "weight_scale": bf16(64, 1)},
-        {"quant_method": "compressed-tensors", "format": "int-quantized"},
-        "int-quantized",
-    ),
-    "compressed-tensors, nvfp4": (
-        {
-            "weight_packed": u8(64, 96),
-            "weight_scale": u8(64, 12).view(ml_dtypes.float8_e4m3fn),
-            "weight_global_scale": of_shape(1),
-        },
-        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
-        "nvfp4-pack-quantized",
-    ),
-    "modelopt, nvfp4": (
-        {
-            "weight": u8(64, 96),
-            "weight_scale": u8(64, 12).view(ml_dtypes.float8_e4m3fn),
-            "weight_scale_2": of_shape(),
-            "input_scale": of_shape(),
-        },
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-        "NVFP4",
     ),
     "hqq": (
         {"W_q": u8(32, 192), "scale": f16(192, 1), "zero": f16(192, 1), "nbits": of_shape(1)},
@@ -265,18 +253,27 @@ REFUSED = {
         {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
         "torchao",
     ),
-    "bitnet": ({"weight": u8(16, 192), "weight_scale": bf16(1)}, {"quant_method": "bitnet"}, "bitnet"),
     "vptq": (
         {"indices": i32(1, 24, 10), "centroids.weight": f16(1, 2048), "weight_scale": f16(192)},
         {"quant_method": "vptq"},
         "vptq",
     ),
-    "auto-round": (
-        {"qweight": i32(24, 64), "qzeros": i32(2, 8), "scales": f16(2, 64)},
-        {"quant_method": "auto-round", "bits": 4, "group_size": 128, "packing_format": "auto_round:auto_gptq"},
+    "marlin": ({"B": i32(12, 128), "s": f16(2, 64)}, {"quant_method": "marlin", "bits": 4}, "marlin"),
+    "integers of a byte that another method scales": (
+        {"weight": i8(64, 192), "weight_scale": of_shape(64, 1)},
+        {"quant_method": "newquant"},
+        "newquant",
+    ),
+    "auto-round, mxint4": (
+        {"weight_packed": u8(64, 96), "weight_scale": u8(64, 6)},
+        {"quant_method": "auto-round", "data_type": "mx_int4"},
         "auto-round",
     ),
-    "marlin": ({"B": i32(12, 128), "s": f16(2, 64)}, {"quant_method": "marlin", "bits": 4}, "marlin"),
+    "of a model whose config says otherwise": (
+        {"weight": u8(32, 192), "weight.absmax": u8(192)},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        "bitsandbytes",
+    ),
     "something new": ({"weight": u8(64, 96), "scale": of_shape(64)}, {"quant_method": "newquant"}, "newquant"),
     "something hostile": ({"weight": i8(64, 192)}, {"quant_method": "new\x1b[2J\nquant"}, "new\\x1b[2J\\nquant"),
 }

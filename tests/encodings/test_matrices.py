@@ -1,28 +1,34 @@
 """The geometry of tiles, on matrices small enough to number every weight by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
 from analyzer.encodings import matrices
 from analyzer.encodings.awq import AWQ
+from analyzer.encodings.bitnet import BitNet
+from analyzer.encodings.fp4 import MXFP4
 from analyzer.encodings.gptq import GPTQ
 from analyzer.encodings.matrices import Matrix, Part, turned
-from analyzer.encodings.mxfp4 import MXFP4
+from analyzer.encodings.mlx import MLXAffine
 from analyzer.encodings.plain import Plain
 
-GPTQ_4 = GPTQ(32, first_version=True, named_groups=False)
+GPTQ_4 = GPTQ(4, 5, 32, first_version=True)
+GPTQ_3 = GPTQ(3, 2, 32, first_version=True)
+TERNARY = BitNet(divided=True)
 
 
 def make(encoding, lines, units, *, transposed):
     down, along = encoding.expand
     data = Part("w", "U8", (lines, units), 100, 100 + lines * units * encoding.unit.itemsize)
     shape = (lines * down, units * along)
-    return Matrix(data, (), encoding, shape[::-1] if transposed else shape, transposed)
+    return Matrix(data, (), encoding, shape[::-1] if transposed else shape, transposed, apart=encoding == TERNARY)
 
 
 MATRICES = [
     make(encoding, lines, units, transposed=transposed)
-    for encoding in (Plain("BF16"), Plain("F64"), MXFP4(), GPTQ_4, AWQ(32))
+    for encoding in (Plain("BF16"), Plain("F64"), MXFP4, GPTQ_4, GPTQ_3, AWQ(32), MLXAffine(3, 64), TERNARY)
     for lines, units in ((3, 5), (1, 40), (40, 1), (7, 7))
     for transposed in (False, True)
 ]
@@ -43,8 +49,8 @@ def test_tiles_follow_each_other_in_the_file_and_hold_every_weight_once(matrix, 
         assert start == end
         end = stop
         lines, along = matrix.axes(tile)
-        numbers = (lines.stop - lines.start) * (along.stop - along.start)
-        assert numbers <= 4 * tile_numbers
+        numbers = lines.size * (along.stop - along.start)
+        assert numbers <= max(4 * tile_numbers, math.prod(matrix.encoding.expand))
         assert stop - start == tile.lines * tile.units * matrix.encoding.unit.itemsize
         # What a decoded tile holds, told from its slices of a matrix whose elements are their own places.
         stored = np.arange(rows * cols).reshape(rows, cols)

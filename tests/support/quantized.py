@@ -18,6 +18,7 @@ from analyzer.checkpoint.weights import read_weights
 from analyzer.scan.ranks import static_ranks
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
+from analyzer.source.streaming import stream
 
 FLOAT8 = {
     "F8_E4M3": (ml_dtypes.float8_e4m3fn, torch.float8_e4m3fn),
@@ -155,8 +156,11 @@ def decoys(layers, rows):
     return tensors
 
 
-def linears(encode, quantization, *, dtype, rows=200, cols=328, places=None, seed=0, **more):
-    """Return a model of one encoded down projection at each of the places, which are module names by place."""
+def linears(encode, quantization, *, dtype, rows=200, cols=328, places=None, seed=0, unread=(), **more):
+    """Return a model of one encoded down projection at each of the places, which are module names by place.
+
+    `unread` names the ends of tensors that a scan needs not.
+    """
     generator = np.random.default_rng(seed)
     places = places or {(layer, None): DENSE.format(layer) for layer in range(3)}
     tensors, downs, read = decoys(3, rows), {}, set()
@@ -167,8 +171,22 @@ def linears(encode, quantization, *, dtype, rows=200, cols=328, places=None, see
         stored, downs[place] = encode(generator, rows, cols, 1)
         named = {f"{module}.{end}": tensor for end, tensor in stored.items()}
         tensors |= named
-        read |= set(named)
+        read |= {name for name in named if not name.endswith(unread)}
     return Model(tensors, quantization, downs, read, dtype, **more)
+
+
+def fused_linears(encode, quantization, *, dtype, rows, cols, experts=3, layers=2, seed=0, unread=(), **more):
+    """Return a model whose layers hold the down projections of all experts in one tensor each, [experts, ...]."""
+    generator = np.random.default_rng(seed)
+    tensors, downs, read = decoys(layers, rows), {}, set()
+    for layer in range(layers):
+        module = EXPERTS.format(layer)
+        stored, values = zip(*(encode(generator, rows, cols, 1) for _ in range(experts)), strict=True)
+        named = {f"{module}.{end}": np.stack([expert[end] for expert in stored]) for end in stored[0]}
+        tensors |= named
+        read |= {name for name in named if not name.endswith(unread)}
+        downs |= {(layer, expert): values[expert] for expert in range(experts)}
+    return Model(tensors, quantization, downs, read, dtype, **{"model_type": "qwen3_moe", **more})
 
 
 def gpt_oss(*, rows=224, cols=352, experts=3, layers=2, seed=0):
@@ -271,6 +289,23 @@ def open_folder(folder, *, block_bytes=None):
 
 def found(result):
     return [(o.layer, o.expert, o.row, o.col, o.value) for o in result.outliers]
+
+
+def dense(folder):
+    """Return the whole down projections, [rows, cols] float64, by (layer, expert)."""
+    checkpoint, projections = open_folder(folder)
+    found = {}
+    for projection in projections:
+        matrix, values = projection.matrix, np.full(projection.shape, np.nan)
+        stored = values.T if matrix.transposed else values
+
+        def use(_, tile, bits, *, matrix=matrix, stored=stored):
+            lines, places = matrix.axes(tile)
+            stored[lines, places] = matrix.encoding.decoded.decode(bits)
+
+        stream(checkpoint.source, checkpoint.read_matrix(matrix, use))
+        found[projection.layer, projection.expert] = values
+    return found
 
 
 def check(folder, model, *, block_bytes=None):
