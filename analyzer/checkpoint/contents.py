@@ -11,7 +11,15 @@ from analyzer.checkpoint.architectures import NUMBER
 from analyzer.checkpoint.files import ENTRY_BYTES, GUESS_BYTES, Read, read_header, read_json
 from analyzer.checkpoint.header import LENGTH_BYTES, TensorRecord
 from analyzer.checkpoint.params import PARAMS, config_of_params
-from analyzer.checkpoint.shards import CONFIG, INDEX, WeightFiles, find_weight_files, listed, unread_files
+from analyzer.checkpoint.shards import (
+    CONFIG,
+    INDEX,
+    WeightFiles,
+    adapter_alone,
+    find_weight_files,
+    listed,
+    unread_files,
+)
 from analyzer.source.source import Source
 from analyzer.source.streaming import in_parallel
 
@@ -48,7 +56,6 @@ def read_contents(source: Source, read: Read) -> Contents:
     they cannot be read.
     """
     found = find_weight_files(source, read)
-    config = _read_config(source, read)
     headers = _read_headers(source, read, found.sets)
     chosen, why = _choose(found.sets, headers)
     records: dict[str, dict[str, TensorRecord]] = {}
@@ -58,10 +65,15 @@ def read_contents(source: Source, read: Read) -> Contents:
             raise HeaderError(f"{source.model}: {header}") from header
         records[shard] = header
     tensors = _join(source.model, records, chosen)
+    if tensors and all(".lora_" in name for name in tensors):
+        raise adapter_alone(source, read)
+    config = _read_config(source, read)
     weight_map = chosen.weight_map or {}
     absent = tuple(sorted(weight_map.keys() - tensors.keys()))
     omitted = sorted(tensors.keys() - weight_map.keys()) if chosen.index else []
     notes = [*found.faults, *why]
+    if chosen.missing:
+        notes.append(f"{chosen.index} names files that are missing: {listed(chosen.missing)}")
     if absent:
         notes.append(f"{chosen.index} names what no shard has: {_families(absent)}")
     if omitted:
@@ -88,7 +100,8 @@ def _read_headers(source: Source, read: Read, sets: Sequence[WeightFiles]) -> He
     for one in sets:
         guesses |= dict.fromkeys(one.shards, GUESS_BYTES if one.weight_map is None else LENGTH_BYTES + ENTRY_BYTES)
         for name, shard in (one.weight_map or {}).items():
-            guesses[shard] += ENTRY_BYTES + len(name)
+            if shard in guesses:
+                guesses[shard] += ENTRY_BYTES + len(name)
     shards = list(guesses)
     headers = in_parallel(
         lambda shard: read_header(source, read, shard, guesses[shard]), shards, threads=source.readers
@@ -137,7 +150,7 @@ def _join(
                 )
             tensors[name] = StoredTensor(filename, record)
     for name, shard in (chosen.weight_map or {}).items():
-        if name in headers[shard]:
+        if name in headers.get(shard, ()):
             tensors[name] = StoredTensor(shard, headers[shard][name])
     return tensors
 
