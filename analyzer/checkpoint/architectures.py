@@ -35,6 +35,7 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "layers.3": (("layers.0",),),
     "value": (("key",),),
     "ffn_output": (("ffn",),),
+    "mlp2_weight": (("mlp1_weight",),),  # gpt-oss as OpenAI stores it
     "ffn_down": (("ffn_gate", "ffn_up"), ("ffn_up",)),
     "ffn_down_exps": (("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate_up_exps",), ("ffn_up_exps",)),
     "ffn_down_shexp": (("ffn_gate_shexp", "ffn_up_shexp"), ("ffn_up_shexp",)),

@@ -12,7 +12,16 @@ from analyzer.checkpoint.gguf_parts import read_gguf_parts
 from analyzer.checkpoint.header import LENGTH_BYTES, TensorRecord
 from analyzer.checkpoint.names import IN_A_NAME, starred
 from analyzer.checkpoint.params import PARAMS, config_of_params
-from analyzer.checkpoint.shards import CONFIG, INDEX, SAFETENSORS, WeightFiles, find_weight_files, listed, unread_files
+from analyzer.checkpoint.shards import (
+    CONFIG,
+    INDEX,
+    SAFETENSORS,
+    WeightFiles,
+    adapter_alone,
+    find_weight_files,
+    listed,
+    unread_files,
+)
 from analyzer.source.single_file import GGUF_SUFFIX
 from analyzer.source.source import Source
 from analyzer.source.streaming import in_parallel
@@ -54,7 +63,6 @@ def read_contents(source: Source, read: Read) -> Contents:
         gguf, placed = read_gguf_parts(source, read, parts)
         return Contents(gguf, {name: StoredTensor(*place) for name, place in placed.items()}, tuple(parts))
     found = find_weight_files(source, read)
-    config = _read_config(source, read)
     headers = _read_headers(source, read, found.sets)
     chosen, why = _choose(found.sets, headers)
     records: dict[str, dict[str, TensorRecord]] = {}
@@ -64,10 +72,15 @@ def read_contents(source: Source, read: Read) -> Contents:
             raise HeaderError(f"{source.model}: {header}") from header
         records[shard] = header
     tensors = _join(source.model, records, chosen)
+    if tensors and all(".lora_" in name for name in tensors):
+        raise adapter_alone(source, read)
+    config = _read_config(source, read)
     weight_map = chosen.weight_map or {}
     absent = tuple(sorted(weight_map.keys() - tensors.keys()))
     omitted = sorted(tensors.keys() - weight_map.keys()) if chosen.index else []
     notes = [*found.faults, *why]
+    if chosen.missing:
+        notes.append(f"{chosen.index} names files that are missing: {listed(chosen.missing)}")
     if absent:
         notes.append(f"{chosen.index} names what no shard has: {_families(absent)}")
     if omitted:
@@ -94,7 +107,8 @@ def _read_headers(source: Source, read: Read, sets: Sequence[WeightFiles]) -> He
     for one in sets:
         guesses |= dict.fromkeys(one.shards, GUESS_BYTES if one.weight_map is None else LENGTH_BYTES + ENTRY_BYTES)
         for name, shard in (one.weight_map or {}).items():
-            guesses[shard] += ENTRY_BYTES + len(name)
+            if shard in guesses:
+                guesses[shard] += ENTRY_BYTES + len(name)
     shards = list(guesses)
     headers = in_parallel(
         lambda shard: read_header(source, read, shard, guesses[shard]), shards, threads=source.readers
@@ -143,7 +157,7 @@ def _join(
                 )
             tensors[name] = StoredTensor(filename, record)
     for name, shard in (chosen.weight_map or {}).items():
-        if name in headers[shard]:
+        if name in headers.get(shard, ()):
             tensors[name] = StoredTensor(shard, headers[shard][name])
     return tensors
 

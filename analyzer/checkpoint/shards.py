@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from analyzer.base.errors import CheckpointError, shown
+from analyzer.checkpoint.architectures import NUMBER
 from analyzer.checkpoint.files import MAX_INDEX_BYTES, Read, read_json
 from analyzer.source.source import Source, is_plain_path
 
@@ -19,17 +20,21 @@ MISTRAL = "consolidated"
 FORMATS = ((SINGLE, INDEX), (f"{MISTRAL}.safetensors", f"{MISTRAL}.safetensors.index.json"))
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})\.safetensors", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-ADAPTER, ADAPTER_CONFIG = "adapter_", "adapter_config.json"
+ADAPTER, ADAPTER_CONFIG = "adapter", "adapter_config.json"  # adapter_model.safetensors; MLX writes adapters.safetensors
 MAX_SHOWN_FILES = 3
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """One set of weights: its files and, where an index joins them, its name and its map from tensors to files."""
+    """One set of weights: its files and, where an index joins them, its name and its map from tensors to files.
+
+    `missing` are files that the index names and that hold nothing of a numbered layer.
+    """
 
     shards: tuple[str, ...]
     index: str | None = None
     weight_map: Mapping[str, str] | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,11 @@ def _read_index(source: Source, read: Read, index: str) -> WeightFiles:
     for shard in shards:
         if not is_plain_path(shard) or not shard.endswith(SAFETENSORS):
             raise CheckpointError(f"{index} names {shown(shard)}, not a safetensors file of the model")
-        if shard not in source.sizes:
+    missing = tuple(shard for shard in shards if shard not in source.sizes)
+    for name, shard in weight_map.items() if missing else ():
+        if shard in missing and (NUMBER.search(name) or len(missing) == len(shards)):
             raise CheckpointError(f"the shard {shard} that {index} names is missing: download it")
-    return WeightFiles(shards, index, weight_map)
+    return WeightFiles(tuple(shard for shard in shards if shard not in missing), index, weight_map, missing)
 
 
 def _numbered_shards(files: Collection[str]) -> tuple[str, ...]:
@@ -127,7 +134,7 @@ def _no_weights(source: Source, read: Read, files: Collection[str]) -> Checkpoin
             f"{model} has {len(files)} safetensors files ({listed(files)}) and no {INDEX} to join them"
         )
     if ADAPTER_CONFIG in source.sizes or _adapters(source.sizes):
-        return _adapter_alone(source, read)
+        return adapter_alone(source, read)
     if any(name.endswith(PICKLES) for name in source.sizes):
         return CheckpointError(
             f"{model} has its weights only as pickle files, which can run code and are never opened: "
@@ -136,13 +143,14 @@ def _no_weights(source: Source, read: Read, files: Collection[str]) -> Checkpoin
     return CheckpointError(f"{model} has no safetensors file: is it the right folder, or is a --subfolder missing?")
 
 
-def _adapter_alone(source: Source, read: Read) -> CheckpointError:
+def adapter_alone(source: Source, read: Read) -> CheckpointError:
+    """Return the error that there is an adapter and no model, which names the model that it changes."""
     config: Mapping[str, object] = {}
     with suppress(CheckpointError, KeyError):  # there may be none
         config = read_json(source, read, ADAPTER_CONFIG)
-    kind = config.get("peft_type")
-    what = "a LoRA adapter" if kind == "LORA" else f"an adapter ({shown(kind, 40)})" if kind else "an adapter"
-    base = config.get("base_model_name_or_path")
+    kind = config.get("peft_type") or config.get("fine_tune_type")  # the second, and `model`, are MLX's
+    what = "a LoRA adapter" if kind in ("LORA", "lora") else f"an adapter ({shown(kind, 40)})" if kind else "an adapter"
+    base = config.get("base_model_name_or_path") or config.get("model")
     if not base:
         return CheckpointError(
             f"{source.model} is {what}, not a model: scan the model that it changes, or merge the two"

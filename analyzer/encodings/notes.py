@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,11 +13,19 @@ from analyzer.encodings.matrices import Matrix
 
 
 def notes(matrices: Iterable[Matrix], config: Mapping[str, Any]) -> list[str]:
-    """Return in what the stored values of these matrices may not be the model's: a line each, none where all are."""
+    """Return what one should know of these matrices' values, a line each.
+
+    Where they are not what the model multiplies with, or are not all as precise.
+    """
     encodings = [matrix.encoding for matrix in matrices]
     found = []
     if any(isinstance(encoding, Unscaled8) for encoding in encodings):
         found.append("no scale belongs to any of the 8-bit floats: they are taken as they are")
     if ternary_when_run(config) and any(encoding.name in FORMATS for encoding in encodings):
         found.append("config.json says bitnet: these weights are made ternary whenever the model runs")
+    kinds = Counter(encoding.name for encoding in encodings)
+    if len(kinds) > 1 and not set(kinds) <= set(FORMATS):
+        found.append(
+            "of mixed precision: " + ", ".join(f"{count:,} in {name}" for name, count in sorted(kinds.items()))
+        )
     return found

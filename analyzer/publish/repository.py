@@ -47,8 +47,8 @@ class Repository:
         from huggingface_hub import constants
 
         self._id = repo_id
-        self._token = token
-        self._api = huggingface_hub.HfApi(token=token)
+        self._token = token and token.strip()
+        self._api = huggingface_hub.HfApi(token=self._token)
         self.files: dict[str, RemoteFile] = {}
         self.name = f"datasets/{repo_id}"
         self.url = f"{constants.ENDPOINT}/{self.name}"
@@ -102,7 +102,7 @@ class Repository:
                 hf_raise_for_status(without_body(response))
                 return b"".join(in_time(response.iter_raw(), file.size))
 
-        with hub_errors(self.name, None, path=path, commit=self.head):
+        with hub_errors(self.name, None, path=path, commit=self.head, token=self._token):
             data = patiently(get, f"{self.name}/{shown(path, 80)}", pauses=3)
         if not file.holds(data):
             raise SourceError(

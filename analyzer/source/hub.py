@@ -78,19 +78,18 @@ class HubSource:
         # What was downloaded under an old name is in the cache under that one, and not under the new.
         self._repository = model if (cache_folder(model) / "snapshots" / info.sha).is_dir() else self.model
         self._refusals = partial(hub_errors, self.model, revision, token=self._token, commit=self.commit)
-        files = {
+        self._files = {
             sibling.rfilename.removeprefix(self._prefix): HubFile(
                 sibling.rfilename,
-                sibling.size if isinstance(sibling.size, int) else None,
+                sibling.size if isinstance(sibling.size, int) and sibling.size >= 0 else None,
                 sibling.lfs.sha256 if sibling.lfs else None,
             )
             for sibling in info.siblings
             if sibling.rfilename.startswith(self._prefix)
         }
-        self._files = files
-        for file in files.values():
+        for file in self._files.values():
             file.cached = self._in_cache(file)
-        self.sizes: Mapping[str, int] = Sizes({name: file.size for name, file in files.items()}, self._measure)
+        self.sizes: Mapping[str, int] = Sizes({name: file.size for name, file in self._files.items()}, self._measure)
 
     def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
         """See Source.read. What is in the Hub's local cache is read from there."""

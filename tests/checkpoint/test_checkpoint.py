@@ -13,6 +13,7 @@ from analyzer.base.errors import CheckpointError, HeaderError, SourceError
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.shards import INDEX
 from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -229,3 +230,14 @@ def test_a_file_that_shrinks_while_it_is_scanned(tmp_path):
     os.truncate(tmp_path / "model.safetensors", tensor.record.stop - 1)
     with pytest.raises(SourceError, match="it is truncated"):
         list(checkpoint.blocks(tensor, element_bytes=2))
+
+
+def test_how_a_model_was_found_is_among_its_notes(hub, tmp_path):
+    write_llama(tmp_path / "new", random_downs())
+    (tmp_path / "new" / "adapter_model.safetensors").touch()
+    hub.add("owner/new", tmp_path / "new")
+    hub.renamed["owner/old"] = "owner/new"
+    assert Checkpoint(open_model("owner/old")).notes == (
+        "owner/old is now called owner/new",
+        "not among the model's files, so not read: adapter_model.safetensors",
+    )

@@ -131,6 +131,28 @@ def test_a_missing_shard_is_named(tmp_path):
     assert refused(tmp_path) == f"{tmp_path.name}: the shard {SECOND} that {INDEX} names is missing: download it"
 
 
+def test_a_missing_shard_that_a_scan_has_no_need_of(tmp_path):
+    write_llama(tmp_path, DOWNS, shards=2)
+    weight_map = {"lm_head.weight": "model-00003-of-00003.safetensors"}
+    change_map(tmp_path, lambda said: said.update(weight_map))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.shards == (FIRST, SECOND)
+    assert read_down(checkpoint) == DOWNS[1].tobytes()
+    assert checkpoint.absent == ("lm_head.weight",)
+    assert checkpoint.notes == (
+        f"{INDEX} names files that are missing: model-00003-of-00003.safetensors",
+        f"{INDEX} names what no shard has: lm_head.weight",
+    )
+    change_map(tmp_path, lambda said: said.update({"mtp.layers.0.fc.weight": "model-00003-of-00003.safetensors"}))
+    assert "the shard model-00003-of-00003.safetensors that" in refused(tmp_path)
+
+
+def test_no_shard_at_all(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": SINGLE}}))
+    assert refused(tmp_path).endswith(f"the shard {SINGLE} that {INDEX} names is missing: download it")
+
+
 def test_the_first_of_several_broken_shards_is_named(tmp_path):
     write_llama(tmp_path, DOWNS, shards=5)
     for number in (4, 2, 5):
@@ -361,6 +383,19 @@ def test_an_adapter_alone(tmp_path, with_config, config, said):
     if with_config:
         write_config(folder, model_type="llama")
     assert refused(folder).startswith(f"adapter {said}")
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "lora.safetensors", SINGLE])
+def test_an_adapter_by_another_name(tmp_path, name):
+    # MLX calls it adapters.safetensors; what holds nothing but adapters is one, whatever its name.
+    folder = tmp_path / "adapter"
+    write_adapter(folder, fine_tune_type="lora", model="someone/base")
+    (folder / "adapter_model.safetensors").rename(folder / name)
+    assert refused(folder).startswith(
+        "adapter is a LoRA adapter of someone/base (adapter_config.json): scan someone/base"
+    )
+    (folder / "adapter_config.json").unlink()
+    assert refused(folder).startswith("adapter is an adapter, not a model: scan the model that it changes")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", POINTER])

@@ -208,7 +208,7 @@ def test_a_broken_catalog_is_refused_before_the_hub_is_asked(shelf, catalog, tmp
 
 def test_the_command(shelf, catalog, superweight):
     xet = {"HF_HUB_DISABLE_XET": "0"}  # as it is for everybody; a file this small goes without
-    out, err = superweight("catalog", "publish", "--repo-id", NAME, "--token", "writer", **xet).communicate()
+    out, err = superweight("catalog", "publish", "--repo-id", NAME, "--token", "writer\n", **xet).communicate()
     commit = shelf.repositories[HELD].branches["main"]
     assert out.endswith(f"in one commit:\n{shelf.url}/{HELD}/commit/{commit}\n")
     assert err == ""

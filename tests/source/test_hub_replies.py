@@ -91,12 +91,12 @@ def test_all_of_another_file_is_not(hub, folder, change, said):
 # Listings without sizes, as some mirrors give them
 
 
-def without_sizes(request, reply):
+def without_sizes(request, reply, **size):
     """Take all that is known of the files out of a listing."""
     if not request.path.startswith("/api/"):
         return reply
     listing = json.loads(reply.body)
-    listing["siblings"] = [{"rfilename": sibling["rfilename"]} for sibling in listing["siblings"]]
+    listing["siblings"] = [{"rfilename": sibling["rfilename"], **size} for sibling in listing["siblings"]]
     return Reply(200, {}, json.dumps(listing).encode())
 
 
@@ -119,6 +119,13 @@ def test_sizes_that_are_not_listed_are_asked_for(hub, folder):
     data = (folder / WEIGHTS).read_bytes()
     assert source.read(WEIGHTS, 8, len(data)) == data[8:]
     assert "has no bytes" in refused(source.read, WEIGHTS, len(data), len(data) + 1)
+
+
+@pytest.mark.parametrize("size", [-1, None, "7", 7.5])
+def test_sizes_that_are_none(hub, folder, size):
+    hub.add("owner/tiny", folder)
+    hub.tamper = lambda request, reply: without_sizes(request, reply, size=size)
+    assert open_model("owner/tiny").sizes[WEIGHTS] == (folder / WEIGHTS).stat().st_size
 
 
 def test_a_file_may_be_read_before_its_size_was_asked_for(hub, folder):
