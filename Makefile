@@ -1,13 +1,17 @@
-# make demo   set everything up and run the main job on the sample model
-# make test   set everything up and pass lint, types and tests
-# make guide  write anew what the guide has from the code; make docs: build its site in build/docs
+# make demo    set everything up and run the main job on the sample model
+# make test    set everything up and pass lint, types and tests
+# make quick   the same without the tests that need torch or the network
+# make lowest  run the tests with the lowest versions that pyproject.toml allows
+# make guide   write anew what the guide has from the code; make docs: build its site in build/docs
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LOWEST := .venv-lowest
+PYTEST := pytest --numprocesses 2 --dist loadfile  # a file's tests share models
 COG := $(BIN)/cog -I . -I tools
 SITE := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
-.PHONY: demo test guide docs bench clean
+.PHONY: demo test quick lowest guide docs bench clean
 
 # On the CPU, so that the result that is kept is the same on every machine.
 demo: $(READY)
@@ -26,7 +30,16 @@ test: $(READY)
 	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
-	$(BIN)/pytest
+	$(BIN)/$(PYTEST)
+
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/$(PYTEST) --quick
+
+lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/$(PYTEST)
 
 guide: $(READY)
 	$(COG) -r docs/*.md
@@ -44,5 +57,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# uv finds each dependency's lowest version, pip installs them all: torch comes from where it comes for .venv.
+$(LOWEST)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --no-deps --upgrade --resolution lowest-direct --extra dev \
+	    --constraint constraints.txt pyproject.toml --output-file $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/constraints.txt \
+	    --editable '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf .venv build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(LOWEST) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

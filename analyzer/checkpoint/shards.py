@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from analyzer.base.errors import CheckpointError, shown
-from analyzer.checkpoint.architectures import NUMBER
 from analyzer.checkpoint.files import MAX_INDEX_BYTES, Read, read_json
+from analyzer.checkpoint.names import IN_A_NAME
 from analyzer.source.source import Source, is_plain_path
 
 CONFIG = "config.json"
@@ -112,7 +112,7 @@ def _read_index(source: Source, read: Read, index: str) -> WeightFiles:
             raise CheckpointError(f"{index} names {shown(shard)}, not a safetensors file of the model")
     missing = tuple(shard for shard in shards if shard not in source.sizes)
     for name, shard in weight_map.items() if missing else ():
-        if shard in missing and (NUMBER.search(name) or len(missing) == len(shards)):
+        if shard in missing and (IN_A_NAME.search(name) or len(missing) == len(shards)):
             raise CheckpointError(f"the shard {shard} that {index} names is missing: download it")
     return WeightFiles(tuple(shard for shard in shards if shard not in missing), index, weight_map, missing)
 
