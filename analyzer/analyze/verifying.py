@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from analyzer.analyze.running import open_runnable
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import check_can_be_run, down_projections
 from analyzer.scan.ranks import nearest_weights, static_ranks
 from analyzer.scan.records import Outlier, ScanResult, ScanSettings
-from analyzer.source.folder import FolderSource
 from analyzer.source.source import Source
 from analyzer.verify.preparation import Statics, prepare
 from analyzer.verify.records import VerifyResult
@@ -53,14 +52,8 @@ def verify_model(
 def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSettings, progress: Progress) -> Verified:
     """Do what verify_model does, and return the scan too."""
     early_stop = settings.early_stop
-    checkpoint = Checkpoint(source)
-    # These fail, where they must, before gigabytes are read or a lying config is built.
-    check_can_be_run(source.model, down_projections(checkpoint), checkpoint.config)
-    folder = source.folder(() if early_stop else checkpoint.shards)
-    if not early_stop:
-        local = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
-        checkpoint = Checkpoint(local)
-    projections = down_projections(checkpoint)
+    runnable = open_runnable(source, download=not early_stop)
+    checkpoint, projections = runnable.checkpoint, runnable.projections
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
     if not early_stop:
@@ -70,24 +63,12 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
         with suppress(ArchitectureError):  # whose gain cannot be told
             candidates += scan_projections(checkpoint, projections, other, progress).outliers
 
-    # These import torch, which a scan, and a refusal, never need.
-    from analyzer.forward.runner import Runner
-    from analyzer.model.tokens import Tokens
-    from analyzer.verify.verification import verify
+    from analyzer.verify.verification import verify  # imports torch
 
     progress("building the model", 0, 1)
-    runner = Runner(
-        checkpoint,
-        projections,
-        folder,
-        device=settings.device,
-        dtype=settings.dtype,
-        keep_bytes=1 << 62 if early_stop else None,  # the few blocks that run are needed twice
-    )
+    keep_bytes = 1 << 62 if early_stop else None  # the few blocks that run are needed twice
+    runner, tokens = runnable.build(device=settings.device, dtype=settings.dtype, keep_bytes=keep_bytes)
     progress("building the model", 1, 1)
-    tokens = Tokens(
-        source.model, folder, vocabulary=runner.vocabulary, max_tokens=runner.max_tokens, masked=runner.masked
-    )
     by_place = {projection.sort_key: projection for projection in projections}
 
     def rank(coordinates: Sequence[Coordinate]) -> dict[Coordinate, int]:

@@ -48,6 +48,9 @@ def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[Know
     `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`; `folder` is as in
     known_documents. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model,
     naming the nearest, or is broken.
+
+    >>> [(each.layer, each.row, each.col) for each in coordinates_of("mistralai/Mistral-7B-v0.1")][-1]
+    (1, 2070, 7310)
     """
     return coordinates_in(known_documents(None if folder is None else Path(folder)), model)
 
@@ -91,7 +94,11 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
 
 
 def read_catalog(folder: Path) -> list[tuple[str, Entry]]:
-    """Return (family, entry) for every entry of a catalog, in order. Raises CatalogError like read_document."""
+    """Return (family, entry) for every entry of a catalog, in order. Raises CatalogError like read_document.
+
+    >>> read_catalog(Path("catalog"))[0][1]["verdict"]
+    'found'
+    """
     return entries_in(read_documents(folder))
 
 

@@ -1,4 +1,4 @@
-"""The frozen records that everything passes along; their field names are the JSON contract."""
+"""Pure: the bytes of a safetensors header -> records of its tensors, strictly checked."""
 
 from __future__ import annotations
 

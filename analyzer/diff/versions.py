@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 
 from analyzer.base.errors import ResultError, shown
@@ -71,8 +72,8 @@ class Model:
 
 
 def compare_models(
-    old: str,
-    new: str,
+    old: str | PathLike[str],
+    new: str | PathLike[str],
     settings: ScanSettings = DEFAULT_SCAN,
     *,
     token: str | None = None,
@@ -81,10 +82,15 @@ def compare_models(
 ) -> DiffResult:
     """Compare two models, revisions or saved results; what the catalog knows of them are the super weights looked up.
 
-    Raises AnalyzerError where one is none of these, or the two have nothing in common.
+    Each is given by its name, or by the path of a folder or of what a command printed with --json. `catalog` is a
+    folder, by default `catalog` in the current one together with the record that comes with the tool. Raises
+    AnalyzerError where one is none of these, or the two have nothing in common.
+
+    >>> compare_models("./my-model", "./my-model").identical
+    True
     """
     documents = known_documents(catalog)
-    opened = [_open(name, token, settings) for name in (old, new)]
+    opened = [_open(fspath(name), token, settings) for name in (old, new)]
     first, second = opened
     if isinstance(first, Model) and isinstance(second, Model):
         result = _diff_models((first, second), documents, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os import PathLike, fspath
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
@@ -14,7 +15,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 
 
 def open_model(
-    model: str,
+    model: str | PathLike[str],
     *,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -25,7 +26,11 @@ def open_model(
 
     A folder that exists goes before a Hub id of the same name. `model_id` renames a local folder in results.
     Raises SourceError where there is no such model or it cannot be reached.
+
+    >>> open_model("./my-model").sizes["config.json"] > 100
+    True
     """
+    model = fspath(model)
     if not model.strip():
         raise SourceError("the model's name is empty: give a folder or a Hub id of the form owner/name")
     try:

@@ -1,4 +1,4 @@
-"""What zeroing weights costs: the loss of a text without each of them, without all, and without control weights."""
+"""What zeroing costs, and so what is critical: losses without each weight, without all, without control weights."""
 
 from __future__ import annotations
 

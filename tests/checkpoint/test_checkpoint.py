@@ -1,3 +1,5 @@
+"""Checkpoints of one shard and of several, read as the library reads them; hostile indexes and configs are refused."""
+
 import json
 import os
 

@@ -1,3 +1,5 @@
+"""Names to towers, layers and experts, which way round a matrix lies, patterns, contradictions."""
+
 import re
 
 import pytest

@@ -58,11 +58,6 @@ def test_every_command_has_help_that_ends_with_an_example(names, command):
             assert option.help, option.name
 
 
-@pytest.mark.parametrize("names", [names for names, _ in commands(cli)], ids=" ".join)
-def test_every_command_is_in_the_readme(names):
-    assert f"superweight {' '.join(names)}" in (ROOT / "README.md").read_text("utf-8")
-
-
 def test_scan_prints_the_outlier_first(folder):
     result = superweight("scan", folder, "--top", 3)
     assert result.returncode == 0
@@ -382,12 +377,3 @@ def test_shell_completion_knows_commands_and_options():
 )
 def test_layers(text, ranges):
     assert Layers().convert(text, None, None) == ranges
-
-
-def test_the_tree_in_the_readme_names_every_file():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    tree = readme[readme.index("## The tree") :]
-    folders = ("analyzer", "tools", "tests", "catalog")
-    files = [path for folder in folders for path in (ROOT / folder).iterdir() if path.is_file()]
-    missing = [p.name for p in files if not p.name.startswith((".", "__")) and f"  {p.name} " not in tree]
-    assert missing == []

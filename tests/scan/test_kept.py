@@ -1,4 +1,4 @@
-"""cache.py: what is kept comes back as it was or not at all; and the command that shows and clears it."""
+"""kept.py: what is kept comes back as it was or not at all; and the command that shows and clears it."""
 
 import json
 import os

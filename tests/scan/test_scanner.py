@@ -1,3 +1,5 @@
+"""The scanner: ranks over layers and shards, exact bytes, what plain NumPy and transformers say of the same."""
+
 import json
 import math
 import os

@@ -1,3 +1,5 @@
+"""The local folder as a source: what is read of it, and what is refused."""
+
 import os
 
 import pytest

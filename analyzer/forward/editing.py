@@ -1,0 +1,62 @@
+"""A language model for experiments of one's own: text in, logits or losses out, with weights edited meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from analyzer.base.errors import ForwardError
+from analyzer.base.records import Coordinate
+from analyzer.forward.edits import scaling
+from analyzer.forward.losses import losses
+from analyzer.forward.runner import Runner
+from analyzer.model.tokens import Tokens
+
+
+class EditableModel:
+    """A stock model whose weights can be edited for the length of a block of code; none is ever written.
+
+    Its weights come block by block, so it may be larger than memory.
+    """
+
+    def __init__(self, runner: Runner, tokens: Tokens) -> None:
+        self._runner, self._tokens = runner, tokens
+        self._factors: Mapping[Coordinate, float] = {}
+
+    @contextmanager
+    def edited(self, factors: Mapping[Coordinate, float]) -> Iterator[None]:
+        """While the context lasts, multiply each of these weights by its factor; 0 sets it to zero.
+
+        Contexts nest: the inner one's factor of a weight goes before the outer one's. Raises ArchitectureError, once
+        the model is run, where it has no such weight.
+        """
+        outer = self._factors
+        self._factors = {**outer, **factors}
+        try:
+            yield
+        finally:
+            self._factors = outer
+
+    def logits(self, text: str) -> NDArray[np.float32]:
+        """Return what the model says after each token of a text, [tokens, vocabulary], unnormalized.
+
+        Raises ForwardError where the text has no token, or more than the model has positions.
+        """
+        ids = self._tokens.ids(text)
+        most = self._tokens.max_tokens
+        if not ids or (most is not None and len(ids) > most):
+            raise ForwardError(f"{self._runner.name} cannot be run on {len(ids)} tokens: give 1 to {most or 'many'}")
+        states = self._runner.states([ids], [scaling(self._factors)])[0]
+        return self._runner.logits(states).to("cpu", torch.float32).numpy()
+
+    def loss(self, text: str) -> float:
+        """Return the mean negative log-likelihood of a text, in nats per token, over windows of at most 512.
+
+        Of each next token, or of every seventh, masked, where the model is a masked one. Raises ForwardError where the
+        text is too short.
+        """
+        return losses(self._runner, self._tokens.windows(text), [scaling(self._factors)])[0]
