@@ -48,7 +48,10 @@ def find_mxfp4(module: StoredModule) -> list[Matrix] | None:
     end = next((end for end in SCALES if module.has(end, POWERS)), None)
     if name is None or end is None or str(quantization(module.config).get("data_type")).startswith("mx_int"):
         return None
-    return _find(module, name, MXFP4, module.companion(end, POWERS, [_scales_shape(module, name, MXFP4)]), None)
+    shape = _scales_shape(module, name, MXFP4)
+    if module.has(end, ("U8",)) and module.shape(end) != shape:  # bytes may be anything else
+        return None
+    return _find(module, name, MXFP4, module.companion(end, POWERS, [shape]), None)
 
 
 def find_nvfp4(module: StoredModule) -> list[Matrix] | None:

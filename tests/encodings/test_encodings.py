@@ -30,6 +30,7 @@ from quantized import (
     awq,
     check,
     check_coordinates,
+    dense,
     expected_bytes,
     float8,
     found,
@@ -348,3 +349,14 @@ def test_decoding_imports_no_torch(tmp_path):
     command = [sys.executable, "-c", program, *(str(tmp_path / str(number)) for number in range(len(names)))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["gptq, no g_idx", "gptq, act order", "awq"])
+def test_scales_of_integers_that_are_no_number(tmp_path, name):
+    model = MODELS[name]()
+    module = DENSE.format(1)
+    model.tensors[f"{module}.scales"][0, 5] = np.inf
+    model.tensors[f"{module}.scales"][0, 6] = np.nan
+    write(tmp_path, model)
+    finite = [np.isfinite(down).all(axis=1) for down in dense(tmp_path).values()]
+    assert [np.flatnonzero(~rows).tolist() for rows in finite] == [[], [5, 6], []]
