@@ -36,9 +36,10 @@ class AWQ:
         """See Encoding.decode; companions are scales [groups, out] and zeros [groups, out / 8]."""
         scales, zeros = companions
         values = _read(units)
-        for part, down, along in blocks(values, tile.line, 8 * tile.first, (self.group, 1)):
-            part -= _read(zeros[down, along.start // 8 : along.stop // 8])[..., None]
-            part *= floats(scales[down, along])[..., None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            for part, down, along in blocks(values, tile.line, 8 * tile.first, (self.group, 1)):
+                part -= _read(zeros[down, along.start // 8 : along.stop // 8])[..., None]
+                part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
 
@@ -57,9 +58,10 @@ class AWQGemv:
         scales, zeros = companions
         values = NIBBLES.read(units, numbers("U4"))
         zero = NIBBLES.read(zeros[tile.line : tile.line + tile.lines].view(BYTE), numbers("U4"))  # [lines, groups]
-        for part, down, along in blocks(values, tile.line, 2 * tile.first, (1, self.group)):
-            part -= zero[:, along, None]
-            part *= floats(scales[down, along])[..., None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            for part, down, along in blocks(values, tile.line, 2 * tile.first, (1, self.group)):
+                part -= zero[:, along, None]
+                part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
 

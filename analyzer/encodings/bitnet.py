@@ -29,7 +29,7 @@ class BitNet:
     decoded = FORMATS["F32"]
 
     def decode(self, units: NDArray[Any], tile: Tile, companions: Companions) -> Unsigned:
-        """See Encoding.decode; the companion is the scale, [1]."""
+        """See Encoding.decode; the companion is the scale, [1]. A tile's lines of the first quarter come first."""
         values = np.empty((4, *units.shape), np.float32)
         scale = companions[0].astype(np.float32)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):

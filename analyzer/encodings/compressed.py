@@ -53,16 +53,17 @@ class Integers:
         scales, *more = companions
         place = tile.first * self.packing.per_unit
         groups = self._groups(more[-1][place : place + values.shape[1]], scales.shape[1]) if self.named_groups else None
-        if groups is not None:
-            lines = slice(tile.line, tile.line + tile.lines)
-            if self.zeros:
-                values -= np.take(self._zeros(more[0], lines), groups, axis=1)
-            values *= np.take(floats(scales[lines]), groups, axis=1)
-            return values.view(np.uint32)
-        for part, down, along in blocks(values, tile.line, place, self.block):
-            if self.zeros:
-                part -= self._zeros(more[0], down)[:, along, None]
-            part *= floats(scales[down, along])[..., None]
+        lines = slice(tile.line, tile.line + tile.lines)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if groups is not None:
+                if self.zeros:
+                    values -= np.take(self._zeros(more[0], lines), groups, axis=1)
+                values *= np.take(floats(scales[lines]), groups, axis=1)
+                return values.view(np.uint32)
+            for part, down, along in blocks(values, tile.line, place, self.block):
+                if self.zeros:
+                    part -= self._zeros(more[0], down)[:, along, None]
+                part *= floats(scales[down, along])[..., None]
         return values.view(np.uint32)
 
     def _groups(self, named: NDArray[Any], count: int) -> NDArray[np.int32] | None:

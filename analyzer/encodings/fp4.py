@@ -8,7 +8,7 @@ from collections.abc import Collection
 from analyzer.base.config import quantization
 from analyzer.base.errors import shown
 from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import MAX_EXPERTS, SCALES, StoredModule
+from analyzer.encodings.module import FLOAT_SCALES, MAX_EXPERTS, POWERS, SCALES, StoredModule
 from analyzer.encodings.packing import NIBBLES
 from analyzer.encodings.plain import float_shape
 from analyzer.encodings.scaled import Scaled
@@ -44,11 +44,14 @@ def find_gpt_oss(module: StoredModule) -> list[Matrix] | None:
 
 def find_mxfp4(module: StoredModule) -> list[Matrix] | None:
     """Return pairs [rows, cols / 2] whose scales are powers of two: DeepSeek-V4's, or compressed-tensors'."""
-    end = next((end for end in SCALES if module.has(end, ("F8_E8M0", "U8"))), None)
     name = _pairs(module, ("U8", "I8"))
-    if end is None or name is None or str(quantization(module.config).get("data_type")).startswith("mx_int"):
+    end = next((end for end in SCALES if module.has(end, POWERS)), None)
+    if name is None or end is None or str(quantization(module.config).get("data_type")).startswith("mx_int"):
         return None
-    return _find(module, name, MXFP4, end, ("F8_E8M0", "U8"), None)
+    shape = _scales_shape(module, name, MXFP4)
+    if module.has(end, ("U8",)) and module.shape(end) != shape:  # bytes may be anything else
+        return None
+    return _find(module, name, MXFP4, module.companion(end, POWERS, [shape]), None)
 
 
 def find_nvfp4(module: StoredModule) -> list[Matrix] | None:
@@ -56,27 +59,29 @@ def find_nvfp4(module: StoredModule) -> list[Matrix] | None:
     name = _pairs(module, ("U8",))
     if name is None or not module.has(".weight_scale", ("F8_E4M3",)):
         return None
+    scales = module.companion(".weight_scale", ("F8_E4M3",), [_scales_shape(module, name, NVFP4)])
+    encoding, end = (NVFP4, ".weight_scale_2")
     if module.has(".weight_global_scale"):
-        return _find(module, name, NVFP4_DIVIDED, ".weight_scale", ("F8_E4M3",), ".weight_global_scale")
-    return _find(module, name, NVFP4, ".weight_scale", ("F8_E4M3",), ".weight_scale_2")
+        encoding, end = (NVFP4_DIVIDED, ".weight_global_scale")
+    each = module.tensors[name][1][:-2]
+    factor = module.companion(end, FLOAT_SCALES, [each, (*each, 1), (*each, 1, 1), (), (1,)])
+    return _find(module, name, encoding, scales, factor)
 
 
 def _pairs(module: StoredModule, dtypes: Collection[str]) -> str | None:
     return next((module.name + end for end in (".weight_packed", ".weight", "") if module.has(end, dtypes)), None)
 
 
-def _find(
-    module: StoredModule, name: str, encoding: Scaled, scale_end: str, dtypes: Collection[str], factor_end: str | None
-) -> list[Matrix]:
-    shape = module.tensors[name][1]
-    experts, rows, pairs = float_shape(module, name, shape)
-    counts = (rows, math.ceil(2 * pairs / encoding.block[1]))
-    scales = module.companion(scale_end, dtypes, [(*shape[:-2], *counts)])
+def _scales_shape(module: StoredModule, name: str, encoding: Scaled) -> tuple[int, ...]:
+    *lines, pairs = module.tensors[name][1] or (0,)
+    return (*lines, math.ceil(2 * pairs / encoding.block[1]))
+
+
+def _find(module: StoredModule, name: str, encoding: Scaled, scales: str, factor: str | None) -> list[Matrix]:
+    experts, rows, pairs = float_shape(module, name, module.tensors[name][1])
     dtype = "F8_E8M0" if encoding is MXFP4 else None
-    companions = [module.parts(scales, experts, counts, dtype=dtype)]
-    if factor_end is not None:
-        each = shape[:-2]
-        factor = module.companion(factor_end, ("F32",), [each, (*each, 1), (*each, 1, 1), (), (1,)])
+    companions = [module.parts(scales, experts, (rows, module.tensors[scales][1][-1]), dtype=dtype)]
+    if factor is not None:
         companions.append(module.parts(factor, experts, (1, 1)))
     return [
         Matrix(data, tuple(scale), encoding, (rows, 2 * pairs), transposed=False)

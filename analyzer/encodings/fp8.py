@@ -12,12 +12,11 @@ from analyzer.base.config import quantization, weight_schemes
 from analyzer.encodings.encoding import BYTE, Companions, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import EIGHT_BIT_FLOATS, FLOAT_SCALES, SCALES, StoredModule
+from analyzer.encodings.module import EIGHT_BIT_FLOATS, FLOAT_SCALES, POWERS, SCALES, StoredModule
 from analyzer.encodings.packing import BYTES, numbers
 from analyzer.encodings.plain import float_shape, float_tensor
 from analyzer.encodings.scaled import Scaled, Sizes, find_scales
 
-POWERS = ("F8_E8M0", "U8")
 MX_BLOCK = (1, 32)  # of OCP MX 1.0
 
 

@@ -72,7 +72,8 @@ class GPTQ:
         steps = codes.reshape(inputs.size, -1).astype(self._steps)
         steps -= self._zeros(zeros[present], outputs)[which]
         values: Float32 = steps.astype(np.float32)
-        values *= floats(scales[present, outputs])[which]
+        with np.errstate(invalid="ignore", over="ignore"):
+            values *= floats(scales[present, outputs])[which]
         return values.view(np.uint32)
 
     @property

@@ -64,42 +64,36 @@ class MLXAffine:
 
 def find_mlx(module: StoredModule) -> list[Matrix] | None:
     """Return MLX's words, [rows, cols * bits / 32] or with experts before; null where the module has none."""
-    name = f"{module.name}.weight"
     if not module.has(".weight", ("U32",)):
         return None
-    shape = module.tensors[name][1]
+    name, shape = f"{module.name}.weight", module.shape(".weight")
     experts, rows, words = float_shape(module, name, shape)
     groups = max((1, *module.shape(".scales")[-1:]))
-    counts = (rows, groups)
-    biased = module.has(".biases")
-    scales = module.companion(".scales", FLOAT_SCALES if biased else ("U8",), [(*shape[:-2], *counts)])
+    counts = (*shape[:-2], rows, groups)
     encoding: MLXAffine | Scaled
-    if biased:
-        companions = [module.parts(scales, experts, counts)]
-        biases = module.companion(".biases", FLOAT_SCALES, [(*shape[:-2], *counts)])
-        companions.append(module.parts(biases, experts, counts))
-        fitting = [
-            MLXAffine(bits, group)
-            for bits, group in _told(module)
-            if bits in PACKED_BITS and group > 0 and bits * group * groups == 32 * words
-        ]
-        if not fitting:
-            raise module.refused(name, "is packed by MLX, in bits and groups that config.json does not tell")
-        encoding = fitting[0]
+    if module.has(".biases"):
+        names = [module.companion(end, FLOAT_SCALES, [counts]) for end in (".scales", ".biases")]
+        encoding, dtype = _integers(module, name, words, groups), None
     else:
-        shared = words // groups
-        if shared * groups != words or shared not in FLOATS_BY_WORDS:
-            raise module.refused(
-                name, f"is packed by MLX with {words} words a row and {groups} scales, in no known mode"
-            )
-        encoding, dtype = FLOATS_BY_WORDS[shared]
-        companions = [module.parts(scales, experts, counts, dtype=dtype)]
-    unit, (_, along) = encoding.unit, encoding.expand
-    units = 4 * words // unit.itemsize
+        names = [module.companion(".scales", ("U8",), [counts])]
+        if words % groups or words // groups not in FLOATS_BY_WORDS:
+            raise module.refused(name, f"is packed by MLX in no known mode: {words} words and {groups} scales a row")
+        encoding, dtype = FLOATS_BY_WORDS[words // groups]
+    units = 4 * words // encoding.unit.itemsize
+    data = module.parts(name, experts, (rows, units), unit=encoding.unit)
+    companions = [module.parts(each, experts, (rows, groups), dtype=dtype) for each in names]
     return [
-        Matrix(data, tuple(scale), encoding, (rows, units * along), transposed=False)
-        for data, *scale in zip(module.parts(name, experts, (rows, units), unit=unit), *companions, strict=True)
+        Matrix(part, tuple(more), encoding, (rows, units * encoding.expand[1]), transposed=False)
+        for part, *more in zip(data, *companions, strict=True)
     ]
+
+
+def _integers(module: StoredModule, name: str, words: int, groups: int) -> MLXAffine:
+    """Return the encoding that config.json tells and that fits so many words and groups a row."""
+    for bits, group in _told(module):
+        if bits in PACKED_BITS and group > 0 and bits * group * groups == 32 * words:
+            return MLXAffine(bits, group)
+    raise module.refused(name, "is packed by MLX, in bits and groups that config.json does not tell")
 
 
 def _told(module: StoredModule) -> Iterator[tuple[int, int]]:

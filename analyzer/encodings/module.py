@@ -16,6 +16,7 @@ from analyzer.encodings.encoding import NUMPY_DTYPES
 from analyzer.encodings.matrices import Part, Shapes
 
 FLOAT_SCALES = ("F32", "F16", "BF16")
+POWERS = ("F8_E8M0", "U8")  # scales that are powers of two (E8M0), by their biased exponents
 EIGHT_BIT_FLOATS = ("F8_E4M3", "F8_E5M2")
 SCALES = (  # what a module's name is followed by in the name of its weights' scales
     ".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale",

@@ -50,8 +50,8 @@ class Scaled:
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # NaN stays NaN
             for part, down, along in blocks(values, tile.line, tile.first * self.packing.per_unit, self.block):
                 scale = floats(scales[down, along])
-                for factor in factors:  # a float32, as the result is
-                    (np.divide if self.divided else np.multiply)(scale, factor, out=scale)
+                for factor in factors:
+                    scale = scale / floats(factor) if self.divided else scale * floats(factor)
                 part *= scale[..., None]
         return values.view(np.uint32)
 

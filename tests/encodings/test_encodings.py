@@ -30,6 +30,7 @@ from quantized import (
     awq,
     check,
     check_coordinates,
+    dense,
     expected_bytes,
     float8,
     found,
@@ -270,7 +271,7 @@ def test_fp8_weight_by_weight(scale_dtype):
 
 def write_zeros(folder, tensors, **config):
     """Write tensors, given as dtype and shape, that are all zeros: a sparse file, so that the disk does not matter."""
-    sizes = {"F8_E4M3": 1, "U8": 1, "I32": 4, "F16": 2, "F32": 4}
+    sizes = {"F8_E4M3": 1, "U8": 1, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "F32": 4}
     header, stop = {}, 0
     for name, (dtype, *shape) in tensors.items():
         start, stop = stop, stop + sizes[dtype] * math.prod(shape)
@@ -302,8 +303,23 @@ def write_zeros(folder, tensors, **config):
             {".qweight": ("I32", 4096, 512), ".qzeros": ("I32", 64, 512), ".scales": ("F16", 64, 4096)},
             AWQ,
         ),
+        (
+            DENSE,
+            {".qweight": ("I32", 384, 4096), ".qzeros": ("I32", 32, 384), ".scales": ("F16", 32, 4096)},
+            GPTQ,
+        ),
+        (
+            DENSE,
+            {".weight": ("U32", 4096, 640), ".scales": ("BF16", 4096, 64), ".biases": ("BF16", 4096, 64)},
+            {"bits": 5, "group_size": 64},
+        ),
+        (
+            DENSE,
+            {".weight": ("U8", 1024, 4096), ".weight_scale": ("BF16", 1)},
+            {"quant_method": "bitnet", "linear_class": "autobitlinear"},
+        ),
     ],
-    ids=["fp8", "mxfp4", "gptq", "awq"],
+    ids=["fp8", "mxfp4", "gptq", "awq", "gptq, 3 bits", "mlx, 5 bits", "bitnet"],
 )
 def test_memory_does_not_grow_with_the_tensor(tmp_path, module, tensors, quantization):
     # All equal is the worst for the ranking: every weight ties.
@@ -334,3 +350,14 @@ def test_decoding_imports_no_torch(tmp_path):
     command = [sys.executable, "-c", program, *(str(tmp_path / str(number)) for number in range(len(names)))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["gptq, no g_idx", "gptq, act order", "awq"])
+def test_scales_of_integers_that_are_no_number(tmp_path, name):
+    model = MODELS[name]()
+    module = DENSE.format(1)
+    model.tensors[f"{module}.scales"][0, 5] = np.inf
+    model.tensors[f"{module}.scales"][0, 6] = np.nan
+    write(tmp_path, model)
+    finite = [np.isfinite(down).all(axis=1) for down in dense(tmp_path).values()]
+    assert [np.flatnonzero(~rows).tolist() for rows in finite] == [[], [5, 6], []]

@@ -264,6 +264,11 @@ REFUSED = {
         {"quant_method": "newquant"},
         "newquant",
     ),
+    "compressed-tensors, mxfp6": (
+        {"weight_packed": u8(64, 144), "weight_scale": u8(64, 6)},
+        {"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized"},
+        "mxfp6-pack-quantized",
+    ),
     "auto-round, mxint4": (
         {"weight_packed": u8(64, 96), "weight_scale": u8(64, 6)},
         {"quant_method": "auto-round", "data_type": "mx_int4"},
