@@ -100,7 +100,8 @@ def inputs_for(part: nn.Module) -> Iterator[dict[str, Any]]:
     quiet = {"use_cache": False} if "use_cache" in names else {}
     text = _text(part, names)
     image = next((n for n in names if n in IMAGES), None)
-    if image is None and "hidden_states" in names and any(side in names for side in SIDES):
+    sees = getattr(part, "main_input_name", "") == "pixel_values" or any(side in names for side in SIDES)
+    if image is None and "hidden_states" in names and sees:
         image = "hidden_states"
     sound = next((n for n in names if n in SOUNDS), None)
     if text:
@@ -113,7 +114,10 @@ def inputs_for(part: nn.Module) -> Iterator[dict[str, Any]]:
         yield {"flattened_patches": torch.rand(2, 16, 2 + _patch_channels(part)), **quiet}
     if sound is not None:
         for features in _sounds(part):
-            yield {sound: features, **{n: torch.tensor(SIDES[n]) for n in needed if n in SIDES}, **quiet}
+            sides = {n: torch.tensor(SIDES[n]) for n in needed if n in SIDES}
+            if "input_features_mask" in names:
+                sides["input_features_mask"] = torch.ones(features.shape[0], features.shape[-1], dtype=torch.long)
+            yield {sound: features, **sides, **quiet}
     yield from _embedded(part, names, needed, quiet)
 
 
@@ -176,7 +180,7 @@ def _sounds(part: nn.Module) -> Iterator[Tensor]:
     config = getattr(config, "audio_config", config)
     bins = _first(config, "num_mel_bins", "input_dim", "input_feat_size", "feature_size", default=80)
     length = 2 * _first(config, "max_source_positions", default=32)
-    for frames in (length, 64, 128):
+    for frames in (length, 64, 200):
         yield torch.rand(2, bins, frames)
         yield torch.rand(2, frames, bins)
         yield torch.rand(bins, frames)
@@ -193,7 +197,10 @@ def _embedded(part: nn.Module, names: list[str], needed: list[str], quiet: dict[
     for width in widths:
         for other in widths if beside else [width]:
             states = {name: torch.randn(2, 16, width) for name in streams[:1]}
-            states |= {name: torch.randn(2, 16, other) for name in beside}
+            states |= {
+                name: torch.ones(2, 16, dtype=torch.long) if name.endswith("mask") else torch.randn(2, 16, other)
+                for name in beside
+            }
             if states:
                 yield {**states, **{n: SIDES[n] for n in needed if n == "query_length"}, **quiet}
 

@@ -89,6 +89,11 @@ def image(node: Node, old: int) -> int:
     return 4 * patch if isinstance(patch, int) and 4 * patch < old else min(old, 64)
 
 
+def window(node: Node, old: int) -> int:
+    patch = node.fields.get("patch_size")
+    return 4 * patch if isinstance(patch, int) and old > patch else min(old, 8)
+
+
 # What a number's name says, the first that matches: sizes that nothing here names stay as they are.
 RULES: tuple[tuple[str, Shrink], ...] = tuple(
     (pattern, shrink)
@@ -137,6 +142,7 @@ RULES: tuple[tuple[str, Shrink], ...] = tuple(
         (r".*hidden_size.*|d_model|n_embd|hidden_dim|dim|embed_dim|.*embed_proj_dim|d_embed|emb_dim", hidden),
         (r".*embedding_size|embedding_dim", hidden),
         (r"max_.*position.*|n_positions|max_seq_len|n_ctx|max_.*positions|context_length|seq_len(gth)?", at_most(128)),
+        (r"window_size", window),
         (r"sliding_window.*|.*window_size|local_attention|local_radius", at_most(8)),
         (r"image_size|force_image_size|img_size", image),
         (r".*(_period|_interval|_step|_frequency|_every_n_layers|_pattern|layer_group_size)", at_most(2)),
@@ -295,37 +301,60 @@ def _small_token(value: int) -> int:
 DROPPED = {"transformers_version", "architectures", "dtype", "_name_or_path", "id2label", "label2id"}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SMALL_CODES = {"base_channels": 32, "channel_multiplier": [1, 2], "latent_channels": 32, "embed_dim": 32}
+SECTIONS = {"rope_parameters": {"mrope_section": [4, 2, 2]}}  # of half a head
+# Where a class needs what the rules cannot know, or has more in it than by default.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "apertus1p5_wavtokenizer": {"codebook_dim": 80},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "chameleon": {"vocabulary_map": {"<image>": 250, "IMGIMGA": 251, "IMGIMGB": 252}},
     "chameleon_vqgan": SMALL_CODES,
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
-    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": EXPERT_INNER},
     "dory": {
-        "num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
+        "num_hidden_layers": 6,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 2,
         "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"],
     },
     "dots3_note_text": {"head_dim": 24},
     "emu3": {"vocabulary_map": {"<image>": 250, "<|extra_200|>": 251}},
-    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [EXPERT_INNER, 88]},
+    "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 2], "embed_dim": 32},
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [EXPERT_INNER, 88],
+        "rope_parameters": {"mrope_section": [3, 3, 2]},
+    },
     "florence_vision": {
-        "depths": [1, 1, 2, 1], "embed_dim": [16, 32, 64, 96], "num_heads": [2, 2, 4, 4], "num_groups": [2, 2, 4, 4],
+        "depths": [1, 1, 2, 1],
+        "embed_dim": [16, 32, 64, 96],
+        "num_heads": [2, 2, 4, 4],
+        "num_groups": [2, 2, 4, 4],
         "projection_dim": 64,
     },
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": EXPERT_INNER},
+    "glm4v_moe_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
+    "glm4v_text": SECTIONS,
     "glm5_next_text": {"index_kpool": 4},
+    "glm_ocr_text": SECTIONS,
     "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2"},
+    "hunyuan_vl_text": SECTIONS,
     "janus_vqgan": SMALL_CODES,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64},
+    "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 384},
     "mamba2": {"num_heads": 8, "head_dim": 16},
+    "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
     "molmo2_adapter": {"vision_feature_layer": [2, 1]},
-    "nemo_speechlm": {"chunk_right_context": 4},
+    "nemotron_h": {"moe_latent_size": 24},
+    "paddleocr_vl_text": SECTIONS,
     "perceiver": {"num_self_attends_per_block": 3, "d_latents": 96, "num_latents": 16},
+    "qwen2_5_omni_text": SECTIONS,
+    "qwen2_5_vl_text": SECTIONS,
+    "qwen2_vl_text": SECTIONS,
     "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [32, 32]},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 5, "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"]},
 }
 CLASS_OVERRIDES: dict[str, dict[str, Any]] = {"ReformerModelWithLMHead": {"is_decoder": True}}

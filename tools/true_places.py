@@ -203,10 +203,10 @@ def _repeated(
     found: dict[Place, tuple[int, ...]] = {}
     for stack in {stack for stack, _ in by_block}:
         places = [place for (of, _), each in by_block.items() if of == stack for place in each]
-        order = sorted((use.number, place.parameter, place) for place in places for use in downs[place])
+        order = sorted(((use.number, place) for place in places for use in downs[place]), key=lambda each: each[0])
         if len(order) == wanted and len(order) > len(places):
             for place in places:
-                found[place] = tuple(layer for layer, (_, _, each) in enumerate(order) if each == place)
+                found[place] = tuple(layer for layer, (_, each) in enumerate(order) if each == place)
     return found
 
 
