@@ -1,0 +1,219 @@
+"""Where a model's true down projections are: in which block, MLP and expert, by the structure of its modules."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from forward_runs import runs
+from torch import Tensor, nn
+from true_mlps import Place, Use, find_uses
+
+NUMBER = re.compile(r"\d+$")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One true down projection. `layers` are all blocks that share it, where several do; `how` is "run" or "shape"."""
+
+    place: Place
+    stack: str
+    layer: int
+    layers: tuple[int, ...] | None
+    mlp: int | None
+    expert: int | None
+    writes: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The true down projections, what else is like one (pattern -> why it is none), and what no run reached."""
+
+    matrices: tuple[Truth, ...]
+    asides: Mapping[str, str]
+    unreached: tuple[str, ...]
+
+
+def find_true_mlps(model: nn.Module) -> Found:
+    """Return a model's down projections, told by running it and, where nothing reaches a part, by shapes."""
+    uses: dict[Place, list[Use]] = {}
+    touched: set[str] = set()
+    mixing: set[str] = set()
+    for name, cutting, outputs in runs(model):
+        touched |= {joined(name, each) for each in cutting.touched}
+        mixing |= {joined(name, each) for each in cutting.mixing}
+        of_run: dict[Place, list[Use]] = defaultdict(list)
+        for use in find_uses(cutting.calls, outputs):
+            for place in use.places:
+                of_run[replace(place, parameter=joined(name, place.parameter))].append(use)
+        uses |= {place: each for place, each in of_run.items() if place not in uses}
+    mixing |= {place.parameter for place, each in uses.items() if not any(use.local for use in each)}
+    downs = {place: each for place, each in uses.items() if any(use.is_mlp for use in each) and place.cols >= place.rows}
+    blocks = Blocks(model, mixing)
+    asides = {
+        _starred(place.parameter): "narrower inside than outside" if place.cols < place.rows else "fed from outside"
+        for place, each in uses.items()
+        if place not in downs and any(use.local and use.bent and use.writes == "residual" for use in each)
+    }
+    for place in [place for place in downs if blocks.of(place.parameter) is None]:
+        asides[_starred(place.parameter)] = "in no numbered block"
+        del downs[place]
+    how = dict.fromkeys(downs, "run")
+    for place in list(downs):
+        for other in _slices(place, blocks.parameters[place.parameter]):
+            if other not in downs:
+                downs[other], how[other] = downs[place], "run"
+    unreached = {
+        name for name, value in blocks.parameters.items() if value.ndim > 1 and name not in touched and blocks.of(name)
+    }
+    for place in _told_by_shape(blocks.parameters, unreached):
+        downs[place], how[place] = [], "shape"
+    truths = tuple(_numbered(model, blocks, downs, how))
+    told = {truth.place.parameter for truth in truths}
+    return Found(truths, asides, tuple(sorted({_starred(name) for name in unreached - told})))
+
+
+def _slices(place: Place, parameter: Tensor) -> list[Place]:
+    """Return all matrices of a fused parameter that lie as this one does."""
+    size = place.rows * place.cols
+    if {place.row_step, place.col_step} not in ({1, place.cols}, {1, place.rows}) or parameter.numel() % size:
+        return [place]
+    return [replace(place, offset=offset) for offset in range(0, parameter.numel(), size)]
+
+
+def _told_by_shape(parameters: Mapping[str, Tensor], unreached: set[str]) -> list[Place]:
+    """Return what must be down projections where nothing was run: [hidden, inner] next to [inner, hidden]."""
+    found = []
+    for name in sorted(unreached):
+        shape, nearby = tuple(parameters[name].shape), name.rsplit(".", 3)[0]
+        if len(shape) != 2 or shape[0] >= shape[1]:
+            continue
+        rows, cols = shape
+        others = [tuple(parameters[other].shape) for other in unreached if other.startswith(nearby + ".")]
+        if (cols, rows) in others or (2 * cols, rows) in others:
+            found.append(Place(name, 0, rows, cols, cols, 1))
+    return found
+
+
+class Blocks:
+    """The numbered blocks of a model."""
+
+    def __init__(self, model: nn.Module, mixing: Iterable[str]) -> None:
+        """`mixing` names the parameters of what mixes positions."""
+        self.parameters = dict(model.named_parameters())
+        self._mixing = tuple(sorted(mixing))
+        self._aliases: dict[int, list[str]] = defaultdict(list)
+        for name, value in model.named_parameters(remove_duplicate=False):
+            self._aliases[id(value)].append(name)
+
+    def of(self, name: str) -> tuple[str, int] | None:
+        """Return the stack and the number of a parameter's block; null where it is in none.
+
+        The innermost numbered module that mixes positions too; else the innermost list of modules of which one does;
+        else the outermost number.
+        """
+        words = name.split(".")
+        numbered = [index for index, word in enumerate(words) if word.isdigit()]
+        for length in (1, 0):
+            for index in reversed(numbered):
+                prefix = ".".join(words[: index + length]) + "."
+                if any(each.startswith(prefix) for each in self._mixing):
+                    return ".".join(words[:index]), int(words[index])
+        return (".".join(words[: numbered[0]]), int(words[numbered[0]])) if numbered else None
+
+    def sharing(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of all blocks that a parameter is a part of."""
+        blocks = [self.of(alias) for alias in self._aliases[id(self.parameters[name])]]
+        return tuple(sorted({block[1] for block in blocks if block is not None}))
+
+
+def _numbered(
+    model: nn.Module, blocks: Blocks, downs: Mapping[Place, list[Use]], how: Mapping[Place, str]
+) -> Iterable[Truth]:
+    """Yield the down projections, in order, each with its block, MLP and expert."""
+    by_block: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    for place in downs:
+        block = blocks.of(place.parameter)
+        assert block is not None
+        by_block[block].append(place)
+    repeated = _repeated(model, by_block, downs)
+    for (stack, layer), places in sorted(by_block.items()):
+        groups: dict[str, list[Place]] = defaultdict(list)
+        for place in places:
+            groups[_starred(place.parameter)].append(place)
+        mlps: dict[bool, list[dict[Place, int | None]]] = {False: [], True: []}
+        for members in sorted(groups.values(), key=lambda each: _first_use(each, downs)):
+            if _one_after_another(members, downs, blocks.parameters):
+                for place in sorted(members, key=lambda each: _first_use([each], downs)):
+                    mlps[False].append({place: None})
+            else:
+                experts = _experts(members, blocks.parameters)
+                mlps[None not in experts.values()].append(experts)
+        for several in mlps.values():
+            for number, experts in enumerate(several):
+                for place, expert in sorted(experts.items(), key=lambda each: (each[1] or 0, each[0].offset)):
+                    sharing = repeated.get(place) or blocks.sharing(place.parameter)
+                    yield Truth(
+                        place=place,
+                        stack=stack,
+                        layer=min(sharing),
+                        layers=sharing if len(sharing) > 1 else None,
+                        mlp=number if len(several) > 1 else None,
+                        expert=expert,
+                        writes=next((use.writes for use in downs[place] if use.is_mlp), "residual"),
+                        how=how[place],
+                    )
+
+
+def _experts(members: list[Place], parameters: Mapping[str, Tensor]) -> dict[Place, int | None]:
+    """Return the number of each expert: the matrix's within a fused parameter, or what differs in their names."""
+    if parameters[members[0].parameter].numel() > members[0].rows * members[0].cols or (
+        parameters[members[0].parameter].ndim == 3 and parameters[members[0].parameter].shape[-1] > 1
+    ):
+        return {place: place.offset // (place.rows * place.cols) for place in members}
+    if len(members) == 1:
+        return {members[0]: None}
+    words = [place.parameter.split(".") for place in members]
+    differing = next(index for index, each in enumerate(zip(*words, strict=True)) if len(set(each)) > 1)
+    return {place: int(NUMBER.findall(place.parameter.split(".")[differing])[0]) for place in members}
+
+
+def _one_after_another(
+    members: list[Place], downs: Mapping[Place, list[Use]], parameters: Mapping[str, Tensor]
+) -> bool:
+    """Whether MLPs whose names differ only in a number read one another's output: then they are no experts."""
+    uses = [use for place in members for use in downs[place][:1]]
+    return len({place.parameter for place in members}) > 1 and any(
+        use.before >> other.number & 1 for use in uses for other in uses if use is not other
+    )
+
+
+def _first_use(members: list[Place], downs: Mapping[Place, list[Use]]) -> int:
+    return min((use.number for place in members for use in downs[place]), default=0)
+
+
+def _repeated(
+    model: nn.Module, by_block: Mapping[tuple[str, int], list[Place]], downs: Mapping[Place, list[Use]]
+) -> dict[Place, tuple[int, ...]]:
+    """Return the numbers of the blocks that are one module applied again and again, as the configuration counts them."""
+    wanted = getattr(model.config, "num_hidden_layers", None)
+    found: dict[Place, tuple[int, ...]] = {}
+    for stack in {stack for stack, _ in by_block}:
+        places = [place for (of, _), each in by_block.items() if of == stack for place in each]
+        order = sorted(((use.number, place) for place in places for use in downs[place]), key=lambda each: each[0])
+        if len(order) == wanted and len(order) > len(places):
+            for place in places:
+                found[place] = tuple(layer for layer, (_, each) in enumerate(order) if each == place)
+    return found
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def joined(part: str, name: str) -> str:
+    """Return the name of a parameter of a part, as the whole model calls it."""
+    return f"{part}.{name}" if part else name
