@@ -164,7 +164,7 @@ def compare(kind: Kind, truth: Mapping[str, Any], folder: Path) -> Row:
         return Row(kind, "refused", line, note, truth)
     except Exception as error:
         return Row(kind, "wrong", f"{type(error).__name__}: {error}", note, truth)
-    found = [asdict(each) for each in result.tensors]
+    found = [{**asdict(each), "writes": each.writes or "residual"} for each in result.tensors]
     wrong = [*differences(truth["matrices"], found), *planted_wrong(truth, asdict(result.outliers[0]))]
     return Row(kind, "wrong" if wrong else "right", "; ".join(wrong), note, truth, found)
 
@@ -182,9 +182,8 @@ def differences(true: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
         for what, some in (("misses", expected - present), ("adds", present - expected))
         if some
     ]
-    optional = [name for name in ("mlp", "layers", "writes") if found and name in found[0]]
     by_key = {(each["name"], each["expert"]): each for each in true}
-    for name in optional:
+    for name in ("mlp", "layers", "writes"):
         pairs = [(by_key.get((each["name"], each["expert"])), each) for each in found]
         mistaken = [each["name"] for is_true, each in pairs if is_true and _plain(is_true[name]) != _plain(each[name])]
         if mistaken:
