@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -51,6 +51,11 @@ def find_true_mlps(model: nn.Module) -> Found:
                 of_run[replace(place, parameter=joined(name, place.parameter))].append(use)
         uses |= {place: each for place, each in of_run.items() if place not in uses}
     mixing |= {place.parameter for place, each in uses.items() if not any(use.local for use in each)}
+    mixing |= {
+        f"{name}.weight"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(part.kernel_size) > 1
+    }
     downs = {place: each for place, each in uses.items() if any(use.is_mlp for use in each) and place.cols >= place.rows}
     blocks = Blocks(model, mixing)
     asides = {
@@ -85,13 +90,20 @@ def _slices(place: Place, parameter: Tensor) -> list[Place]:
 
 
 def _told_by_shape(parameters: Mapping[str, Tensor], unreached: set[str]) -> list[Place]:
-    """Return what must be down projections where nothing was run: [hidden, inner] next to [inner, hidden]."""
+    """Return what must be down projections where nothing was run: [hidden, inner] next to [inner, hidden].
+
+    The hidden width is that of most vectors nearby: of the norms.
+    """
     found = []
     for name in sorted(unreached):
         shape, nearby = tuple(parameters[name].shape), name.rsplit(".", 3)[0]
         if len(shape) != 2 or shape[0] >= shape[1]:
             continue
         rows, cols = shape
+        block = re.split(r"(?<=\.)\d+\.", name)[0]
+        vectors = Counter(len(value) for other, value in parameters.items() if other.startswith(block) and value.ndim == 1)
+        if vectors and rows != vectors.most_common(1)[0][0]:
+            continue
         others = [tuple(parameters[other].shape) for other in unreached if other.startswith(nearby + ".")]
         if (cols, rows) in others or (2 * cols, rows) in others:
             found.append(Place(name, 0, rows, cols, cols, 1))
