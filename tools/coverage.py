@@ -103,7 +103,7 @@ def cache_folder() -> Path:
 
 def save(kind: Kind, folder: Path) -> None:
     """Write a model with one weight planted, and what is true of it, or why it cannot be built."""
-    from planting import locate, plant
+    from planting import locate, number_as_filed, plant
     from tiny_models import one_line
     from true_places import find_true_mlps
 
@@ -130,6 +130,7 @@ def save(kind: Kind, folder: Path) -> None:
         }
         for each in found.matrices
     ]
+    number_as_filed(matrices)
     truth = {"matrices": matrices, "asides": dict(found.asides), "unreached": list(found.unreached)}
     if places:
         chosen = choose(matrices)

@@ -306,6 +306,7 @@ SECTIONS = {"rope_parameters": {"mrope_section": [4, 2, 2]}}  # of half a head
 OVERRIDES: dict[str, dict[str, Any]] = {
     "wavtokenizer_encoder": {"codebook_dim": 80, "decoder_attention_num_groups": 16},
     "apertus1p5": {"image_token_offset": 20, "audio_token_offset": 276, "text_config": {"vocab_size": 600}},
+    "apertus1p5_vision_tokenizer": {**SMALL_CODES, "num_res_blocks": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "chameleon": {"vocabulary_map": {"<image>": 250, "IMGIMGA": 251, "IMGIMGB": 252}},
     "chameleon_vqgan": SMALL_CODES,
@@ -342,7 +343,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm4v_text": SECTIONS,
     "glm5_next_text": {"index_kpool": 4},
     "glm_ocr_text": SECTIONS,
-    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2"},
+    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
     "hunyuan_vl_text": SECTIONS,
     "janus_vqgan": SMALL_CODES,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
@@ -351,10 +352,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "mllama_text_model": {"cross_attention_layers": [1, 3]},
     "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "molmo2_vision": {"image_size": [56, 56], "num_position_embeddings": 16},
     "molmo2_adapter": {"vision_feature_layer": [2, 1]},
     "nemotron_h": {"moe_latent_size": 24},
     "paddleocr_vl_text": SECTIONS,
     "perceiver": {"num_self_attends_per_block": 3, "d_latents": 96, "num_latents": 16},
+    "phi4_multimodal_audio": {"depthwise_separable_out_channel": 80, "ext_pw_out_channel": 80, "nemo_conv_channels": 80},
     "qwen2_5_omni_text": SECTIONS,
     "qwen2_5_vl_text": SECTIONS,
     "qwen2_vl_text": SECTIONS,
@@ -362,6 +365,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "step3p5": {"sliding_window": 8},
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1] * 7},
     "xmod": {"default_language": "en_XX"},
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3,
+        "hybrid_layer_ids": [1, 3, 5],
+        "num_mem_blocks": 2,
+    },
     "zamba": {"num_hidden_layers": 5, "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"]},
 }
 # Where a configuration cannot be made of nothing: what it is made of.

@@ -62,11 +62,13 @@ class Use:
 
     `local`: it reads token by token. `bent`: through a nonlinearity or a product. `fresh`: nothing of the stream itself.
     `writes`: `residual`, or `latent` where another linear map turns its output first. `number` counts the linear maps of
-    the run; `before` has a bit for each of them that this one reads from, through whatever lies between.
+    the run; `before` has a bit for each of them that this one reads from, through whatever lies between. `width` is that
+    of what it reads, which several groups of channels may share.
     """
 
     number: int
     before: int
+    width: int
     places: tuple[Place, ...]
     local: bool
     bent: bool
@@ -76,12 +78,12 @@ class Use:
     @property
     def is_mlp(self) -> bool:
         """Whether this is how a down projection is used."""
-        return self.local and self.bent and self.fresh
+        return self.local and self.bent and self.fresh and not self.narrow
 
     @property
-    def is_wide(self) -> bool:
-        """Whether it is no narrower inside than outside."""
-        return all(place.cols >= place.rows for place in self.places)
+    def narrow(self) -> bool:
+        """Whether it is narrower inside than outside: a bottleneck."""
+        return any(self.width < place.rows for place in self.places)
 
 
 class Cutting(TorchFunctionMode):
@@ -318,7 +320,7 @@ def _use(graph: Graph, before: list[int], number: int, stream: int, writes: str)
         call.read,
         {graph.calls[leaf].written: bool(read.straight >> leaf & 1) for leaf in _bits(read.all)},
     )
-    return Use(number, before[number], call.places, local and not read.mixed, bent, not read.all & stream, writes)
+    return Use(number, before[number], call.read.shape[-1], call.places, local and not read.mixed, bent, not read.all & stream, writes)
 
 
 def _probe(read: Tensor, leaves: Mapping[Tensor, bool]) -> tuple[bool, bool]:
