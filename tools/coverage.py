@@ -57,7 +57,7 @@ def main() -> None:
     if options.only is not None:
         wanted = set(options.only.split(","))
         kinds = [kind for kind in kinds if wanted & {kind.model_type, str(kind)}]
-    silence()
+    prepare()
     rows = []
     for number, kind in enumerate(kinds, 1):
         started = time.perf_counter()
@@ -72,10 +72,12 @@ def main() -> None:
         DOCUMENT.write_text(document(rows))
 
 
-def silence() -> None:
-    """Keep the library's bars and hints from the terminal."""
+def prepare() -> None:
+    """Keep the library's bars and hints from the terminal, and tiny work from waiting for many threads."""
+    import torch
     from transformers.utils import logging
 
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -101,7 +103,7 @@ def cache_folder() -> Path:
 
 def save(kind: Kind, folder: Path) -> None:
     """Write a model with one weight planted, and what is true of it, or why it cannot be built."""
-    from planting import locate, plant
+    from planting import locate, number_as_filed, plant
     from tiny_models import one_line
     from true_places import find_true_mlps
 
@@ -128,6 +130,7 @@ def save(kind: Kind, folder: Path) -> None:
         }
         for each in found.matrices
     ]
+    number_as_filed(matrices)
     truth = {"matrices": matrices, "asides": dict(found.asides), "unreached": list(found.unreached)}
     if places:
         chosen = choose(matrices)

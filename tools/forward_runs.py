@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ from true_mlps import Cutting
 
 TOKENS = 24
 PATCHES = 4  # a side
+SAMPLES = 1920 * 8  # of sound
 MAX_TRIES = 24
 IMAGES = ("pixel_values", "image", "images", "input")
 SOUNDS = ("input_features", "input_values", "audio_features")
@@ -25,26 +27,32 @@ SIDES: dict[str, Any] = {
     "target_sizes": [[PATCHES, PATCHES]],
     "merge_sizes": [1],
     "aspect_ratio_ids": [[1]],
+
     "feature_lens": [64],
+    "aftercnn_lens": [32],
     "query_length": 8,
+    "num_patches": PATCHES * PATCHES,
 }
 
 
 def runs(model: nn.Module) -> Iterator[tuple[str, Cutting, list[Tensor]]]:
     """Yield the linear maps and the outputs of each run: of the model, then of each part that no run has reached.
 
-    The name is the part's, empty for the whole model.
+    The name is the part's, empty for the whole model. A part is run on more inputs while each reaches more of it.
     """
     reached: set[str] = set()
     for name, part in model.named_modules():
         matrices = _matrices(part, name)
         if not matrices or matrices & reached or not _can_run(part):
             continue
-        done = run(part)
-        if done is not None:
-            cutting, outputs = done
-            reached |= {_joined(name, place.parameter) for call in cutting.calls for place in call.places}
-            yield name, cutting, outputs
+        for inputs in islice(inputs_for(part), MAX_TRIES):
+            done = run(part, inputs)
+            touched = set() if done is None else {_joined(name, each) for each in done[0].touched} & matrices
+            if done is not None and touched - reached:
+                reached |= touched
+                yield name, *done
+            if matrices <= reached:
+                break
 
 
 def _can_run(part: nn.Module) -> bool:
@@ -66,19 +74,15 @@ def _joined(part: str, name: str) -> str:
     return f"{part}.{name}" if part else name
 
 
-def run(part: nn.Module) -> tuple[Cutting, list[Tensor]] | None:
-    """Run a part on the first of the inputs that it takes; null where it takes none."""
-    for inputs in islice(inputs_for(part), MAX_TRIES):
-        cutting = Cutting(part)
-        try:
-            with torch.enable_grad(), cutting:
-                output = part(**inputs)
-        except Exception:  # whatever a model raises for an input that it cannot take
-            continue
-        outputs = list(_tensors(output))
-        if any(call.read is not None for call in cutting.calls):
-            return cutting, outputs
-    return None
+def run(part: nn.Module, inputs: dict[str, Any]) -> tuple[Cutting, list[Tensor]] | None:
+    """Run a part; null where it does not take these inputs."""
+    cutting = Cutting(part)
+    try:
+        with torch.enable_grad(), cutting:
+            outputs = list(_tensors(part(**inputs)))
+    except Exception:  # whatever a model raises for an input that it cannot take
+        return None
+    return (cutting, outputs) if any(call.read is not None for call in cutting.calls) else None
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -107,14 +111,15 @@ def inputs_for(part: nn.Module) -> Iterator[dict[str, Any]]:
     if text:
         yield {**text, **quiet}
     if image is not None:
+        together = text if "input_ids" in needed or "image_attention_mask" in names else {}
         for pixels in _images(part):
             for sides in _sides(part, names, pixels):
-                yield {**(text if "input_ids" in needed else {}), image: pixels, **sides, **quiet}
+                yield {**together, image: pixels, **sides, **quiet}
     if "flattened_patches" in names:
         yield {"flattened_patches": torch.rand(2, 16, 2 + _patch_channels(part)), **quiet}
     if sound is not None:
         for features in _sounds(part):
-            sides = {n: torch.tensor(SIDES[n]) for n in needed if n in SIDES}
+            sides = {n: torch.tensor(SIDES[n]) for n in names if isinstance(SIDES.get(n), list)}
             if "input_features_mask" in names:
                 sides["input_features_mask"] = torch.ones(features.shape[0], features.shape[-1], dtype=torch.long)
             yield {sound: features, **sides, **quiet}
@@ -127,38 +132,49 @@ def _text(part: nn.Module, names: list[str]) -> dict[str, Tensor]:
     text = {name: tokens for name in ("input_ids", "decoder_input_ids") if name in names}
     if "decoder_input_ids" in text and not (getattr(config, "is_encoder_decoder", False) or "input_ids" not in text):
         del text["decoder_input_ids"]
+    if "protein_input_ids" in names:
+        text["protein_input_ids"] = torch.randint(5, 20, (2, TOKENS))
+        text["protein_attention_mask"] = torch.ones(2, TOKENS, dtype=torch.long)
     if "bbox" in names:
         text["bbox"] = torch.rand(2, TOKENS, 4).sort(-1).values
     return text
 
 
 def _images(part: nn.Module) -> Iterator[Tensor]:
-    config = part.config if hasattr(part, "config") else None
+    config = getattr(part, "config", None)
+    config = getattr(config, "vision_config", config)
     size = _first(config, "image_size", "img_size", default=64)
     patch = _first(config, "patch_size", default=8)
     size = PATCHES * patch if not size or size > 512 else size
     channels = _first(config, "num_channels", "in_channels", "in_chans", default=3)
     frames = _first(config, "temporal_patch_size", default=1)
     count = PATCHES * PATCHES
+    width = next((value.shape[-1] for value in part.parameters() if value.ndim == 2), 1)
+    yield torch.rand(count, width)
     if any(name in inspect.signature(part.forward).parameters for name in SIDES):
         yield torch.rand(count, channels * frames * patch * patch)
         yield torch.rand(count, channels, patch, patch)
         yield torch.rand(1, count, channels, patch, patch)
+        yield torch.rand(count, 2 * patch, 2 * patch, channels)
+        yield torch.rand(1, count, width)
         yield torch.rand(1, count, channels * patch * patch)
         yield torch.rand(1, channels, patch, count * patch)
         yield torch.rand(1, 1, 4, channels, size, size)
     yield torch.rand(2, channels, size, size)
-    yield torch.rand(1, 2, channels, size, size)
+    yield torch.rand(2, 1, channels, size, size)
+    yield torch.rand(2, count, width)
     yield torch.rand(2, count, channels * patch * patch)
     yield torch.rand(2, channels, 8 * patch, 8 * patch)
 
 
 def _sides(part: nn.Module, names: list[str], pixels: Tensor) -> Iterator[dict[str, Any]]:
-    sides = {name: torch.tensor(value) for name, value in SIDES.items() if name in names and name != "query_length"}
+    sides = {name: torch.tensor(value) for name, value in SIDES.items() if name in names and isinstance(value, list)}
     if "image_sizes" in names:
         sides["image_sizes"] = torch.tensor([[pixels.shape[-2], pixels.shape[-1]]] * len(pixels))
     if "aspect_ratio_mask" in names:
         sides["aspect_ratio_mask"] = torch.ones(1, 1, 4, dtype=torch.long)
+    if "image_attention_mask" in names and pixels.ndim == 5:
+        sides["image_attention_mask"] = torch.ones(len(pixels), TOKENS, pixels.shape[1], dtype=torch.long)
     if "pixel_attention_mask" in names and pixels.ndim == 3:
         sides["pixel_attention_mask"] = torch.ones(pixels.shape[:2], dtype=torch.long)
     if "pixel_position_ids" in names:
@@ -184,15 +200,19 @@ def _sounds(part: nn.Module) -> Iterator[Tensor]:
         yield torch.rand(2, bins, frames)
         yield torch.rand(2, frames, bins)
         yield torch.rand(bins, frames)
-    yield torch.rand(2, 16000)
-    yield torch.rand(2, 1, 16000)
+    yield torch.rand(2, SAMPLES)
+    yield torch.rand(2, 1, SAMPLES)
 
 
 def _embedded(part: nn.Module, names: list[str], needed: list[str], quiet: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield random hidden states, of each width that the part's first matrices read."""
-    widths = list(dict.fromkeys(value.shape[-1] for _, value in islice(part.named_parameters(), 12)))
+    sizes = Counter(value.shape[-1] for value in part.parameters() if value.ndim in (1, 2))
+    widths = [size for size, _ in sizes.most_common(4)]
     streams = [n for n in ("inputs_embeds", "query_embeds", "hidden_states", "context", "image_features") if n in names]
     wanted = [n for n in needed if n not in streams and n != "self"]
+    first = next(part.parameters(), None)
+    if first is not None and first.ndim == 3 and streams:  # a convolution over sound
+        yield {streams[0]: torch.randn(2, first.shape[1], SAMPLES), **quiet}
     beside = [*wanted, *(["encoder_hidden_states"] if "encoder_hidden_states" in names else [])]
     for width in widths:
         for other in widths if beside else [width]:
@@ -202,7 +222,7 @@ def _embedded(part: nn.Module, names: list[str], needed: list[str], quiet: dict[
                 for name in beside
             }
             if states:
-                yield {**states, **{n: SIDES[n] for n in needed if n == "query_length"}, **quiet}
+                yield {**states, **{n: SIDES[n] for n in needed if isinstance(SIDES.get(n), int)}, **quiet}
 
 
 def _first(config: Any, *names: str, default: int) -> int:

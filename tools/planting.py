@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +78,27 @@ def _stored(
     size = place.rows * place.cols
     whole = {row_step, col_step} in ({1, place.cols}, {1, place.rows}) and offset % size == 0
     return Stored(name, offset // size if whole else None, col_step > row_step)
+
+
+def number_as_filed(matrices: list[dict[str, Any]]) -> None:
+    """Give each expert, and each MLP of a block with several, the number that the checkpoint's own names give it.
+
+    The library joins and parts lists of experts when it saves them: they are numbered as the file has them.
+    """
+    blocks: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for matrix in matrices:
+        if matrix["expert"] is not None and matrix["name"] is not None:
+            blocks[matrix["stack"], matrix["layer"]][re.sub(r"\d+", "*", matrix["name"])].append(matrix)
+    for groups in blocks.values():
+        for order, group in enumerate(sorted(groups.values(), key=lambda each: each[0]["mlp"] or 0)):
+            words = [matrix["name"].split(".") for matrix in group]
+            differing = [index for index, each in enumerate(zip(*words, strict=True)) if len(set(each)) > 1]
+            for matrix in group:
+                matrix["mlp"] = order if len(groups) > 1 else None
+                if differing:
+                    matrix["expert"] = int(re.findall(r"\d+", matrix["name"].split(".")[differing[-1]])[-1])
+                else:
+                    matrix["expert"] = matrix["number"]
 
 
 def plant(model: nn.Module, places: Iterable[Place], at: Place, row: int, col: int, value: float, folder: Path) -> None:

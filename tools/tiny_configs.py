@@ -25,7 +25,7 @@ class Width:
         return self.hidden // HEADS
 
 
-WIDTHS = {"text": Width(64, 176, 4), "vision": Width(96, 160, 3), "audio": Width(80, 208, 3)}
+WIDTHS = {"text": Width(64, 176, 4), "vision": Width(48, 160, 3), "audio": Width(80, 208, 3)}
 EXPERT_INNER, SHARED_INNER = 72, 120
 
 Shrink = Callable[["Node", int], int]
@@ -117,7 +117,7 @@ RULES: tuple[tuple[str, Shrink], ...] = tuple(
         (r"mamba_(d_head|head_?dim)", always(16)),
         (r"mamba_d_state|ssm_state_size|state_size", at_most(16)),
         (r"mamba_d_ssm|mamba_intermediate_size", always(128)),
-        (r".*chunk_size|.*chunk_length", at_most(16)),
+        (r"(mamba_|attention_)?chunk_size|.*attn_chunk_length", at_most(16)),
         (r"rotary_dim", at_most(8)),
         (r"hidden_size_per_layer_input", at_most(16)),
         (r"mamba_dt_rank|time_step_rank", always(8)),
@@ -136,10 +136,10 @@ RULES: tuple[tuple[str, Shrink], ...] = tuple(
         (r".*intermediate_size.*|.*ffn_dim|ffn_hidden_size|d_ff|dff|dim_ff|d_inner|n_inner|mlp_dim", inner),
         (r"(encoder_|decoder_)?(num_)?(encoder_|decoder_)?(hidden_)?layers|n_layers?|depth|.*num_.*layers", layers),
         (r"num_blocks", layers),
-        (r"out_hidden_size|text_hidden_size|vision_output_dim|.*out(put)?_hidden_size|.*projection_dim", text_hidden),
+        (r"out_hidden_size|adapter_out_dim|text_hidden_size|vision_output_dim|.*out(put)?_hidden_size|.*projection_dim", text_hidden),
         (r"vision_hidden_size|mm_hidden_size|image_hidden_size", vision_hidden),
         (r"audio_hidden_size", audio_hidden),
-        (r".*hidden_size.*|d_model|n_embd|hidden_dim|dim|embed_dim|.*embed_proj_dim|d_embed|emb_dim", hidden),
+        (r".*hidden_size.*|adapter_in_dim|adapter_input_size|d_model|n_embd|hidden_dim|dim|embed_dim|.*embed_proj_dim|d_embed|emb_dim", hidden),
         (r".*embedding_size|embedding_dim", hidden),
         (r"max_.*position.*|n_positions|max_seq_len|n_ctx|max_.*positions|context_length|seq_len(gth)?", at_most(128)),
         (r"window_size", window),
@@ -304,7 +304,9 @@ SMALL_CODES = {"base_channels": 32, "channel_multiplier": [1, 2], "latent_channe
 SECTIONS = {"rope_parameters": {"mrope_section": [4, 2, 2]}}  # of half a head
 # Where a class needs what the rules cannot know, or has more in it than by default.
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "apertus1p5_wavtokenizer": {"codebook_dim": 80},
+    "wavtokenizer_encoder": {"codebook_dim": 80, "decoder_attention_num_groups": 16},
+    "apertus1p5": {"image_token_offset": 20, "audio_token_offset": 276, "text_config": {"vocab_size": 600}},
+    "apertus1p5_vision_tokenizer": {**SMALL_CODES, "num_res_blocks": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "chameleon": {"vocabulary_map": {"<image>": 250, "IMGIMGA": 251, "IMGIMGB": 252}},
     "chameleon_vqgan": SMALL_CODES,
@@ -312,6 +314,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": EXPERT_INNER},
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dory": {
         "num_hidden_layers": 6,
         "n_input_layers": 2,
@@ -334,27 +337,44 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "projection_dim": 64,
     },
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4_assistant": {"text_config": {"enable_moe_block": False}},
     "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": EXPERT_INNER},
     "glm4v_moe_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
     "glm4v_text": SECTIONS,
     "glm5_next_text": {"index_kpool": 4},
     "glm_ocr_text": SECTIONS,
-    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2"},
+    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
     "hunyuan_vl_text": SECTIONS,
     "janus_vqgan": SMALL_CODES,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 384},
+    "led": {"attention_window": 8},
+    "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 192},
     "mamba2": {"num_heads": 8, "head_dim": 16},
+    "mllama_text_model": {"cross_attention_layers": [1, 3]},
     "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "molmo2_vision": {"image_size": [56, 56], "num_position_embeddings": 16},
     "molmo2_adapter": {"vision_feature_layer": [2, 1]},
     "nemotron_h": {"moe_latent_size": 24},
     "paddleocr_vl_text": SECTIONS,
     "perceiver": {"num_self_attends_per_block": 3, "d_latents": 96, "num_latents": 16},
+    "phi4_multimodal_audio": {"depthwise_separable_out_channel": 80, "ext_pw_out_channel": 80, "nemo_conv_channels": 80},
     "qwen2_5_omni_text": SECTIONS,
     "qwen2_5_vl_text": SECTIONS,
     "qwen2_vl_text": SECTIONS,
     "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [32, 32]},
+    "step3p5": {"sliding_window": 8},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1] * 7},
     "xmod": {"default_language": "en_XX"},
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3,
+        "hybrid_layer_ids": [1, 3, 5],
+        "num_mem_blocks": 2,
+    },
     "zamba": {"num_hidden_layers": 5, "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"]},
+}
+# Where a configuration cannot be made of nothing: what it is made of.
+BASES: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
 }
 CLASS_OVERRIDES: dict[str, dict[str, Any]] = {"ReformerModelWithLMHead": {"is_decoder": True}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny_configs import CLASS_OVERRIDES, filled, merged, shrunk, ungrouped
+from tiny_configs import BASES, CLASS_OVERRIDES, filled, merged, shrunk, ungrouped
 from torch import nn
 
 MAPPINGS = (
@@ -57,12 +57,25 @@ def build(kind: Kind) -> nn.Module:
         model_class = getattr(transformers, kind.class_name)
         config = _tiny_config(kind, model_class)
         torch.manual_seed(0)
-        model = model_class(config)
+        model = model_class(config).eval().requires_grad_(False)
     except NotBuildable:
         raise
     except Exception as error:  # whatever the library's classes raise for what they cannot be built from
         raise NotBuildable(one_line(error)) from error
-    return model.eval().requires_grad_(False)
+    _shuffle(model)
+    return model
+
+
+def _shuffle(model: nn.Module) -> None:
+    """Give every weight a size at which nonlinearities show: some classes begin with zeros, or nearly."""
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            continue
+        noise = torch.randn(parameter.shape)
+        if parameter.ndim > 1:
+            parameter.copy_(noise / max(parameter.shape[-1], parameter.shape[-2]) ** 0.5)
+        else:
+            parameter.add_(noise / 10)
 
 
 def _tiny_config(kind: Kind, model_class: Any) -> Any:
@@ -71,7 +84,7 @@ def _tiny_config(kind: Kind, model_class: Any) -> Any:
     config_class = CONFIG_MAPPING[kind.model_type]
     if not issubclass(config_class, model_class.config_class):
         config_class = model_class.config_class  # the class is of a part: the language model alone
-    fields = merged(shrunk(config_class().to_dict()), CLASS_OVERRIDES.get(kind.class_name, {}))
+    fields = merged(shrunk(config_class(**BASES.get(kind.model_type, {})).to_dict()), CLASS_OVERRIDES.get(kind.class_name, {}))
     first: Exception | None = None
     for way in WAYS:
         try:

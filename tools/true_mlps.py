@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-PROBED_ROWS = 6
+PROBED_ROWS = 4
 SAME_DIRECTION = 0.9999
-# Nodes of the autograd graph that bend what passes them, and those that add two things.
+# Nodes of the autograd graph that bend what passes them, that multiply matrices, and that add two things.
 BENDING = ("Sigmoid", "Tanh", "Silu", "Gelu", "Relu", "Softmax", "Exp", "Softplus", "Elu", "Hardtanh", "Mish", "Erf")
 SCALES = ("rsqrt", "sqrt", "norm", "vector_norm", "std", "var")
 NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "normalize")
+PRODUCTS = ("Bmm", "Mm", "Attention", "Matmul")
 ADDING = ("Add", "IndexAdd", "Addcmul", "Lerp", "Addmm", "Baddbmm", "IndexPut", "Sub")
 
 
@@ -61,11 +62,13 @@ class Use:
 
     `local`: it reads token by token. `bent`: through a nonlinearity or a product. `fresh`: nothing of the stream itself.
     `writes`: `residual`, or `latent` where another linear map turns its output first. `number` counts the linear maps of
-    the run; `before` has a bit for each of them that this one reads from, through whatever lies between.
+    the run; `before` has a bit for each of them that this one reads from, through whatever lies between. `width` is that
+    of what it reads, which several groups of channels may share.
     """
 
     number: int
     before: int
+    width: int
     places: tuple[Place, ...]
     local: bool
     bent: bool
@@ -75,12 +78,12 @@ class Use:
     @property
     def is_mlp(self) -> bool:
         """Whether this is how a down projection is used."""
-        return self.local and self.bent and self.fresh
+        return self.local and self.bent and self.fresh and not self.narrow
 
     @property
-    def is_wide(self) -> bool:
-        """Whether it is no narrower inside than outside."""
-        return all(place.cols >= place.rows for place in self.places)
+    def narrow(self) -> bool:
+        """Whether it is narrower inside than outside: a bottleneck."""
+        return any(self.width < place.rows for place in self.places)
 
 
 class Cutting(TorchFunctionMode):
@@ -207,10 +210,14 @@ def _argument(args: Any, kwargs: Mapping[str, Any], number: int, name: str) -> A
 
 @dataclass(frozen=True)
 class Reach:
-    """The leaves that a node of the graph depends on, as bits: all, and those that nothing bends on the way."""
+    """The leaves that a node of the graph depends on, as bits.
+
+    All of them, those that nothing bends on the way, and those that a product of two activations' matrices mixes.
+    """
 
     all: int
     straight: int
+    mixed: int
 
 
 class Graph:
@@ -229,7 +236,7 @@ class Graph:
 
     def reach(self, tensor: Tensor | None) -> Reach:
         """Return the leaves that a tensor depends on."""
-        return Reach(0, 0) if tensor is None or tensor.grad_fn is None else self._reach[tensor.grad_fn]
+        return Reach(0, 0, 0) if tensor is None or tensor.grad_fn is None else self._reach[tensor.grad_fn]
 
     def _visit(self, root: Any) -> None:
         waiting = [root]
@@ -249,15 +256,18 @@ class Graph:
     def _joined(self, node: Any, parents: list[Reach]) -> Reach:
         if hasattr(node, "variable"):
             bit = self._bit.get(id(node.variable), 0)
-            return Reach(bit, bit)
+            return Reach(bit, bit, 0)
         name = node.name().removesuffix("0").removesuffix("1").removesuffix("Backward")
         if len(parents) > 1 and name in ADDING:
             self.sums.append(tuple(parents))
-        everything = straight = 0
+        everything = straight = mixed = 0
         for parent in parents:
             everything |= parent.all
             straight |= parent.straight
-        return Reach(everything, 0 if any(bend in name for bend in BENDING) else straight)
+            mixed |= parent.mixed
+        if len([parent for parent in parents if parent.all]) > 1 and any(product in name for product in PRODUCTS):
+            mixed = everything
+        return Reach(everything, 0 if any(bend in name for bend in BENDING) else straight, mixed)
 
 
 def find_uses(calls: list[Call], outputs: Iterable[Tensor]) -> list[Use]:
@@ -310,7 +320,7 @@ def _use(graph: Graph, before: list[int], number: int, stream: int, writes: str)
         call.read,
         {graph.calls[leaf].written: bool(read.straight >> leaf & 1) for leaf in _bits(read.all)},
     )
-    return Use(number, before[number], call.places, local, bent, not read.all & stream, writes)
+    return Use(number, before[number], call.read.shape[-1], call.places, local and not read.mixed, bent, not read.all & stream, writes)
 
 
 def _probe(read: Tensor, leaves: Mapping[Tensor, bool]) -> tuple[bool, bool]:
@@ -321,10 +331,9 @@ def _probe(read: Tensor, leaves: Mapping[Tensor, bool]) -> tuple[bool, bool]:
     rows = read.reshape(-1, read.shape[-1])
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(rows.shape[-1], generator=generator)
-    chosen = torch.linalg.vector_norm(rows.detach(), dim=1).topk(min(len(rows), PROBED_ROWS)).indices.tolist()
     directions: dict[Tensor, list[Tensor]] = {leaf: [] for leaf in leaves}
     local = True
-    for row in chosen:
+    for row in _chosen(rows.detach()):
         score = (rows[row] * probe).sum()
         try:
             gradients = torch.autograd.grad(score, list(leaves), retain_graph=True, allow_unused=True)
@@ -345,6 +354,19 @@ def _probe(read: Tensor, leaves: Mapping[Tensor, bool]) -> tuple[bool, bool]:
         for first, second in combinations(each, 2)
     )
     return local, bent
+
+
+def _chosen(rows: Tensor) -> list[int]:
+    """Return which rows are probed: the largest, and some at equal distances, none twice in content."""
+    largest = torch.linalg.vector_norm(rows, dim=1).argsort(descending=True).tolist()
+    spaced = range(len(rows) - 1, -1, -max(1, len(rows) // PROBED_ROWS))
+    chosen: list[int] = []
+    for row in [*spaced, *largest[: 16 * PROBED_ROWS]]:
+        if all(not torch.allclose(rows[row], rows[other]) for other in chosen):
+            chosen.append(row)
+        if len(chosen) == 2 * PROBED_ROWS:
+            break
+    return chosen
 
 
 def _bits(mask: int) -> Iterable[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -51,10 +51,15 @@ def find_true_mlps(model: nn.Module) -> Found:
                 of_run[replace(place, parameter=joined(name, place.parameter))].append(use)
         uses |= {place: each for place, each in of_run.items() if place not in uses}
     mixing |= {place.parameter for place, each in uses.items() if not any(use.local for use in each)}
-    downs = {place: each for place, each in uses.items() if any(use.is_mlp for use in each) and place.cols >= place.rows}
+    mixing |= {
+        f"{name}.weight"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(part.kernel_size) > 1
+    }
+    downs = {place: each for place, each in uses.items() if any(use.is_mlp for use in each)}
     blocks = Blocks(model, mixing)
     asides = {
-        _starred(place.parameter): "narrower inside than outside" if place.cols < place.rows else "fed from outside"
+        _starred(place.parameter): "narrower inside than outside" if each[0].narrow else "fed from outside"
         for place, each in uses.items()
         if place not in downs and any(use.local and use.bent and use.writes == "residual" for use in each)
     }
@@ -63,9 +68,9 @@ def find_true_mlps(model: nn.Module) -> Found:
         del downs[place]
     how = dict.fromkeys(downs, "run")
     for place in list(downs):
-        for other in _slices(place, blocks.parameters[place.parameter]):
+        for other in [*_slices(place, blocks.parameters[place.parameter]), *blocks.siblings(place)]:
             if other not in downs:
-                downs[other], how[other] = downs[place], "run"
+                downs[other], how[other] = uses.get(other, []), "run"
     unreached = {
         name for name, value in blocks.parameters.items() if value.ndim > 1 and name not in touched and blocks.of(name)
     }
@@ -85,16 +90,23 @@ def _slices(place: Place, parameter: Tensor) -> list[Place]:
 
 
 def _told_by_shape(parameters: Mapping[str, Tensor], unreached: set[str]) -> list[Place]:
-    """Return what must be down projections where nothing was run: [hidden, inner] next to [inner, hidden]."""
+    """Return what must be down projections where nothing was run: [hidden, inner] next to [inner, hidden].
+
+    The hidden width is that of most vectors nearby: of the norms.
+    """
     found = []
     for name in sorted(unreached):
-        shape, nearby = tuple(parameters[name].shape), name.rsplit(".", 3)[0]
-        if len(shape) != 2 or shape[0] >= shape[1]:
-            continue
-        rows, cols = shape
-        others = [tuple(parameters[other].shape) for other in unreached if other.startswith(nearby + ".")]
-        if (cols, rows) in others or (2 * cols, rows) in others:
-            found.append(Place(name, 0, rows, cols, cols, 1))
+        *experts, rows, cols = parameters[name].shape
+        block, nearby = re.split(r"(?<=\.)\d+\.", name)[0], name.rsplit(".", 3)[0] + "."
+        vectors = Counter(len(value) for other, value in parameters.items() if other.startswith(block) and value.ndim == 1)
+        others = [tuple(parameters[other].shape) for other in unreached if other.startswith(nearby) and other != name]
+        for turned in (False, True) if experts else (False,):
+            if turned:
+                rows, cols = cols, rows
+            partners = [(*experts, *((rows, part) if turned else (part, rows))) for part in (cols, 2 * cols)]
+            fits = rows < cols and (not vectors or rows == vectors.most_common(1)[0][0])
+            if len(experts) < 2 and fits and any(partner in others for partner in partners):
+                found += _slices(Place(name, 0, rows, cols, *((1, rows) if turned else (cols, 1))), parameters[name])
     return found
 
 
@@ -104,6 +116,7 @@ class Blocks:
     def __init__(self, model: nn.Module, mixing: Iterable[str]) -> None:
         """`mixing` names the parameters of what mixes positions."""
         self.parameters = dict(model.named_parameters())
+        self._modules = dict(model.named_modules())
         self._mixing = tuple(sorted(mixing))
         self._aliases: dict[int, list[str]] = defaultdict(list)
         for name, value in model.named_parameters(remove_duplicate=False):
@@ -123,6 +136,21 @@ class Blocks:
                 if any(each.startswith(prefix) for each in self._mixing):
                     return ".".join(words[:index]), int(words[index])
         return (".".join(words[: numbered[0]]), int(words[numbered[0]])) if numbered else None
+
+    def siblings(self, place: Place) -> list[Place]:
+        """Return the matrices that lie in other members of the same list of modules, within the same block."""
+        words = place.parameter.split(".")
+        found = []
+        for index in range(1, len(words)):
+            within = self._modules.get(".".join(words[:index]))
+            if isinstance(within, nn.ModuleList | nn.ModuleDict):
+                for member, _ in within.named_children():
+                    name = ".".join((*words[:index], member, *words[index + 1 :]))
+                    other = self.parameters.get(name)
+                    alike = other is not None and other.shape == self.parameters[place.parameter].shape
+                    if alike and self.of(name) == self.of(place.parameter):
+                        found.append(replace(place, parameter=name))
+        return found
 
     def sharing(self, name: str) -> tuple[int, ...]:
         """Return the numbers of all blocks that a parameter is a part of."""
