@@ -279,7 +279,7 @@ class _Lying:
         if known and rows == cols and either and self.parsed.inputs and not named:
             raise ArchitectureError(
                 f"{self.model}: {shown(matrix.data.tensor)} is square, and neither its name nor what is beside it "
-                "tells which side is its output: scan a checkpoint that stores the same weights as its library does today"
+                "tells which side is its output: scan the weights as its library stores them today"
             )
         if known and not fused:
             return self._checked(matrix)
