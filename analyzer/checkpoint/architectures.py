@@ -96,7 +96,7 @@ TOWERS = {
     "text": ("text",),
     "encoder": ("encoder", "enc"),
     "decoder": ("decoder", "dec"),
-    "mtp": ("mtp",),  # multi-token prediction
+    "mtp": ("mtp", "nextn"),  # multi-token prediction
 }
 # Models whose blocks have no MLP at all.
 WITHOUT_MLP = re.compile(r"mamba\d?|falcon_mamba|xlstm|s4|hyena")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Shapes
 
 MAX_SHOWN_CANDIDATES = 4
+ROUTER = re.compile(r"[._](router|gate)(\.\w+)?\.weight$")
 EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 
 
@@ -75,7 +76,7 @@ def find_unread(
             raise _missing(model, each, left, "tower" if whole else "experts")
         kinds[starred(each.module), each.shape, "looks like a down projection, by a name that is not known"] += 1
     unread = [Unread(names, count, shape, why) for (names, shape, why), count in sorted(kinds.items(), key=str)]
-    return (*unread, *_promised(tensors, config, found, unreadable))
+    return (*unread, *_lacking(tensors, known), *_promised(model, tensors, config, found, unreadable))
 
 
 def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: str | None) -> ArchitectureError:
@@ -139,14 +140,20 @@ def _left_over(tensors: Shapes, config: Mapping[str, Any], taken: Iterable[str])
     if not numbered:
         return []
     widths = residual_widths(set(numbered.values()), tensors, hidden_sizes(config))
+    with_one = {module.rpartition(".")[0] for module in taken}
     plain = stored <= set(FORMATS)
     children: dict[str, list[tuple[int, ...]]] = {}
     for module, shape in modules.items():
         children.setdefault(module.rpartition(".")[0], []).append(shape)
+
+    def beside(module: str) -> Sequence[tuple[int, ...]]:
+        parent = module.rpartition(".")[0]
+        return () if len(modules[module]) > 2 and parent in with_one else children[parent]
+
     return [
         _Left(module, stack, modules[module])
         for module, stack in sorted(numbered.items())
-        if _looks_like_one(module, modules[module], widths[stack], children, plain=plain)
+        if _looks_like_one(module, modules[module], widths[stack], beside(module), plain=plain)
     ]
 
 
@@ -168,7 +175,7 @@ def _looks_like_one(
     module: str,
     shape: tuple[int, ...],
     width: int | None,
-    children: Mapping[str, Sequence[tuple[int, ...]]],
+    children: Sequence[tuple[int, ...]],
     *,
     plain: bool,
 ) -> bool:
@@ -183,19 +190,76 @@ def _looks_like_one(
         return says
     if rows == cols:
         return says
-    beside = [each[-2:] for each in children[module.rpartition(".")[0]] if len(each) == len(shape)]
+    beside = [each[-2:] for each in children if len(each) == len(shape)]
     makes = any(each in ((cols, width), (2 * cols, width)) for each in beside)
-    turned = fused and any(each in ((width, rows), (width, 2 * rows)) for each in beside) and cols == width
-    return (rows == width and (says or makes)) or turned
+    if fused:  # gate and up are two of one shape, or one twice as wide
+        alone = beside.count((rows, cols)) == 1
+        turned = alone and cols == width and (beside.count((width, rows)) > 1 or (width, 2 * rows) in beside)
+        return (rows == width and (says or (makes and alone))) or turned
+    return rows == width and (says or makes)
+
+
+def _lacking(tensors: Shapes, known: Mapping[str, ModuleName]) -> Iterator[Unread]:
+    """Yield the down projections of blocks that have all that other blocks of their stack have, but for an MLP's own.
+
+    Such a block was saved, or downloaded, in part; one of another kind lacks the MLP's norm or router too, or has
+    something else in its place.
+    """
+    mlps: dict[tuple[str, int], dict[str, int]] = {}  # of each block, the kinds of down projections, with how many
+    own: dict[str, set[str]] = {}  # of each stack, the kinds of modules that are part of an MLP
+    for module, parsed in known.items():
+        kinds = mlps.setdefault((parsed.stack, parsed.layer), {})
+        kind = starred(module[len(parsed.block) + 1 :])
+        kinds[kind] = kinds.get(kind, 0) + 1
+        inputs = (starred(name[len(parsed.block) + 1 :]) for name in parsed.inputs)
+        own.setdefault(parsed.stack, set()).update((kind, *inputs))
+    blocks: dict[str, dict[int, set[str]]] = {stack: {} for stack in own}
+    for name in tensors:
+        for stack, layer, tail in _places(name, own):
+            blocks[stack].setdefault(layer, set()).add(starred(tail))
+    for stack, layers in blocks.items():
+        of_kind: dict[frozenset[str], list[int]] = {}
+        for layer, tails in sorted(layers.items()):
+            of_kind.setdefault(frozenset(tails), []).append(layer)
+        for few, lacking in of_kind.items():
+            more = [tails for tails in of_kind if tails > few and all(_is_part(t, own[stack]) for t in tails - few)]
+            if not more:
+                continue
+            whole = of_kind[max(more, key=len)][0]
+            there = mlps.get((stack, lacking[0]), {})
+            for kind, count in mlps.get((stack, whole), {}).items():
+                if kind not in there:
+                    yield Unread(
+                        f"{stack}.{lacking[0] if len(lacking) == 1 else '*'}.{kind}",
+                        count * len(lacking),
+                        None,
+                        f"layer {whole} has it, and all else that is stored of these blocks",
+                    )
+
+
+def _places(name: str, stacks: Collection[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield each of these stacks that a tensor lies in, with the number of the block and what follows it."""
+    parts = name.split(".")
+    for index, part in enumerate(parts[:-1]):
+        if NUMBER.fullmatch(part) and (stack := ".".join(parts[:index])) in stacks:
+            yield stack, int(part), ".".join(parts[index + 1 :])
+
+
+def _is_part(tail: str, modules: Collection[str]) -> bool:
+    return any(tail == module or tail.startswith(f"{module}.") for module in modules)
 
 
 def _promised(
+    model: str,
     tensors: Shapes,
     config: Mapping[str, Any],
     found: Sequence[DownProjection],
     unreadable: Mapping[str, UnreadableError],
 ) -> Iterator[Unread]:
-    """Yield the layers and experts that config.json promises for the stack that makes text, and that are not there."""
+    """Yield the layers and experts that config.json promises for the stack that makes text, and that are not there.
+
+    Raises ArchitectureError where there is a router and none of what it chooses from.
+    """
     main = [each for each in found if each.tower in MAIN_TOWERS]
     stacks = {each.block.rpartition(".")[0] for each in main}
     if len(stacks) != 1 or any(each.layers for each in main):
@@ -220,6 +284,12 @@ def _promised(
     for each in main:
         if each.expert is not None:
             of_layer.setdefault(each.layer, set()).add(each.expert)
+    if experts is not None and not of_layer and not unreadable:
+        router = next((name for name in tensors if name.startswith(prefix) and ROUTER.search(name)), None)
+        if router is not None and experts in tensors[router][1]:
+            raise ArchitectureError(
+                f"{model} has no experts, but {shown(router)} chooses from {experts} of them: download it again"
+            )
     if experts is None or not of_layer or any(EXPERT_WORDS.search(module) for module in unreadable):
         return
     fewer = {layer: experts - len(numbers) for layer, numbers in of_layer.items() if len(numbers) < experts}

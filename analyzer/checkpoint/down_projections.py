@@ -94,7 +94,7 @@ def find_down_projections(
     found: dict[Place, DownProjection] = {}
     unreadable: dict[str, UnreadableError] = {}
     stored = StoredTensors(model, tensors, config, read)
-    mlps = _mlps_of_blocks(modules)
+    mlps = _mlps_of_blocks({module: parsed for module, parsed in modules.items() if not _is_stacked(module, tensors)})
     for module, parsed in modules.items():
         try:
             matrices = find_matrices(stored, module)
@@ -110,26 +110,27 @@ def find_down_projections(
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
         tower = "mtp" if ahead else of_stack[parsed.stack]
+        layers = layers_sharing(config, parsed)
         lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack])
         for number, matrix in enumerate(matrices):
             expert = number if fused else parsed.expert
             matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
             projection = DownProjection(
                 tower=tower,
-                layer=parsed.layer,
+                layer=layers[0] if layers else parsed.layer,
                 mlp=None if expert is not None else mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
                 expert=expert,
                 block=parsed.block,
                 module=module,
                 matrix=matrix,
                 inputs=parsed.inputs,
-                layers=layers_sharing(config, parsed),
+                layers=layers,
                 writes="latent" if lying.is_latent(matrix) else None,
             )
             other = found.setdefault(projection.place, projection)
             if other is not projection:
                 raise ArchitectureError(
-                    f"{model}: {shown(projection.name)} and {shown(other.name)} both claim layer {parsed.layer}"
+                    f"{model}: {shown(projection.name)} and {shown(other.name)} both claim layer {projection.layer}"
                     + ("" if pattern is None else f": narrow --tensors {shown(pattern, 80)}")
                 )
     in_order = [found[place] for place in sorted(found)]
@@ -216,6 +217,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def _is_stacked(module: str, tensors: Shapes) -> bool:
+    """Tell whether a module's tensor has a matrix for each expert, however it is stored."""
+    return any(len(tensors[name][1]) > 2 for end in STORED_AS if (name := module + end) in tensors)
+
+
 def _is_fused(tensors: Shapes, matrices: Sequence[Matrix]) -> bool:
     return len(tensors[matrices[0].data.tensor][1]) > 2
 
@@ -269,6 +275,12 @@ class _Lying:
             return turned(matrix) if told else matrix
         matrix = turned(matrix) if named else matrix
         rows, cols = matrix.shape
+        either = "switch" not in self.module if fused else self.module.endswith("c_proj")
+        if known and rows == cols and either and self.parsed.inputs and not named:
+            raise ArchitectureError(
+                f"{self.model}: {shown(matrix.data.tensor)} is square, and neither its name nor what is beside it "
+                "tells which side is its output: scan the weights as its library stores them today"
+            )
         if known and not fused:
             return self._checked(matrix)
         if self.width is not None and rows != self.width and cols == self.width:

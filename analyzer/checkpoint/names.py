@@ -18,9 +18,10 @@ from analyzer.checkpoint.architectures import (
 )
 
 NUMBER = re.compile(r"\d{1,5}", re.ASCII)
-IN_A_NAME = re.compile(r"(?<![^.])\d{1,5}(?![^.])|(?<=expert_)\d{1,5}(?![^.])", re.ASCII)  # numbers between dots
+# Numbers between dots, and those that end the word expert.
+IN_A_NAME = re.compile(r"(?:(?<![^.])|(?<=expert_)|(?<=expert))\d{1,5}(?![^.])", re.ASCII)
 PLAIN = re.compile(r"[\w.-]+", re.ASCII)
-EXPERT = re.compile(r"experts?_(\d{1,5})", re.ASCII)
+EXPERT = re.compile(r"experts?_?(\d{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
     in_mlp = is_mlp(tail[:-1])
     told = (bool(inputs) or in_mlp) and words[-1] in INPUTS and (words[-1] not in AMBIGUOUS or in_mlp)
+    told = told or (bool(inputs) and words[-2:] == ["output", "dense"])
     known = ".".join(words) in known_tails()
     if not known and (not told or is_other(tail[:-1])):
         return None
@@ -140,7 +142,13 @@ def _numbers_experts(part: str) -> bool:
 
 
 def _block_number(parts: list[str], numbers: list[int], blocks: Collection[str]) -> int:
-    """Return where in a name the block's number is: the innermost that counts more than MLPs, else the outermost."""
+    """Return where in a name the block's number is: the innermost that counts more than MLPs, else the outermost.
+
+    Where blocks share weights in groups, a group is what is stored of them.
+    """
+    for index in numbers:
+        if parts[index - 1].endswith("groups"):
+            return index
     for index in reversed(numbers):
         if ".".join(parts[: index + 1]) in blocks:
             return index

@@ -76,5 +76,6 @@ def down_projection_bytes(projections: Collection[DownProjection]) -> int:
 
 def num_layers_of(projections: Iterable[DownProjection]) -> int:
     """Return how many layers a model has, as its down projections tell; those of `mtp` are not counted."""
-    layers = [each.layer for each in projections if each.tower != "mtp"] or [each.layer for each in projections]
-    return 1 + max(layers, default=-1)
+    projections = list(projections)
+    counted = [each for each in projections if each.tower != "mtp"] or projections
+    return 1 + max((max(each.layers or (each.layer,)) for each in counted), default=-1)

@@ -14,10 +14,9 @@ def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, 
     total = size_in(config, NUM_LAYERS_KEYS)
     if total is None:
         return None
-    groups = config.get("num_hidden_groups")
-    if type(groups) is int and 0 < groups <= total and "group" in parsed.stack:  # ALBERT
-        group = _group_of(parsed.stack)
-        return tuple(layer for layer in range(total) if layer * groups // total == group)
+    if parsed.stack.endswith("groups"):  # ALBERT
+        groups = size_in(config, ("num_hidden_groups",)) or 1
+        return tuple(layer for layer in range(total) if layer * groups // total == parsed.layer) or None
     kinds = config.get("layers_block_type")
     if isinstance(kinds, list) and "shared" in parsed.mlp:  # Zamba
         hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]
@@ -26,7 +25,3 @@ def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, 
         if parsed.layer in hybrid[:step]:
             return tuple(hybrid[hybrid.index(parsed.layer) :: step])
     return None
-
-
-def _group_of(stack: str) -> int:
-    return next((int(part) for part in stack.split(".") if part.isdigit()), 0)
