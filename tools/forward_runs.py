@@ -27,7 +27,6 @@ SIDES: dict[str, Any] = {
     "target_sizes": [[PATCHES, PATCHES]],
     "merge_sizes": [1],
     "aspect_ratio_ids": [[1]],
-
     "feature_lens": [64],
     "aftercnn_lens": [32],
     "query_length": 8,

@@ -136,10 +136,16 @@ RULES: tuple[tuple[str, Shrink], ...] = tuple(
         (r".*intermediate_size.*|.*ffn_dim|ffn_hidden_size|d_ff|dff|dim_ff|d_inner|n_inner|mlp_dim", inner),
         (r"(encoder_|decoder_)?(num_)?(encoder_|decoder_)?(hidden_)?layers|n_layers?|depth|.*num_.*layers", layers),
         (r"num_blocks", layers),
-        (r"out_hidden_size|adapter_out_dim|text_hidden_size|vision_output_dim|.*out(put)?_hidden_size|.*projection_dim", text_hidden),
+        (
+            r"out_hidden_size|adapter_out_dim|text_hidden_size|vision_output_dim|.*out(put)?_hidden_size|.*projection_dim",
+            text_hidden,
+        ),
         (r"vision_hidden_size|mm_hidden_size|image_hidden_size", vision_hidden),
         (r"audio_hidden_size", audio_hidden),
-        (r".*hidden_size.*|adapter_in_dim|adapter_input_size|d_model|n_embd|hidden_dim|dim|embed_dim|.*embed_proj_dim|d_embed|emb_dim", hidden),
+        (
+            r".*hidden_size.*|adapter_in_dim|adapter_input_size|d_model|n_embd|hidden_dim|dim|embed_dim|.*embed_proj_dim|d_embed|emb_dim",
+            hidden,
+        ),
         (r".*embedding_size|embedding_dim", hidden),
         (r"max_.*position.*|n_positions|max_seq_len|n_ctx|max_.*positions|context_length|seq_len(gth)?", at_most(128)),
         (r"window_size", window),
@@ -152,7 +158,9 @@ RULES: tuple[tuple[str, Shrink], ...] = tuple(
 )
 
 INDEX_LISTS = re.compile(r".*(indexes|indices|_idxs|_ids|_layers|feature_layer|insert_layer_id|layer_map)")
-LAYER_COUNTS = re.compile(r"(num_)?(hidden_)?(decoder_)?(encoder_)?layers|n_layers?|depth|num_blocks|.*num_.*hidden_layers")
+LAYER_COUNTS = re.compile(
+    r"(num_)?(hidden_)?(decoder_)?(encoder_)?layers|n_layers?|depth|num_blocks|.*num_.*hidden_layers"
+)
 NOT_LAYERS = re.compile(r".*(mtp|nextn|adapter|lstm|residual|dense|kv_shared|sparse|conv|global|input|output).*")
 TOKENS = re.compile(r".*(token_ids?|token_index|_id|_index|start_id|end_id)")
 KINDS = (("vision", r"vision|visual|vit|image|siglip|clip"), ("audio", r"audio|speech|whisper|conformer|encoder_audio"))
@@ -161,9 +169,20 @@ KINDS = (("vision", r"vision|visual|vit|image|siglip|clip"), ("audio", r"audio|s
 ROPE_SECTIONS = re.compile(r".*mrope_section")
 # Fields that are null by default, and are filled where a model cannot be built without them.
 FILLED = {
-    "head_dim": 0, "num_key_value_heads": HEADS, "vocab_size": VOCABULARY, "pad_token_id": 0, "n_routed_experts": 4,
-    "n_shared_experts": 1, "num_experts": 4, "num_experts_per_tok": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1,
-    "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2, "q_lora_rank": 24,
+    "head_dim": 0,
+    "num_key_value_heads": HEADS,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "q_lora_rank": 24,
 }
 
 
@@ -185,7 +204,13 @@ def shrunk(config: Mapping[str, Any], kind: str = "text") -> dict[str, Any]:
             }
         elif isinstance(value, Mapping):
             part = "model_type" in value
-            small[name] = shrunk(value, _kind(name, value, kind)) if part else _small_rope(value, node) if "rope" in name else dict(value)
+            small[name] = (
+                shrunk(value, _kind(name, value, kind))
+                if part
+                else _small_rope(value, node)
+                if "rope" in name
+                else dict(value)
+            )
         elif isinstance(value, list):
             small[name] = _small_list(name, value, node, old_layers, indices)
         elif type(value) is int:
@@ -277,7 +302,11 @@ def _small_rope(parameters: Mapping[str, Any], node: Node) -> dict[str, Any]:
         if isinstance(value, Mapping):
             small[name] = _small_rope(value, node)
         elif ROPE_SECTIONS.fullmatch(name) and isinstance(value, list):
-            half = 4 if "qk_rope_head_dim" in node.fields else int(node.width.head * parameters.get("partial_rotary_factor", 1)) // 2
+            half = (
+                4
+                if "qk_rope_head_dim" in node.fields
+                else int(node.width.head * parameters.get("partial_rotary_factor", 1)) // 2
+            )
             third = half // 4
             small[name] = [half - 2 * third, third, third] if len(value) == 3 else value
         else:
@@ -338,12 +367,21 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gemma4_assistant": {"text_config": {"enable_moe_block": False}},
-    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": EXPERT_INNER},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": EXPERT_INNER,
+    },
     "glm4v_moe_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
     "glm4v_text": SECTIONS,
     "glm5_next_text": {"index_kpool": 4},
     "glm_ocr_text": SECTIONS,
-    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-2, 0], [-1, 1]],
+        "downsample_rate": "1/2",
+        "vision_config": {"hidden_size": 64},
+    },
     "hunyuan_vl_text": SECTIONS,
     "janus_vqgan": SMALL_CODES,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
@@ -357,7 +395,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nemotron_h": {"moe_latent_size": 24},
     "paddleocr_vl_text": SECTIONS,
     "perceiver": {"num_self_attends_per_block": 3, "d_latents": 96, "num_latents": 16},
-    "phi4_multimodal_audio": {"depthwise_separable_out_channel": 80, "ext_pw_out_channel": 80, "nemo_conv_channels": 80},
+    "phi4_multimodal_audio": {
+        "depthwise_separable_out_channel": 80,
+        "ext_pw_out_channel": 80,
+        "nemo_conv_channels": 80,
+    },
     "qwen2_5_omni_text": SECTIONS,
     "qwen2_5_vl_text": SECTIONS,
     "qwen2_vl_text": SECTIONS,
@@ -375,6 +417,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 # Where a configuration cannot be made of nothing: what it is made of.
 BASES: dict[str, dict[str, Any]] = {
-    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
+    "gemma4_assistant": {
+        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    }
 }
 CLASS_OVERRIDES: dict[str, dict[str, Any]] = {"ReformerModelWithLMHead": {"is_decoder": True}}

@@ -84,7 +84,9 @@ def _tiny_config(kind: Kind, model_class: Any) -> Any:
     config_class = CONFIG_MAPPING[kind.model_type]
     if not issubclass(config_class, model_class.config_class):
         config_class = model_class.config_class  # the class is of a part: the language model alone
-    fields = merged(shrunk(config_class(**BASES.get(kind.model_type, {})).to_dict()), CLASS_OVERRIDES.get(kind.class_name, {}))
+    fields = merged(
+        shrunk(config_class(**BASES.get(kind.model_type, {})).to_dict()), CLASS_OVERRIDES.get(kind.class_name, {})
+    )
     first: Exception | None = None
     for way in WAYS:
         try:

@@ -123,9 +123,7 @@ class Cutting(TorchFunctionMode):
         self.calls.append(Call(places, read, leaf))
         return leaf.clone().movedim(-1, channels)
 
-    def _linear_map(
-        self, name: str, args: Any, kwargs: Any
-    ) -> tuple[tuple[Place, ...], Tensor | None, int] | None:
+    def _linear_map(self, name: str, args: Any, kwargs: Any) -> tuple[tuple[Place, ...], Tensor | None, int] | None:
         """Return a linear map's matrices, what it reads, and which dimension of that has the channels."""
         if name == "linear":
             read, weight = args[0], _argument(args, kwargs, 1, "weight")
@@ -320,7 +318,16 @@ def _use(graph: Graph, before: list[int], number: int, stream: int, writes: str)
         call.read,
         {graph.calls[leaf].written: bool(read.straight >> leaf & 1) for leaf in _bits(read.all)},
     )
-    return Use(number, before[number], call.read.shape[-1], call.places, local and not read.mixed, bent, not read.all & stream, writes)
+    return Use(
+        number,
+        before[number],
+        call.read.shape[-1],
+        call.places,
+        local and not read.mixed,
+        bent,
+        not read.all & stream,
+        writes,
+    )
 
 
 def _probe(read: Tensor, leaves: Mapping[Tensor, bool]) -> tuple[bool, bool]:

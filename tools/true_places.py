@@ -98,7 +98,9 @@ def _told_by_shape(parameters: Mapping[str, Tensor], unreached: set[str]) -> lis
     for name in sorted(unreached):
         *experts, rows, cols = parameters[name].shape
         block, nearby = re.split(r"(?<=\.)\d+\.", name)[0], name.rsplit(".", 3)[0] + "."
-        vectors = Counter(len(value) for other, value in parameters.items() if other.startswith(block) and value.ndim == 1)
+        vectors = Counter(
+            len(value) for other, value in parameters.items() if other.startswith(block) and value.ndim == 1
+        )
         others = [tuple(parameters[other].shape) for other in unreached if other.startswith(nearby) and other != name]
         for turned in (False, True) if experts else (False,):
             if turned:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-# A down projection's own name: what beside it projects into the MLP, in the order in which a guess is made; of several
-# names in one tuple (gate and up) all are there.
+# A down projection's own name, in its MLP: what beside it projects into the MLP, in the order in which a guess is made;
+# of several names in one tuple (gate and up) all are there.
 INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "down_proj": (("gate_proj", "up_proj"), ("gate_up_proj",), ("up_gate_proj",), ("up_proj",)),
     "down": (("gate", "up"), ("gate_up",), ("up",)),
@@ -20,6 +20,7 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "dense_4h_to_h": (("dense_h_to_4h",),),
     "fc_out": (("fc_in",),),
     "fc2": (("fc1",),),
+    "fc1": (("fc0",),),
     "fc_2": (("fc_1",),),
     "linear_fc2": (("linear_fc1",),),
     "linear2": (("linear1",),),
@@ -27,12 +28,21 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ff_out": (("ff_proj",),),
     "w2": (("w1", "w3"), ("w12",), ("w1",)),
     "w3": (("w1", "w2"), ("w12",)),
+    "w2_weight": (("w13_weight",),),
+    "w_out": (("w_in.w_0", "w_in.w_1"), ("w_in",)),
     "wo": (("wi_0", "wi_1"), ("wi",)),
     "Wo": (("Wi",),),
     "lin2": (("lin1",),),
     "output_linear": (("input_linear",),),
     "output_dense": (("intermediate_dense",),),
-    "layers.3": (("layers.0",),),
+    "output.dense": (("intermediate.dense",), ("dense.dense",)),
+    "output_query.dense": (("intermediate_query.dense",),),
+    "output": (("intermediate",),),
+    "dense2": (("dense1",),),
+    "layer_2": (("layer_1",),),
+    "proj_down": (("proj_up_gate", "proj_up"), ("proj_up",)),
+    "2": (("0",),),
+    "3": (("0",),),
     "value": (("key",),),
     "ffn_output": (("ffn",),),
     "mlp2_weight": (("mlp1_weight",),),  # gpt-oss as OpenAI stores it
@@ -47,22 +57,32 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "weights_out": (("weights_in",),),
 }
 # Names of down projections that mean something else outside of what is called an MLP.
-AMBIGUOUS = frozenset({"value", "out_proj", "w3", "down", "linear2", "linear_2", "conv2", "layers.3"})
-MLP_WORDS = re.compile(r"mlp|ffn|(^|_)ff\d?($|_)|feed_?forward|expert|moe|channel_mix", re.IGNORECASE)
+AMBIGUOUS = frozenset(
+    {"value", "out_proj", "w3", "down", "linear2", "linear_2", "conv2", "wo", "output", "dense2", "layer_2", "2", "3"}
+)
+MLP_WORDS = re.compile(
+    r"mlp|ffn|(^|_)ff\d?($|_)|feed_?forward|expert|moe|channel_mix|dense_?relu_?dense", re.IGNORECASE
+)
 # What mixes tokens: attention, recurrences and their like.
 MIXING_WORDS = re.compile(
     r"attn|attention|mamba|ssm|time_mix|retention|hyena|delta|short_conv|temporal_block|^rec$|^(self|cross)$",
     re.IGNORECASE,
 )
-# What else is no MLP: routers, adapters, norms, embeddings.
+# What chooses experts, also where it is an MLP itself.
+ROUTERS = re.compile(r"(^|_)router|^gate$", re.IGNORECASE)
+# What else is no MLP, though it may hold one: adapters, norms, embeddings, convolutions.
 OTHER_WORDS = re.compile(
-    r"(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
+    r"(^|_)(lora|adapter|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
     re.IGNORECASE,
 )
 # Of what no MLP has, the projections that name a mixer of tokens wherever they are.
 MIXERS = re.compile(
     r"^(q|k|v|qkv|o|query|key|value|query_key_value|kv)(_?(proj|lin|a_proj|b_proj))?$|^(in|out|x|dt)_proj$|^c_attn$|^Wqkv$"
+    r"|^(dw_?|depthwise_)?conv(_?\dd)?$"
 )
+# What in a block turns the output of an MLP that blocks share (Zamba), or of experts, before the residual stream; where
+# the output has another width than the stream, it is found without a name.
+TURNING = ("linear", "mlp.post_expert_proj")
 
 # Besides gguf's own; `{xid}` stands for the expert.
 MORE_MODULES = (
@@ -99,7 +119,7 @@ TOWERS = {
     "mtp": ("mtp", "nextn"),  # multi-token prediction
 }
 # Models whose blocks have no MLP at all.
-WITHOUT_MLP = re.compile(r"mamba\d?|falcon_mamba|xlstm|s4|hyena")
+WITHOUT_MLP = re.compile(r"mamba\d?|falcon_mamba|s4|hyena")
 
 
 @cache

@@ -23,7 +23,7 @@ from analyzer.base.config import (
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
 from analyzer.base.records import Unread
 from analyzer.checkpoint.architectures import AMBIGUOUS, INPUTS, MIXERS, WITHOUT_MLP, WRAPPERS
-from analyzer.checkpoint.names import NUMBER, ModuleName, is_mlp, is_other, starred
+from analyzer.checkpoint.names import NUMBER, ModuleName, is_mlp, is_other, mixes, starred
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
 from analyzer.checkpoint.stacks import residual_widths
 from analyzer.encodings.finding import STORED_AS
@@ -100,11 +100,23 @@ def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: 
             f"{what} has no MLP down projection that this version knows; tensors that could be: {_listed(left)}; scan "
             f"the right ones with --tensors '{shown(_kinds(left)[0][0][0], 80)}'"
         )
+    convolution = next((name for name, (_, shape) in tensors.items() if shape[2:] == (1,) and _in_block(name)), None)
+    if convolution is not None:
+        return ArchitectureError(
+            f"{what} has convolutions in place of the linear maps of its MLPs, such as {shown(convolution, 80)} of shape "
+            f"{shown(list(tensors[convolution][1]), 40)}: their weights are no matrices, which is all that is scanned"
+        )
     numbered = any(NUMBER.search(part) for name in tensors for part in name.split("."))
     return ArchitectureError(
         f"{what} has no MLP down projection"
         + (" that this version knows" if numbered else ", and no matrix in numbered layers at all")
     )
+
+
+def _in_block(name: str) -> bool:
+    """Tell whether a tensor lies in a numbered block, outside of what mixes tokens."""
+    parts = name.split(".")
+    return any(NUMBER.fullmatch(part) for part in parts[1:]) and not mixes(parts)
 
 
 def _missing(model: str, first: _Left, left: Sequence[_Left], what: str) -> ArchitectureError:

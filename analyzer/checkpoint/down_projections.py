@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,18 +21,20 @@ from analyzer.base.config import (
 )
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
 from analyzer.base.records import Place, Unread
-from analyzer.checkpoint.architectures import CONV1D_MODEL_TYPES, INPUTS_FIRST_EXPERTS, TOWERS
+from analyzer.checkpoint.architectures import CONV1D_MODEL_TYPES, INPUTS_FIRST_EXPERTS, TOWERS, TURNING
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.completeness import find_unread, none_found
 from analyzer.checkpoint.names import IN_A_NAME, ModuleName, find_modules, inputs_of, towers_of
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
 from analyzer.checkpoint.sharing import layers_sharing
-from analyzer.checkpoint.stacks import is_latent, residual_widths
+from analyzer.checkpoint.stacks import residual_widths, shapes_beside
 from analyzer.encodings.finding import STORED_AS, find_matrices
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
 from analyzer.encodings.module import ReadTensors, StoredTensors, read_nothing
 from analyzer.encodings.notes import notes
+
+SHARED_EXPERT = re.compile(r"shared?_experts?")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def find_down_projections(
     found: dict[Place, DownProjection] = {}
     unreadable: dict[str, UnreadableError] = {}
     stored = StoredTensors(model, tensors, config, read)
-    mlps = _mlps_of_blocks({module: parsed for module, parsed in modules.items() if not _is_stacked(module, tensors)})
+    mlps = _mlps_of_blocks(modules, tensors)
+    others = shapes_beside(modules, tensors)
     for module, parsed in modules.items():
         try:
             matrices = find_matrices(stored, module)
@@ -105,20 +108,20 @@ def find_down_projections(
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
         fused = _is_fused(tensors, matrices)
-        if fused and pattern is None and not re.search("exp|moe|switch|mlp2_weight", module):
+        if fused and pattern is None and not _holds_experts(module, parsed, tensors):
             name = matrices[0].data.tensor
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
         tower = "mtp" if ahead else of_stack[parsed.stack]
         layers = layers_sharing(config, parsed)
-        lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack])
+        lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack], others)
         for number, matrix in enumerate(matrices):
             expert = number if fused else parsed.expert
             matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
             projection = DownProjection(
                 tower=tower,
                 layer=layers[0] if layers else parsed.layer,
-                mlp=None if expert is not None else mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
+                mlp=mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
                 expert=expert,
                 block=parsed.block,
                 module=module,
@@ -198,15 +201,19 @@ def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, Mo
     return modules
 
 
-def _mlps_of_blocks(modules: Mapping[str, ModuleName]) -> dict[tuple[str, str], int]:
-    """Return the number of each MLP, by (block, what holds it there), of blocks with several beside experts."""
-    of_block: dict[str, set[str]] = {}
-    for parsed in modules.values():
-        if parsed.expert is None and "expert" not in parsed.mlp.replace("shared_expert", ""):
-            of_block.setdefault(parsed.block, set()).add(parsed.mlp.rpartition(".")[0])
+def _mlps_of_blocks(modules: Mapping[str, ModuleName], tensors: Shapes) -> dict[tuple[str, str], int]:
+    """Return the number of each MLP, by (block, what holds it there), in the order of their names.
+
+    Only those of blocks with several of a kind are there: a mixture of experts is of another kind than one MLP.
+    """
+    of_block: dict[tuple[str, bool], set[str]] = {}
+    for module, parsed in modules.items():
+        experts = parsed.expert is not None or "expert" in SHARED_EXPERT.sub("", parsed.mlp)
+        kind = (parsed.block, experts or _is_stacked(module, tensors))
+        of_block.setdefault(kind, set()).add(parsed.mlp.rpartition(".")[0])
     return {
         (block, mlp): number
-        for block, mlps in of_block.items()
+        for (block, _), mlps in of_block.items()
         if len(mlps) > 1
         for number, mlp in enumerate(sorted(mlps, key=_natural))
     }
@@ -222,8 +229,14 @@ def _is_stacked(module: str, tensors: Shapes) -> bool:
     return any(len(tensors[name][1]) > 2 for end in STORED_AS if (name := module + end) in tensors)
 
 
+def _holds_experts(module: str, parsed: ModuleName, tensors: Shapes) -> bool:
+    """Tell whether a stacked matrix is one for each expert: its name says so, or what is beside it is stacked too."""
+    beside = [len(shape) for name in parsed.inputs if (shape := _plain_shape(name, tensors)) is not None]
+    return bool(re.search("exp|moe|switch|mlp2_weight", module) or (beside and min(beside) > 2))
+
+
 def _is_fused(tensors: Shapes, matrices: Sequence[Matrix]) -> bool:
-    return len(tensors[matrices[0].data.tensor][1]) > 2
+    return len(matrices) > 1 or len(tensors[matrices[0].data.tensor][1]) > 2
 
 
 def _depth(
@@ -258,6 +271,8 @@ class _Lying:
     config: Mapping[str, Any]
     width: int | None
     """How many channels the residual stream of its stack has."""
+    others: Mapping[str, Collection[tuple[int, ...]]]
+    """The shapes of each block's matrices that belong to no MLP."""
 
     def right_way_round(self, matrix: Matrix, *, fused: bool, known: bool) -> Matrix:
         """Return the matrix with its output channels as rows.
@@ -289,18 +304,14 @@ class _Lying:
 
     def is_latent(self, matrix: Matrix) -> bool:
         """Tell whether its rows are no channels of the residual stream."""
-        block, own = f"{self.parsed.block}.", {self.module, *self.parsed.inputs}
-        if self.width is None or matrix.shape[0] == self.width:
+        rows, width, block = matrix.shape[0], self.width, self.parsed.block
+        if width is None:
             return False
-        return is_latent(
-            matrix.shape[0],
-            self.width,
-            (
-                shape
-                for name, (_, shape) in self.tensors.items()
-                if name.startswith(block) and len(shape) == 2 and name.removesuffix(".weight") not in own
-            ),
-        )
+        if rows != width:
+            return (width, rows) in self.others.get(block, ())
+        mlp = SHARED_EXPERT.sub("", self.parsed.mlp)
+        turning = (self.tensors.get(f"{block}.{name}.weight", ("", ()))[1] for name in TURNING)
+        return ("expert" in mlp or "shared" in mlp) and (width, width) in turning
 
     def _told_by_inputs(self, matrix: Matrix) -> bool | None:
         """Tell whether what projects into the MLP says that the matrix must be turned; null where it does not say."""

@@ -13,6 +13,7 @@ from analyzer.checkpoint.architectures import (
     MIXING_WORDS,
     MLP_WORDS,
     OTHER_WORDS,
+    ROUTERS,
     WRAPPERS,
     known_tails,
 )
@@ -103,8 +104,8 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     inputs = inputs_of(module, there)
     words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
     in_mlp = is_mlp(tail[:-1])
-    told = (bool(inputs) or in_mlp) and words[-1] in INPUTS and (words[-1] not in AMBIGUOUS or in_mlp)
-    told = told or (bool(inputs) and words[-2:] == ["output", "dense"])
+    own, _ = own_name(bare)
+    told = (bool(inputs) or (in_mlp and not own[-1].isdigit())) and (own not in AMBIGUOUS or in_mlp) and own in INPUTS
     known = ".".join(words) in known_tails()
     if not known and (not told or is_other(tail[:-1])):
         return None
@@ -119,7 +120,12 @@ def mixes(parts: Iterable[str]) -> bool:
 def is_other(parts: Iterable[str]) -> bool:
     """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter."""
     parts = list(parts)
-    return mixes(parts) or any(OTHER_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
+    last = max((index for index, part in enumerate(parts) if MLP_WORDS.search(part)), default=-1)
+    return (
+        mixes(parts)
+        or any(ROUTERS.search(part) for part in parts)
+        or any(OTHER_WORDS.search(part) for part in parts[last + 1 :])
+    )
 
 
 def is_mlp(parts: Iterable[str]) -> bool:
@@ -159,13 +165,17 @@ def inputs_of(module: str, there: Collection[str]) -> tuple[str, ...]:
     """Return the modules beside a down projection that project into its MLP: the first known names that are there."""
     parts = module.split(".")
     bare = parts[:-1] if parts[-1] in WRAPPERS and len(parts) > 1 else parts
-    wrapper, parent, last = parts[len(bare) :], bare[:-1], bare[-1]
-    if last == "dense" and parent and parent[-1] == "output":  # bert
-        guesses: list[tuple[str, ...]] = [(".".join([*parent[:-1], "intermediate", "dense"]),)]
-    else:
-        names = INPUTS.get(last, ())
-        guesses = [tuple(".".join([*parent, name, *wrapper]) for name in beside) for beside in names]
+    own, parent = own_name(bare)
+    guesses = (
+        tuple(".".join([*parent, name, *parts[len(bare) :]]) for name in beside) for beside in INPUTS.get(own, ())
+    )
     return next((guess for guess in guesses if all(name in there for name in guess)), ())
+
+
+def own_name(parts: list[str]) -> tuple[str, list[str]]:
+    """Return the part of a module's name that is its own in its MLP, of one word or two, and what holds that MLP."""
+    words = 2 if ".".join(parts[-2:]) in INPUTS else 1
+    return ".".join(parts[-words:]), parts[:-words]
 
 
 def towers_of(stacks: Iterable[str], towers: Mapping[str, tuple[str, ...]]) -> dict[str, str | None]:

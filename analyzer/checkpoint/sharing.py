@@ -22,6 +22,6 @@ def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, 
         hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]
         memories = config.get("num_mem_blocks")
         step = memories if type(memories) is int and memories > 0 else 1
-        if parsed.layer in hybrid[:step]:
-            return tuple(hybrid[hybrid.index(parsed.layer) :: step])
+        shared = hybrid[hybrid.index(parsed.layer) :: step] if parsed.layer in hybrid[:step] else []
+        return tuple(shared) if len(shared) > 1 else None
     return None

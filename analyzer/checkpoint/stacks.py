@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-from analyzer.checkpoint.names import starred
+from analyzer.checkpoint.names import ModuleName, starred
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Shapes
 
@@ -45,6 +45,16 @@ def _most_frequent(shapes: Iterable[tuple[int, ...]], sizes: Collection[int]) ->
     return named[0] if len(named) == 1 else None
 
 
-def is_latent(rows: int, width: int | None, block: Iterable[tuple[int, ...]]) -> bool:
-    """Tell whether what so many rows make goes into the residual stream through another matrix of the block."""
-    return width is not None and rows != width and any(tuple(shape[-2:]) == (width, rows) for shape in block)
+def shapes_beside(modules: Mapping[str, ModuleName], tensors: Shapes) -> dict[str, set[tuple[int, ...]]]:
+    """Return the shapes of each block's matrices that are neither down projections nor read by one.
+
+    Where the rows of a down projection are not as many as the residual stream has channels, one of these turns them.
+    """
+    shapes: dict[str, set[tuple[int, ...]]] = {each.block: set() for each in modules.values()}
+    taken = {*modules, *(name for each in modules.values() for name in each.inputs)}
+    for name, (_, shape) in tensors.items():
+        if len(shape) == 2 and name.removesuffix(".weight") not in taken:
+            block = _stack_of(name, shapes)
+            if block is not None:
+                shapes[block].add(shape)
+    return shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.base.config import NUM_EXPERTS_KEYS, sizes_in
 from analyzer.base.errors import shown
 from analyzer.encodings.encoding import Companions, Tile
 from analyzer.encodings.floats import FORMATS, FloatFormat, Unsigned
 from analyzer.encodings.matrices import Matrix
 from analyzer.encodings.module import MAX_EXPERTS, StoredModule
+
+# A parameter of all experts: where it has two dimensions, their matrices lie one after the other (DBRX).
+STACKED = re.compile(r"(^|\.)experts(\.[A-Za-z]\w*)+$")
 
 
 @dataclass(frozen=True)
@@ -63,4 +68,8 @@ def float_shape(module: StoredModule, name: str, shape: tuple[int, ...]) -> tupl
         raise module.refused(name, f"has {len(shape)} dimensions, so is no matrix")
     if 0 in shape or (len(shape) == 3 and shape[0] > MAX_EXPERTS):
         raise module.refused(name, f"has the shape {shown(shape, 60)}, which no down projection has")
+    if name == module.name and STACKED.search(name) and len(shape) == 2:
+        sizes = [size for size in sizes_in(module.config, NUM_EXPERTS_KEYS) if shape[0] % size == 0]
+        if len(set(sizes)) == 1:
+            return sizes[0], shape[0] // sizes[0], shape[1]
     return (shape[0] if len(shape) == 3 else 1), shape[-2], shape[-1]
