@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-PYTEST := pytest --numprocesses 2 --dist loadfile  # a file's tests share models
+# A file's tests stay in one process: they share models.
+PYTEST := pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test quick lowest bench clean
 
