@@ -7,7 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-PYTEST := pytest --numprocesses 2 --dist loadfile  # a file's tests share models
+# A file's tests stay in one process: they share models.
+PYTEST := pytest --numprocesses 2 --dist loadfile
 COG := $(BIN)/cog -I . -I tools
 SITE := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
