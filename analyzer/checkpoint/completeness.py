@@ -186,11 +186,11 @@ def _looks_like_one(
         return False
     rows, cols = shape[-2:]
     says = parts[-1] in INPUTS and (parts[-1] not in AMBIGUOUS or is_mlp(parts[:-1]))
-    if width is None or not plain:
-        return says
-    if rows == cols:
+    if not plain or rows == cols:
         return says
     beside = [each[-2:] for each in children if len(each) == len(shape)]
+    if width is None:  # what an MLP works in is wider than what it writes
+        return says or (rows < cols and (cols, rows) in beside)
     makes = any(each in ((cols, width), (2 * cols, width)) for each in beside)
     if fused:  # gate and up are two of one shape, or one twice as wide
         alone = beside.count((rows, cols)) == 1
