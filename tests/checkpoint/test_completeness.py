@@ -133,10 +133,19 @@ def test_an_unreadable_tower_is_refused():
     refuses("visual.blocks.0.mlp.down_proj.weight is stored as U8", shapes, text_config=CONFIG)
 
 
-@pytest.mark.parametrize("config", [{**CONFIG, "num_hidden_layers": 5}, {"text_config": {**CONFIG, "n_layer": 5}},
-                                    {"thinker_config": {"text_config": {**CONFIG, "num_hidden_layers": 5}}}])  # fmt: skip
+FIVE = {"hidden_size": HIDDEN, "num_hidden_layers": 5}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FIVE,
+        {"text_config": {"hidden_size": HIDDEN, "n_layer": 5}},
+        {"num_hidden_layers": 3, "text_config": FIVE},
+        {"thinker_config": {"text_config": FIVE}},
+    ],
+)
 def test_layers_that_the_config_promises(config):
-    config.get("text_config", {}).pop("num_hidden_layers", None)
     (unread,) = look(dense(), **config).unread
     assert unread == Unread(
         "model.layers.*", 2, None, "config.json says it has 5 blocks; nothing of these is stored"
