@@ -56,7 +56,7 @@ MIXING_WORDS = re.compile(
 )
 # What else is no MLP: routers, adapters, norms, embeddings.
 OTHER_WORDS = re.compile(
-    r"(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
+    r"^gate$|(^|_)(lora|adapter|router|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
     re.IGNORECASE,
 )
 # Of what no MLP has, the projections that name a mixer of tokens wherever they are.

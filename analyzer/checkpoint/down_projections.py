@@ -105,7 +105,8 @@ def find_down_projections(
         if len(matrices) > 1 and parsed.expert is not None:
             raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
         fused = _is_fused(tensors, matrices)
-        if fused and pattern is None and not re.search("exp|moe|switch|mlp2_weight", module):
+        several = any(_is_stacked(name, tensors) for name in parsed.inputs)
+        if fused and pattern is None and not several and not re.search("exp|moe|switch|mlp2_weight", module):
             name = matrices[0].data.tensor
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth

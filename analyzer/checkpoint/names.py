@@ -104,7 +104,7 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
     in_mlp = is_mlp(tail[:-1])
     told = (bool(inputs) or in_mlp) and words[-1] in INPUTS and (words[-1] not in AMBIGUOUS or in_mlp)
-    told = told or (bool(inputs) and words[-2:] == ["output", "dense"])
+    told = told or (bool(inputs) and words[-1] == "dense")
     known = ".".join(words) in known_tails()
     if not known and (not told or is_other(tail[:-1])):
         return None
@@ -117,9 +117,18 @@ def mixes(parts: Iterable[str]) -> bool:
 
 
 def is_other(parts: Iterable[str]) -> bool:
-    """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter."""
+    """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter.
+
+    A router's MLP is a router; an MLP in a block of convolutions is an MLP.
+    """
     parts = list(parts)
-    return mixes(parts) or any(OTHER_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
+    for index, part in enumerate(parts):
+        said = OTHER_WORDS.search(part)
+        if said is None or (MLP_WORDS.search(part) and "router" not in part):
+            continue
+        if "conv" not in said[0] or not is_mlp(parts[index + 1 :]):
+            return True
+    return mixes(parts)
 
 
 def is_mlp(parts: Iterable[str]) -> bool:
@@ -160,8 +169,9 @@ def inputs_of(module: str, there: Collection[str]) -> tuple[str, ...]:
     parts = module.split(".")
     bare = parts[:-1] if parts[-1] in WRAPPERS and len(parts) > 1 else parts
     wrapper, parent, last = parts[len(bare) :], bare[:-1], bare[-1]
-    if last == "dense" and parent and parent[-1] == "output":  # bert
-        guesses: list[tuple[str, ...]] = [(".".join([*parent[:-1], "intermediate", "dense"]),)]
+    if last == "dense" and parent and parent[-1].startswith("output"):  # bert, and output_query of a q-former
+        beside_it = parent[-1].replace("output", "intermediate", 1)
+        guesses: list[tuple[str, ...]] = [(".".join([*parent[:-1], beside_it, "dense"]),)]
     else:
         names = INPUTS.get(last, ())
         guesses = [tuple(".".join([*parent, name, *wrapper]) for name in beside) for beside in names]

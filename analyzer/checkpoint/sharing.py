@@ -16,12 +16,14 @@ def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, 
         return None
     if parsed.stack.endswith("groups"):  # ALBERT
         groups = size_in(config, ("num_hidden_groups",)) or 1
-        return tuple(layer for layer in range(total) if layer * groups // total == parsed.layer) or None
+        layers = tuple(layer for layer in range(total) if layer * groups // total == parsed.layer)
+        return layers or None  # the first is where the group begins, be it the only one
     kinds = config.get("layers_block_type")
     if isinstance(kinds, list) and "shared" in parsed.mlp:  # Zamba
         hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]
         memories = config.get("num_mem_blocks")
         step = memories if type(memories) is int and memories > 0 else 1
         if parsed.layer in hybrid[:step]:
-            return tuple(hybrid[hybrid.index(parsed.layer) :: step])
+            layers = tuple(hybrid[hybrid.index(parsed.layer) :: step])
+            return layers if len(layers) > 1 else None
     return None

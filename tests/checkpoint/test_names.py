@@ -113,6 +113,23 @@ def test_a_wrapped_module_is_the_module(wrapper):
     assert found[names[2]].mlp == "mlp.down_proj"
 
 
+def test_an_mlp_in_a_block_of_convolutions():
+    block = "audio_tower.layers.3"
+    downs = [f"{block}.conv_blocks.{number}.mlp.fc2" for number in range(2)]
+    conv = [f"{block}.conv_blocks.0.conv.conv1", f"{block}.conv_blocks.0.conv.conv2", f"{block}.self_attn.q_proj"]
+    found = find_modules([*downs, *(name.replace("fc2", "fc1") for name in downs), *conv])
+    assert [(name, each.layer) for name, each in found.items()] == [(name, 3) for name in downs]
+
+
+def test_an_mlp_of_its_own_for_queries():
+    layer = "qformer.encoder.layer.1"
+    modules = [f"{layer}.{part}{of}.dense" for part in ("intermediate", "output") for of in ("", "_query")]
+    found = find_modules([*modules, f"{layer}.attention.attention.query"])
+    assert {name: each.inputs for name, each in found.items()} == {
+        f"{layer}.output{of}.dense": (f"{layer}.intermediate{of}.dense",) for of in ("", "_query")
+    }
+
+
 def test_no_inputs_where_one_is_missing():
     assert inputs_of("m.0.mlp.w2", {"m.0.mlp.w1", "m.0.mlp.w2"}) == ("m.0.mlp.w1",)
     assert inputs_of("m.0.mlp.down_proj", {"m.0.mlp.gate_proj"}) == ()
@@ -133,6 +150,8 @@ def test_no_inputs_where_one_is_missing():
         ("router.linear2", "router.linear1"),
         ("mlp.down_proj.lora_A", "mlp.down_proj.lora_B"),
         ("position_embed.fc2x", "position_embed.fc1"),
+        ("mlp.gate.down_proj", "mlp.gate.up_proj"),
+        ("mlp.gate.router_mlp.out_proj", "mlp.gate.router_mlp.in_proj"),
         ("time_mixing.value", "time_mixing.key"),
         ("mlp.gate.weights_out_of", "mlp.gate.weights_in"),
     ],

@@ -87,6 +87,17 @@ def test_fused_experts_both_ways(shapes, turned, hidden_size, suffix):
     assert found.unread == ()
 
 
+def test_experts_that_no_name_calls_so():
+    """JetMoE's: what projects into them has one more dimension too."""
+    shapes = {}
+    for layer in range(2):
+        shapes |= attention(f"model.layers.{layer}") | {f"model.layers.{layer}.mlp.router.layer.weight": (4, HIDDEN)}
+        shapes[f"model.layers.{layer}.mlp.input_linear.weight"] = (4, 2 * ROUTED, HIDDEN)
+        shapes[f"model.layers.{layer}.mlp.output_linear.weight"] = (4, HIDDEN, ROUTED)
+    found = look(shapes, model_type="jetmoe", hidden_size=HIDDEN, num_local_experts=4)
+    assert places(found) == ([f"{layer},{expert}" for layer in range(2) for expert in range(4)], {(HIDDEN, ROUTED): 8})
+
+
 SQUARE = (4, HIDDEN, HIDDEN)
 NOTHING_TELLS = "is square, and neither its name nor what is beside it tells which side is its output"
 
