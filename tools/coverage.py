@@ -41,7 +41,7 @@ UNTELLABLE = {  # types whose run does not tell their MLPs, or tells more than i
 
 @dataclass(frozen=True)
 class Row:
-    """One type: what is true, what the scan found, and the verdict: right, refused, wrong, not told or not buildable."""
+    """One type: what is true, what the scan found, and the verdict."""
 
     kind: Kind
     verdict: str
@@ -300,8 +300,8 @@ def document(rows: Sequence[Row]) -> str:
     """Return the census as a page."""
     return f"""# Coverage
 
-What `superweight scan` finds in a tiny model, with random weights, of every type that transformers {version("transformers")}
-has for causal, masked and sequence-to-sequence language models and for images with text: `python tools/coverage.py`.
+What `superweight scan` finds in a tiny model, with random weights, of every type that transformers
+{version("transformers")} has for causal, masked and sequence-to-sequence language models and for images with text: `python tools/coverage.py`.
 Its down projections are told by running the model, without looking at a name. `right`: the scan found all of them and
 nothing else, each in its block, expert and orientation, and ranks a planted weight first. `not told`: the scan reads
 it, but the run does not tell which matrices are right.

@@ -103,8 +103,8 @@ def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: 
     convolution = next((name for name, (_, shape) in tensors.items() if shape[2:] == (1,) and _in_block(name)), None)
     if convolution is not None:
         return ArchitectureError(
-            f"{what} has convolutions in place of the linear maps of its MLPs, such as {shown(convolution, 80)} of shape "
-            f"{shown(list(tensors[convolution][1]), 40)}: their weights are no matrices, which is all that is scanned"
+            f"{what} has convolutions in place of the linear maps of its MLPs, such as {shown(convolution, 80)} of "
+            f"shape {shown(list(tensors[convolution][1]), 40)}: their weights are no matrices, which is all that is scanned"
         )
     numbered = any(NUMBER.search(part) for name in tensors for part in name.split("."))
     return ArchitectureError(
@@ -198,11 +198,11 @@ def _looks_like_one(
         return False
     rows, cols = shape[-2:]
     says = parts[-1] in INPUTS and (parts[-1] not in AMBIGUOUS or is_mlp(parts[:-1]))
-    if width is None or not plain:
-        return says
-    if rows == cols:
+    if not plain or rows == cols:
         return says
     beside = [each[-2:] for each in children if len(each) == len(shape)]
+    if width is None:  # what an MLP works in is wider than what it writes
+        return says or (rows < cols and (cols, rows) in beside)
     makes = any(each in ((cols, width), (2 * cols, width)) for each in beside)
     if fused:  # gate and up are two of one shape, or one twice as wide
         alone = beside.count((rows, cols)) == 1

@@ -118,7 +118,10 @@ def mixes(parts: Iterable[str]) -> bool:
 
 
 def is_other(parts: Iterable[str]) -> bool:
-    """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter."""
+    """Tell whether parts of a name call something else than an MLP: attention, a norm, an adapter.
+
+    A router's MLP is a router; the MLP within an adapter or a block of convolutions is an MLP.
+    """
     parts = list(parts)
     last = max((index for index, part in enumerate(parts) if MLP_WORDS.search(part)), default=-1)
     return (

@@ -16,7 +16,8 @@ def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, 
         return None
     if parsed.stack.endswith("groups"):  # ALBERT
         groups = size_in(config, ("num_hidden_groups",)) or 1
-        return tuple(layer for layer in range(total) if layer * groups // total == parsed.layer) or None
+        layers = tuple(layer for layer in range(total) if layer * groups // total == parsed.layer)
+        return layers or None  # the first is where the group begins, be it the only one
     kinds = config.get("layers_block_type")
     if isinstance(kinds, list) and "shared" in parsed.mlp:  # Zamba
         hybrid = [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]

@@ -92,7 +92,7 @@ def _best(pairs: Sequence[Pair], side: int, top: int) -> list[Coordinate]:
         summary = pair.summaries[side]
         for place, score in zip(summary.places, summary.scores, strict=True):
             row, col = divmod(int(place), projection.shape[1])
-            coordinate = Coordinate(projection.layer, projection.expert, row, col, projection.tower)
+            coordinate = Coordinate(projection.layer, projection.expert, row, col, projection.tower, projection.mlp)
             found.append((-float(score), coordinate.sort_key, coordinate))
     return [coordinate for *_, coordinate in sorted(found)[:top]]
 

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import random_downs, write_llama
+from checkpoints import random_downs, write_llama, write_tensors
 from commands import fails, superweight
 from gguf_files import write_llama_gguf
+from safetensors.numpy import load_file
 
 from analyzer.cli.scan import Layers
 
@@ -39,14 +40,14 @@ def test_scan_json_is_the_contract(spiked):
     assert [best[key] for key in ("rank", "layer", "expert", "row", "col", "value")] == [1, 1, None, 2, 3, 1.5]
 
 
-def test_scan_warns_of_layers_that_are_not_there(tmp_path):
-    downs = random_downs(layers=4)
-    write_llama(tmp_path, downs, shards=2)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    del index["weight_map"]["model.layers.2.mlp.down_proj.weight"]
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+def test_scan_warns_of_what_a_layer_lacks(tmp_path):
+    write_llama(tmp_path, random_downs(layers=4))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.2.mlp.down_proj.weight"]
+    write_tensors(tmp_path, tensors)
     result = superweight("scan", tmp_path, "--json")
-    assert result.stderr == "warning: no down projection in layer 2: not an MLP block, or not in the index\n"
+    why = "layer 0 has it, and all else that is stored of these blocks"
+    assert result.stderr == f"warning: not read: 1 x model.layers.2.mlp.down_proj: {why}\n"
     assert len(json.loads(result.stdout)["tensors"]) == 3
     assert superweight("scan", tmp_path, "--layers", "0-1").stderr == ""
 
@@ -86,3 +87,59 @@ def test_a_gguf_file_is_scanned_but_not_yet_verified(folder, tmp_path):
     path.with_name("y.gguf").write_bytes(b"GGUF")
     fails(superweight("scan", path.parent), "has 2 GGUF files, and none is named", "one of x.Q5_K.gguf, y.gguf")
     fails(superweight("scan", path.with_name("y.gguf")), "quant:y.gguf: y.gguf is truncated")
+
+
+@pytest.fixture
+def partly_known(tmp_path):
+    """A checkpoint one layer of which has a second MLP, by names that are not known."""
+    downs = random_downs(layers=3)
+    write_llama(tmp_path / "part", downs)
+    tensors = load_file(tmp_path / "part" / "model.safetensors")
+    for name, shape in {"fwd": (20, 8), "bwd": (8, 20)}.items():
+        tensors[f"model.layers.1.extra.{name}.weight"] = np.zeros(shape, downs[0].dtype)
+    write_tensors(tmp_path / "part", tensors)
+    return tmp_path / "part"
+
+
+def test_what_is_not_read_is_said_after_success(partly_known):
+    result = superweight("scan", partly_known)
+    assert result.returncode == 0
+    said = "not read: 1 x model.layers.*.extra.bwd of shape [8, 20]: looks like a down projection"
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"warning: {said}")
+    first = " ".join(result.stdout.split("\n\n")[0].split())
+    assert first.startswith("part: 3 down projections of 3 layers, BF16, ")
+    assert first.endswith("; 1 not read")
+    result = superweight("scan", partly_known, "--json")
+    assert result.stderr.startswith(f"warning: {said}")
+    assert json.loads(result.stdout)["unread"] == [
+        {
+            "names": "model.layers.*.extra.bwd", "count": 1, "shape": [8, 20],
+            "why": "looks like a down projection, by a name that is not known",
+        }
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_on_purpose_is_not_unread(partly_known):
+    for wanted in (("--layers", "0-1"), ("--tensors", "*.mlp.down_proj.weight")):
+        result = superweight("scan", partly_known, "--json", *wanted)
+        assert (result.stderr, json.loads(result.stdout)["unread"]) == ("", [])
+
+
+def test_a_refusal_stays_one_line(partly_known):
+    fails(superweight("scan", partly_known, "--layers", "7"), "no down projection in layer 7")
+    fails(superweight("verify", partly_known), "has parts that are not read: model.layers.*.extra.bwd x 1")
+    fails(superweight("analyze", partly_known, cwd=partly_known), "has parts that are not read")
+
+
+def test_diff_says_what_is_not_read_of_which_side(partly_known, folder):
+    result = superweight("diff", folder, partly_known, "--json")
+    assert result.stderr.count("\n") == 1
+    assert "not read: 1 x model.layers.*.extra.bwd of shape [8, 20] in the new one" in result.stderr
+    (unread,) = json.loads(result.stdout)["unread"]
+    assert (unread["side"], unread["names"], unread["count"], unread["shape"]) == (
+        "new", "model.layers.*.extra.bwd", 1, [8, 20],
+    )  # fmt: skip
+    saved = folder.parent / "saved.json"
+    saved.write_text(superweight("scan", partly_known, "--json").stdout)
+    assert json.loads(superweight("diff", saved, folder, "--json").stdout)["unread"] == [{**unread, "side": "old"}]

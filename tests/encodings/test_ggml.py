@@ -9,12 +9,13 @@ import pytest
 from gguf_files import open_gguf, random_blocks, values_of, write_gguf, write_llama_gguf
 from quantized import Model, check_coordinates, found, magnitudes, ranking
 
+from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate
-from analyzer.checkpoint.down_projections import check_can_be_run
 from analyzer.checkpoint.weights import read_row, read_weights
 from analyzer.encodings.ggml import GGML, ggml_type
 from analyzer.scan.scanner import scan
+from analyzer.source.opening import open_model
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -207,9 +208,8 @@ def test_two_stacks(tmp_path):
 
 def test_a_gguf_file_cannot_be_run_yet(tmp_path):
     write_llama_gguf(tmp_path / "x.gguf", "F16")
-    checkpoint, projections = open_gguf(tmp_path / "x.gguf")
     with pytest.raises(ArchitectureError, match=r"x.gguf is a GGUF file: it can be scanned, but not yet verified"):
-        check_can_be_run(checkpoint.source.model, projections, checkpoint.config)
+        open_runnable(open_model(str(tmp_path / "x.gguf")))
 
 
 def test_the_library_is_imported_where_it_is_needed():

@@ -9,7 +9,7 @@ from families import FAMILIES, HIDDEN, LLAMA4, ROUTED, build, plant
 from safetensors.torch import load_file, save_file
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.shards import INDEX, SINGLE
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
@@ -26,7 +26,9 @@ SQUARE_CONFIGS = {
 
 def check(folder, weight, shapes):
     checkpoint = Checkpoint(FolderSource(folder))
-    result = scan(checkpoint, down_projections(checkpoint), top=1)
+    found = find_projections(checkpoint)
+    assert found.unread == ()  # a false alarm is as bad as a silent miss
+    result = scan(checkpoint, found.projections, top=1)
     best = result.outliers[0]
     assert (best.tower, best.layer, best.expert, best.row, best.col, best.value) == weight
     assert {(t.tower, t.layer, t.expert): t.shape for t in result.tensors} == shapes
