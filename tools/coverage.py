@@ -301,7 +301,8 @@ def document(rows: Sequence[Row]) -> str:
     return f"""# Coverage
 
 What `superweight scan` finds in a tiny model, with random weights, of every type that transformers
-{version("transformers")} has for causal, masked and sequence-to-sequence language models and for images with text: `python tools/coverage.py`.
+{version("transformers")} has for causal, masked and sequence-to-sequence language models and for images with text:
+`python tools/coverage.py`.
 Its down projections are told by running the model, without looking at a name. `right`: the scan found all of them and
 nothing else, each in its block, expert and orientation, and ranks a planted weight first. `not told`: the scan reads
 it, but the run does not tell which matrices are right.

@@ -23,7 +23,7 @@ DECOY = 99.0  # larger than what is planted: in every parameter that is no down 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a matrix is in a checkpoint: it is the `number`th of those of its size in tensor `name`, [cols, rows] if `turned`.
+    """Where a matrix is in a checkpoint: the `number`th of its size in tensor `name`, [cols, rows] if `turned`.
 
     `number` is null where it is no contiguous part of the tensor.
     """
@@ -102,7 +102,7 @@ def number_as_filed(matrices: list[dict[str, Any]]) -> None:
 
 
 def plant(model: nn.Module, places: Iterable[Place], at: Place, row: int, col: int, value: float, folder: Path) -> None:
-    """Save a model whose down projections are small random numbers but for one, and whose other parameters have decoys."""
+    """Save a model whose down projections are small random numbers but for one weight; other parameters have decoys."""
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(1)
     downs = {place.parameter for place in places}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,56 +40,69 @@ class Node:
 
     @property
     def width(self) -> Width:
+        """The sizes of this kind of tower."""
         return WIDTHS[self.kind]
 
 
 def at_most(limit: int) -> Shrink:
+    """Return what keeps sizes up to a limit."""
     return lambda _node, old: min(old, limit)
 
 
 def always(value: int) -> Shrink:
+    """Return what replaces any size by one value."""
     return lambda _node, _old: value
 
 
 def hidden(node: Node, _old: int) -> int:
+    """Return the width of the residual stream."""
     return node.width.hidden
 
 
 def text_hidden(_node: Node, _old: int) -> int:
+    """Return the width of the text tower."""
     return WIDTHS["text"].hidden
 
 
 def vision_hidden(_node: Node, _old: int) -> int:
+    """Return the width of the vision tower."""
     return WIDTHS["vision"].hidden
 
 
 def audio_hidden(_node: Node, _old: int) -> int:
+    """Return the width of the audio tower."""
     return WIDTHS["audio"].hidden
 
 
 def inner(node: Node, _old: int) -> int:
+    """Return the inner width of an MLP."""
     return node.width.inner
 
 
 def layers(node: Node, old: int) -> int:
+    """Return how many blocks a tower has."""
     return min(old, node.width.layers)
 
 
 def head(node: Node, old: int) -> int:
+    """Return the size of an attention head."""
     return 8 if old == node.fields.get("qk_rope_head_dim") else node.width.head
 
 
 def key_heads(node: Node, old: int) -> int:
+    """Return how many heads keys have."""
     heads = next((node.fields[n] for n in ("num_attention_heads", "n_heads") if n in node.fields), None)
     return HEADS if old == heads else min(old, 2)
 
 
 def image(node: Node, old: int) -> int:
+    """Return the size of an image, a few patches."""
     patch = node.fields.get("patch_size")
     return 4 * patch if isinstance(patch, int) and 4 * patch < old else min(old, 64)
 
 
 def window(node: Node, old: int) -> int:
+    """Return the size of an attention window."""
     patch = node.fields.get("patch_size")
     return 4 * patch if isinstance(patch, int) and old > patch else min(old, 8)
 
@@ -266,7 +279,7 @@ def _layer_count(config: Mapping[str, Any]) -> int | None:
 
 
 def _kept_layers(config: Mapping[str, Any], count: int | None, wanted: int) -> list[int]:
-    """Return which blocks are kept: one of each kind that the lists with an entry a block tell apart, then the first."""
+    """Return which blocks are kept: one of each kind that lists with an entry a block tell apart, then the first."""
     if count is None or count <= wanted:
         return list(range(count or 0))
     lists = [value for value in config.values() if isinstance(value, list) and len(value) == count]

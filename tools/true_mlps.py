@@ -60,10 +60,10 @@ class Call:
 class Use:
     """What a run told of one use of a linear map that writes into the residual stream.
 
-    `local`: it reads token by token. `bent`: through a nonlinearity or a product. `fresh`: nothing of the stream itself.
-    `writes`: `residual`, or `latent` where another linear map turns its output first. `number` counts the linear maps of
-    the run; `before` has a bit for each of them that this one reads from, through whatever lies between. `width` is that
-    of what it reads, which several groups of channels may share.
+    `local`: it reads token by token. `bent`: through a nonlinearity or a product. `fresh`: nothing of the stream
+    itself. `writes`: `residual`, or `latent` where another linear map turns its output first. `number` counts the
+    linear maps of the run; `before` has a bit for each of them that this one reads from, through whatever lies between.
+    `width` is that of what it reads, which several groups of channels may share.
     """
 
     number: int
@@ -275,7 +275,7 @@ def find_uses(calls: list[Call], outputs: Iterable[Tensor]) -> list[Use]:
     writers, stream = 0, 0
     for parts in graph.sums:
         for number, part in enumerate(parts):
-            others = [other for other in parts[:number] + parts[number + 1 :]]
+            others = parts[:number] + parts[number + 1 :]
             beside = 0
             for other in others:
                 beside |= other.all

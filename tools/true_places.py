@@ -170,7 +170,7 @@ def _numbered(
         assert block is not None
         by_block[block].append(place)
     repeated = _repeated(model, by_block, downs)
-    for (stack, layer), places in sorted(by_block.items()):
+    for (stack, _layer), places in sorted(by_block.items()):
         groups: dict[str, list[Place]] = defaultdict(list)
         for place in places:
             groups[_starred(place.parameter)].append(place)
@@ -228,7 +228,7 @@ def _first_use(members: list[Place], downs: Mapping[Place, list[Use]]) -> int:
 def _repeated(
     model: nn.Module, by_block: Mapping[tuple[str, int], list[Place]], downs: Mapping[Place, list[Use]]
 ) -> dict[Place, tuple[int, ...]]:
-    """Return the numbers of the blocks that are one module applied again and again, as the configuration counts them."""
+    """Return the numbers of the blocks that are one module applied again and again, as its config counts them."""
     wanted = getattr(model.config, "num_hidden_layers", None)
     found: dict[Place, tuple[int, ...]] = {}
     for stack in {stack for stack, _ in by_block}:

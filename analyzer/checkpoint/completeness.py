@@ -104,7 +104,7 @@ def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: 
     if convolution is not None:
         return ArchitectureError(
             f"{what} has convolutions in place of the linear maps of its MLPs, such as {shown(convolution, 80)} of "
-            f"shape {shown(list(tensors[convolution][1]), 40)}: their weights are no matrices, which is all that is scanned"
+            f"shape {shown(list(tensors[convolution][1]), 40)}: only matrices are scanned"
         )
     numbered = any(NUMBER.search(part) for name in tensors for part in name.split("."))
     return ArchitectureError(

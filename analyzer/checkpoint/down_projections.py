@@ -197,6 +197,8 @@ def _matching_modules(model: str, tensors: Shapes, pattern: str) -> dict[str, Mo
             )
         expert = int(numbers[1][0]) if len(numbers) > 1 else None
         stack, tail = module[: numbers[0].start()].rstrip("."), module[numbers[0].end() :].lstrip(".")
+        if expert is not None:
+            tail = IN_A_NAME.sub("*", tail, count=1)
         modules[module] = ModuleName(stack, int(numbers[0][0]), tail, expert, inputs_of(module, there))
     return modules
 

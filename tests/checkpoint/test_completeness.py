@@ -256,7 +256,7 @@ def test_what_is_no_candidate_is_never_proposed():
     assert re.findall(r"net\.\*\S+", message) == ["net.*.odd.bwd.weight", "net.*.odd.bwd.weight'"]
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba", "xlstm"])
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba"])
 def test_models_without_mlps_are_called_so(model_type):
     shapes = {f"backbone.layers.{n}.mixer.{k}.weight": v for n in range(3) for k, v in
               {"in_proj": (64, HIDDEN), "out_proj": (HIDDEN, 32), "x_proj": (5, 32)}.items()}  # fmt: skip

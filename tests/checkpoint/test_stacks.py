@@ -4,12 +4,16 @@ import pytest
 from layouts import CONFIG, HIDDEN, INNER, ROUTED, attention, dense, look, mlp, places
 
 from analyzer.base.errors import ArchitectureError
-from analyzer.checkpoint.stacks import is_latent, residual_widths
+from analyzer.checkpoint.names import find_modules
+from analyzer.checkpoint.stacks import residual_widths, shapes_beside
 
 
 def widths(shapes, *sizes, stacks=("model.layers",)):
-    tensors = {name: each if isinstance(each[0], str) else ("BF16", each) for name, each in shapes.items()}
-    return residual_widths(set(stacks), tensors, set(sizes))
+    return residual_widths(set(stacks), stored(shapes), set(sizes))
+
+
+def stored(shapes):
+    return {name: each if isinstance(each[0], str) else ("BF16", each) for name, each in shapes.items()}
 
 
 def test_the_width_is_what_most_kinds_of_tensors_have():
@@ -32,11 +36,11 @@ def test_scales_and_packed_weights_do_not_count():
     assert widths(attention("model.layers.0") | packed | scales) == {"model.layers": HIDDEN}
 
 
-def test_latent_rows():
-    assert is_latent(12, HIDDEN, [(HIDDEN, 12)])
-    assert not is_latent(12, HIDDEN, [(12, HIDDEN), (HIDDEN, 13)])
-    assert not is_latent(HIDDEN, HIDDEN, [(HIDDEN, HIDDEN)])
-    assert not is_latent(12, None, [(HIDDEN, 12)])
+def test_what_could_turn_latent_rows_is_no_part_of_an_mlp():
+    shapes = dense() | {"model.layers.1.back.weight": (HIDDEN, 12)}
+    beside = shapes_beside(find_modules([name.removesuffix(".weight") for name in shapes]), stored(shapes))
+    assert beside["model.layers.1"] == beside["model.layers.0"] | {(HIDDEN, 12)}
+    assert not {(HIDDEN, INNER), (INNER, HIDDEN)} & beside["model.layers.0"]
 
 
 def lying(found):
