@@ -60,6 +60,8 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 AMBIGUOUS = frozenset(
     {"value", "out_proj", "w3", "down", "linear2", "linear_2", "conv2", "wo", "output", "dense2", "layer_2", "2", "3"}
 )
+# Those that say nothing without what projects into the MLP.
+TOLD_BY_INPUTS = frozenset({"fc1", "2", "3"})
 MLP_WORDS = re.compile(
     r"mlp|ffn|(^|_)ff\d?($|_)|feed_?forward|expert|moe|channel_mix|dense_?relu_?dense", re.IGNORECASE
 )

@@ -14,6 +14,7 @@ from analyzer.checkpoint.architectures import (
     MLP_WORDS,
     OTHER_WORDS,
     ROUTERS,
+    TOLD_BY_INPUTS,
     WRAPPERS,
     known_tails,
 )
@@ -105,7 +106,9 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     words = [part for part in tail if not NUMBER.fullmatch(part) and part != "*"]
     in_mlp = is_mlp(tail[:-1])
     own, _ = own_name(bare)
-    told = (bool(inputs) or (in_mlp and not own.isdigit())) and (own not in AMBIGUOUS or in_mlp) and own in INPUTS
+    told = (
+        (bool(inputs) or (in_mlp and own not in TOLD_BY_INPUTS)) and (own not in AMBIGUOUS or in_mlp) and own in INPUTS
+    )
     known = ".".join(words) in known_tails()
     if not known and (not told or is_other(tail[:-1])):
         return None
