@@ -100,12 +100,15 @@ def variables_of(path):
     """Return the environment's variables that a file reads or sets: of os.environ, or the Hub client's constants."""
     tree = ast.parse(path.read_text("utf-8"))
     named = {
-        target.id: node.value.value
+        target.id: [node.value.value]
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.comprehension) and isinstance(node.iter, ast.Tuple):
+            named[ast.unparse(node.target)] = [ast.unparse(each).strip("'\"") for each in node.iter.elts]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "constants":
             yield HUB.get(node.attr, node.attr)
