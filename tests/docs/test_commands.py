@@ -118,7 +118,7 @@ def variables_of(path):
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
             key = node.args[0]
         if key is not None:
-            yield named[key.id] if isinstance(key, ast.Name) else ast.literal_eval(key)
+            yield from named[key.id] if isinstance(key, ast.Name) else [ast.literal_eval(key)]
 
 
 def test_every_variable_of_the_environment_is_documented():
