@@ -61,7 +61,7 @@ def test_a_bottleneck_has_a_width_of_its_own():
         ({}, None),
         ({"quantization_config": {}}, None),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
-        ({"llm_config": {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}}, "modelopt FP8"),
+        ({"text_config": {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP4"}}}, "modelopt FP4"),
         ({"compression_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
          "compressed-tensors pack-quantized"),
         ({"quantization": {"bits": 4}}, None),

@@ -28,7 +28,8 @@ def test_coordinates_are_ordered_by_tower_layer_mlp_expert_row_col():
         Coordinate(2, 0, 0, 0), Coordinate(2, 10, 0, 0), Coordinate(2, None, 0, 0, None, 0),
         Coordinate(2, None, 0, 0, None, 1), Coordinate(10, None, 0, 0), Coordinate(0, None, 0, 0, "vision"),
     ]  # fmt: skip
-    assert sorted([*reversed(ordered)], key=lambda each: each.sort_key) == ordered
+    backwards = ordered[::-1]
+    assert sorted(backwards, key=lambda each: each.sort_key) == ordered
     assert len({each.place for each in ordered}) == 8  # rows and columns are of one place
 
 

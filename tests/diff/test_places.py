@@ -68,10 +68,10 @@ def test_both_mlps_of_a_layer_are_compared(versions):
 
 
 def test_the_rankings_of_a_layer_tell_its_mlps_apart(versions, tmp_path):
-    both = write(tmp_path / "both", (FIRST, 3, 5, 4.5), (SECOND, 3, 5, -7.0), (VISION, 1, 2, 2.0))
-    result = compare_models(str(versions[0]), str(both), SETTINGS)
+    both = write(tmp_path / "both", (FIRST, 2, 2, 5.0), (SECOND, 3, 5, -7.0), (VISION, 1, 2, 2.0))
+    result = compare_models(str(both), str(versions[0]), SETTINGS)
     (changed,) = (each for each in result.layers if each.state == "changed")
-    assert (changed.tower, changed.layer, changed.ranked, changed.shared) == ("language", 1, 2, 2)
+    assert (changed.tower, changed.layer, changed.ranked, changed.shared) == ("language", 1, 2, 1)
 
 
 def test_the_table_and_json_have_tower_and_mlp(versions):
