@@ -61,7 +61,7 @@ def _record(kind: Any, value: Any) -> Any:
         return Coordinate(**value)
     if is_dataclass(kind) and isinstance(kind, type):
         types = get_type_hints(kind)
-        return kind(**{field.name: _record(types[field.name], value[field.name]) for field in fields(kind)})
+        return kind(**{field.name: _record(types[field.name], value.get(field.name)) for field in fields(kind)})
     if isinstance(kind, UnionType):
         return None if value is None else _record(get_args(kind)[0], value)
     if get_origin(kind) is tuple:
