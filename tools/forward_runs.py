@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+from cutting import Cutting
 from torch import Tensor, nn
-from true_mlps import Cutting
 
 TOKENS = 24
 PATCHES = 4  # a side
@@ -46,7 +46,7 @@ def runs(model: nn.Module) -> Iterator[tuple[str, Cutting, list[Tensor]]]:
             continue
         for inputs in islice(inputs_for(part), MAX_TRIES):
             done = run(part, inputs)
-            touched = set() if done is None else {_joined(name, each) for each in done[0].touched} & matrices
+            touched = set() if done is None else {joined(name, each) for each in done[0].touched} & matrices
             if done is not None and touched - reached:
                 reached |= touched
                 yield name, *done
@@ -63,13 +63,14 @@ def _can_run(part: nn.Module) -> bool:
 def _matrices(part: nn.Module, name: str) -> set[str]:
     """Return the names of a part's matrices in numbered blocks."""
     return {
-        _joined(name, parameter)
+        joined(name, parameter)
         for parameter, value in part.named_parameters(remove_duplicate=False)
-        if value.ndim > 1 and any(word.isdigit() for word in _joined(name, parameter).split("."))
+        if value.ndim > 1 and any(word.isdigit() for word in joined(name, parameter).split("."))
     }
 
 
-def _joined(part: str, name: str) -> str:
+def joined(part: str, name: str) -> str:
+    """Return the name of a parameter of a part, as the whole model calls it."""
     return f"{part}.{name}" if part else name
 
 
@@ -78,7 +79,7 @@ def run(part: nn.Module, inputs: dict[str, Any]) -> tuple[Cutting, list[Tensor]]
     cutting = Cutting(part)
     try:
         with torch.enable_grad(), cutting:
-            outputs = list(_tensors(part(**inputs)))
+            outputs = [*_tensors(part(**inputs)), *cutting.sums]
     except Exception:  # whatever a model raises for an input that it cannot take
         return None
     return (cutting, outputs) if any(call.read is not None for call in cutting.calls) else None
@@ -128,7 +129,7 @@ def inputs_for(part: nn.Module) -> Iterator[dict[str, Any]]:
 def _text(part: nn.Module, names: list[str]) -> dict[str, Tensor]:
     config = getattr(part, "config", None)
     tokens = torch.randint(5, 60 if getattr(config, "vocab_size", 300) < 200 else 190, (2, TOKENS))
-    text = {name: tokens for name in ("input_ids", "decoder_input_ids") if name in names}
+    text: dict[str, Tensor] = {name: tokens for name in ("input_ids", "decoder_input_ids") if name in names}
     if "decoder_input_ids" in text and not (getattr(config, "is_encoder_decoder", False) or "input_ids" not in text):
         del text["decoder_input_ids"]
     if "protein_input_ids" in names:
@@ -215,11 +216,13 @@ def _embedded(part: nn.Module, names: list[str], needed: list[str], quiet: dict[
     beside = [*wanted, *(["encoder_hidden_states"] if "encoder_hidden_states" in names else [])]
     for width in widths:
         for other in widths if beside else [width]:
-            states = {name: torch.randn(2, 16, width) for name in streams[:1]}
+            states: dict[str, Tensor] = {name: torch.randn(2, 16, width) for name in streams[:1]}
             states |= {
                 name: torch.ones(2, 16, dtype=torch.long) if name.endswith("mask") else torch.randn(2, 16, other)
                 for name in beside
             }
+            if "input_ids" in names and "query_embeds" in names:
+                states |= _text(part, names)
             if states:
                 yield {**states, **{n: SIDES[n] for n in needed if isinstance(SIDES.get(n), int)}, **quiet}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from cutting import Place
 from torch import nn
-from true_mlps import Place
 
 FIRST_NUMBER = 1 << 12  # larger than what any other tensor has
 SPREAD = 0.02
@@ -23,7 +23,7 @@ DECOY = 99.0  # larger than what is planted: in every parameter that is no down 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a matrix is in a checkpoint: the `number`th of its size in tensor `name`, [cols, rows] if `turned`.
+    """Where a matrix is saved: it is the `number`th of those of its size in tensor `name`, [cols, rows] if `turned`.
 
     `number` is null where it is no contiguous part of the tensor.
     """
@@ -51,8 +51,8 @@ def locate(model: nn.Module, places: Sequence[Place]) -> dict[Place, Stored | No
         model.save_pretrained(folder)
         tensors = read_tensors(Path(folder))
     where: dict[int, tuple[str, int]] = {}
-    for name, values in tensors.items():
-        flat = values.ravel()
+    for name, saved in tensors.items():
+        flat = saved.ravel()
         for position in np.flatnonzero((flat >= FIRST_NUMBER) & (flat < number)):
             where.setdefault(int(flat[position]), (name, int(position)))
     return {place: _stored(place, first[place.parameter], where, tensors) for place in places}
@@ -102,7 +102,7 @@ def number_as_filed(matrices: list[dict[str, Any]]) -> None:
 
 
 def plant(model: nn.Module, places: Iterable[Place], at: Place, row: int, col: int, value: float, folder: Path) -> None:
-    """Save a model whose down projections are small random numbers but for one weight; other parameters have decoys."""
+    """Save a model whose down projections are small but for one weight, and whose other parameters have decoys."""
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(1)
     downs = {place.parameter for place in places}

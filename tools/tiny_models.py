@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny_configs import BASES, CLASS_OVERRIDES, filled, merged, shrunk, ungrouped
+from tiny_configs import filled, merged, shrunk, ungrouped
+from tiny_overrides import BASES, CLASS_OVERRIDES
 from torch import nn
 
 MAPPINGS = (
@@ -57,7 +58,7 @@ def build(kind: Kind) -> nn.Module:
         model_class = getattr(transformers, kind.class_name)
         config = _tiny_config(kind, model_class)
         torch.manual_seed(0)
-        model = model_class(config).eval().requires_grad_(False)
+        model: nn.Module = model_class(config).eval().requires_grad_(False)
     except NotBuildable:
         raise
     except Exception as error:  # whatever the library's classes raise for what they cannot be built from
@@ -84,9 +85,8 @@ def _tiny_config(kind: Kind, model_class: Any) -> Any:
     config_class = CONFIG_MAPPING[kind.model_type]
     if not issubclass(config_class, model_class.config_class):
         config_class = model_class.config_class  # the class is of a part: the language model alone
-    fields = merged(
-        shrunk(config_class(**BASES.get(kind.model_type, {})).to_dict()), CLASS_OVERRIDES.get(kind.class_name, {})
-    )
+    default = config_class(**BASES.get(kind.model_type, {})).to_dict()
+    fields = merged(shrunk(default), CLASS_OVERRIDES.get(kind.class_name, {}))
     first: Exception | None = None
     for way in WAYS:
         try:
@@ -105,11 +105,6 @@ def _tiny_config(kind: Kind, model_class: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong in one line."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:160]}" if words else type(error).__name__
-
-
-def sizes(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Return the model's parameters by name, one that has several names under each of them."""
-    return dict(model.named_parameters(remove_duplicate=False))
+    """Return the first sentence of what went wrong."""
+    words = " ".join(str(error).split()).partition(". ")[0]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

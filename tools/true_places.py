@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from forward_runs import runs
+from cutting import Place
+from forward_runs import joined, runs
 from torch import Tensor, nn
-from true_mlps import Place, Use, find_uses
+from true_mlps import Use, find_uses
 
 NUMBER = re.compile(r"\d+$")
 
@@ -37,48 +38,60 @@ class Found:
     unreached: tuple[str, ...]
 
 
+@dataclass
+class Observed:
+    """What all runs told: how linear maps are used, which parameters are used at all, and which mix positions."""
+
+    uses: dict[Place, list[Use]]
+    touched: set[str]
+    mixing: set[str]
+
+
 def find_true_mlps(model: nn.Module) -> Found:
     """Return a model's down projections, told by running it and, where nothing reaches a part, by shapes."""
-    uses: dict[Place, list[Use]] = {}
-    touched: set[str] = set()
-    mixing: set[str] = set()
-    for name, cutting, outputs in runs(model):
-        touched |= {joined(name, each) for each in cutting.touched}
-        mixing |= {joined(name, each) for each in cutting.mixing}
-        of_run: dict[Place, list[Use]] = defaultdict(list)
-        for use in find_uses(cutting.calls, outputs):
-            for place in use.places:
-                of_run[replace(place, parameter=joined(name, place.parameter))].append(use)
-        uses |= {place: each for place, each in of_run.items() if place not in uses}
-    mixing |= {place.parameter for place, each in uses.items() if not any(use.local for use in each)}
-    mixing |= {
+    seen = _observe(model)
+    blocks = Blocks(model, seen.mixing)
+    downs: dict[Place, list[Use]] = {}
+    asides: dict[str, str] = {}
+    for place, uses in seen.uses.items():
+        if any(use.is_mlp for use in uses) and blocks.of(place.parameter) is not None:
+            downs[place] = uses
+        elif any(use.local and use.bent and use.writes == "residual" for use in uses):
+            asides[_starred(place.parameter)] = _why_none(uses[0])
+    for place in list(downs):
+        for other in [*_slices(place, blocks.parameters[place.parameter]), *blocks.siblings(place)]:
+            downs.setdefault(other, seen.uses.get(other, []))
+    matrices = {name for name, value in blocks.parameters.items() if value.ndim > 1 and blocks.of(name) is not None}
+    unreached = matrices - seen.touched
+    by_shape: dict[Place, list[Use]] = {place: [] for place in _told_by_shape(blocks.parameters, unreached)}
+    truths = tuple(_numbered(model, blocks, {**by_shape, **downs}, set(downs)))
+    told = {truth.place.parameter for truth in truths}
+    return Found(truths, asides, tuple(sorted({_starred(name) for name in unreached - told})))
+
+
+def _observe(model: nn.Module) -> Observed:
+    convolutions = {
         f"{name}.weight"
         for name, part in model.named_modules()
         if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(part.kernel_size) > 1
     }
-    downs = {place: each for place, each in uses.items() if any(use.is_mlp for use in each)}
-    blocks = Blocks(model, mixing)
-    asides = {
-        _starred(place.parameter): "narrower inside than outside" if each[0].narrow else "fed from outside"
-        for place, each in uses.items()
-        if place not in downs and any(use.local and use.bent and use.writes == "residual" for use in each)
-    }
-    for place in [place for place in downs if blocks.of(place.parameter) is None]:
-        asides[_starred(place.parameter)] = "in no numbered block"
-        del downs[place]
-    how = dict.fromkeys(downs, "run")
-    for place in list(downs):
-        for other in [*_slices(place, blocks.parameters[place.parameter]), *blocks.siblings(place)]:
-            if other not in downs:
-                downs[other], how[other] = uses.get(other, []), "run"
-    unreached = {
-        name for name, value in blocks.parameters.items() if value.ndim > 1 and name not in touched and blocks.of(name)
-    }
-    for place in _told_by_shape(blocks.parameters, unreached):
-        downs[place], how[place] = [], "shape"
-    truths = tuple(_numbered(model, blocks, downs, how))
-    told = {truth.place.parameter for truth in truths}
-    return Found(truths, asides, tuple(sorted({_starred(name) for name in unreached - told})))
+    seen = Observed({}, set(), convolutions)
+    for name, cutting, outputs in runs(model):
+        seen.touched |= {joined(name, each) for each in cutting.touched}
+        seen.mixing |= {joined(name, each) for each in cutting.mixing}
+        of_run: dict[Place, list[Use]] = defaultdict(list)
+        for use in find_uses(cutting.calls, outputs):
+            for place in use.places:
+                of_run[replace(place, parameter=joined(name, place.parameter))].append(use)
+        seen.uses = {**of_run, **seen.uses}
+    seen.mixing |= {place.parameter for place, uses in seen.uses.items() if not any(use.local for use in uses)}
+    return seen
+
+
+def _why_none(use: Use) -> str:
+    if use.narrow:
+        return "narrower inside than outside"
+    return "in no numbered block" if use.is_mlp else "fed from outside"
 
 
 def _slices(place: Place, parameter: Tensor) -> list[Place]:
@@ -161,7 +174,7 @@ class Blocks:
 
 
 def _numbered(
-    model: nn.Module, blocks: Blocks, downs: Mapping[Place, list[Use]], how: Mapping[Place, str]
+    model: nn.Module, blocks: Blocks, downs: Mapping[Place, list[Use]], by_run: set[Place]
 ) -> Iterable[Truth]:
     """Yield the down projections, in order, each with its block, MLP and expert."""
     by_block: dict[tuple[str, int], list[Place]] = defaultdict(list)
@@ -170,13 +183,13 @@ def _numbered(
         assert block is not None
         by_block[block].append(place)
     repeated = _repeated(model, by_block, downs)
-    for (stack, _layer), places in sorted(by_block.items()):
+    for (stack, _), places in sorted(by_block.items()):
         groups: dict[str, list[Place]] = defaultdict(list)
         for place in places:
             groups[_starred(place.parameter)].append(place)
         mlps: dict[bool, list[dict[Place, int | None]]] = {False: [], True: []}
         for members in sorted(groups.values(), key=lambda each: _first_use(each, downs)):
-            if _one_after_another(members, downs, blocks.parameters):
+            if _one_after_another(members, downs):
                 for place in sorted(members, key=lambda each: _first_use([each], downs)):
                     mlps[False].append({place: None})
             else:
@@ -194,26 +207,23 @@ def _numbered(
                         mlp=number if len(several) > 1 else None,
                         expert=expert,
                         writes=next((use.writes for use in downs[place] if use.is_mlp), "residual"),
-                        how=how[place],
+                        how="run" if place in by_run else "shape",
                     )
 
 
 def _experts(members: list[Place], parameters: Mapping[str, Tensor]) -> dict[Place, int | None]:
     """Return the number of each expert: the matrix's within a fused parameter, or what differs in their names."""
-    if parameters[members[0].parameter].numel() > members[0].rows * members[0].cols or (
-        parameters[members[0].parameter].ndim == 3 and parameters[members[0].parameter].shape[-1] > 1
-    ):
+    first, parameter = members[0], parameters[members[0].parameter]
+    if parameter.numel() > first.rows * first.cols or (parameter.ndim == 3 and parameter.shape[-1] > 1):
         return {place: place.offset // (place.rows * place.cols) for place in members}
     if len(members) == 1:
-        return {members[0]: None}
+        return {first: None}
     words = [place.parameter.split(".") for place in members]
     differing = next(index for index, each in enumerate(zip(*words, strict=True)) if len(set(each)) > 1)
     return {place: int(NUMBER.findall(place.parameter.split(".")[differing])[0]) for place in members}
 
 
-def _one_after_another(
-    members: list[Place], downs: Mapping[Place, list[Use]], parameters: Mapping[str, Tensor]
-) -> bool:
+def _one_after_another(members: list[Place], downs: Mapping[Place, list[Use]]) -> bool:
     """Whether MLPs whose names differ only in a number read one another's output: then they are no experts."""
     uses = [use for place in members for use in downs[place][:1]]
     return len({place.parameter for place in members}) > 1 and any(
@@ -228,8 +238,8 @@ def _first_use(members: list[Place], downs: Mapping[Place, list[Use]]) -> int:
 def _repeated(
     model: nn.Module, by_block: Mapping[tuple[str, int], list[Place]], downs: Mapping[Place, list[Use]]
 ) -> dict[Place, tuple[int, ...]]:
-    """Return the numbers of the blocks that are one module applied again and again, as its config counts them."""
-    wanted = getattr(model.config, "num_hidden_layers", None)
+    """Return the blocks, as the configuration counts them, that are one module applied again and again."""
+    wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     found: dict[Place, tuple[int, ...]] = {}
     for stack in {stack for stack, _ in by_block}:
         places = [place for (of, _), each in by_block.items() if of == stack for place in each]
@@ -242,8 +252,3 @@ def _repeated(
 
 def _starred(name: str) -> str:
     return re.sub(r"\d+", "*", name)
-
-
-def joined(part: str, name: str) -> str:
-    """Return the name of a parameter of a part, as the whole model calls it."""
-    return f"{part}.{name}" if part else name

@@ -1,0 +1,118 @@
+"""A census of some kinds of model: what a scan finds against what running the model tells."""
+
+import pytest
+from coverage import check, differences, patterns, prepare
+from tiny_models import Kind, NotBuildable, all_kinds, build
+
+RIGHT = (
+    *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "bloom/BloomForCausalLM", "falcon/FalconForCausalLM"),
+    *("gemma3n_text/Gemma3nForCausalLM", "opt/OPTForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
+    *("mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM", "deepseek_v3/DeepseekV3ForCausalLM"),
+    *("gpt_oss/GptOssForCausalLM", "llama4_text/Llama4ForCausalLM", "gemma4_text/Gemma4ForCausalLM"),
+    *("jamba/JambaForCausalLM", "falcon_h1/FalconH1ForCausalLM", "qwen3_next/Qwen3NextForCausalLM"),
+    *("bert/BertForMaskedLM", "modernbert/ModernBertForMaskedLM", "t5/T5ForConditionalGeneration"),
+    *("bart/BartForConditionalGeneration", "llava/LlavaForConditionalGeneration"),
+    *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration"),
+    "voxtral/VoxtralForConditionalGeneration",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    prepare()
+
+
+def kind(text):
+    return Kind(*text.split("/"))
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_the_scan_finds_every_down_projection(tmp_path, text):
+    row = check(kind(text), tmp_path / "built")
+    assert (row.verdict, row.reason) == ("right", "")
+    assert row.truth["matrices"]
+
+
+def truth(tmp_path, text):
+    return check(kind(text), tmp_path / "built").truth["matrices"]
+
+
+def test_mamba_has_none(tmp_path):
+    assert truth(tmp_path, "mamba2/Mamba2ForCausalLM") == []
+
+
+def test_one_matrix_of_several_blocks(tmp_path):
+    (matrix,) = truth(tmp_path, "albert/AlbertForMaskedLM")
+    assert (matrix["layer"], matrix["layers"]) == (0, [0, 1, 2, 3])
+
+
+def test_several_mlps_in_a_block(tmp_path):
+    matrices = truth(tmp_path, "mobilebert/MobileBertForMaskedLM")
+    names = ["ffn.0.output", "ffn.1.output", "ffn.2.output", "output"]
+    expected = [(f"mobilebert.encoder.layer.{n}.{x}.dense.weight", n, m) for n in range(4) for m, x in enumerate(names)]
+    assert [(each["name"], each["layer"], each["mlp"]) for each in matrices] == expected
+
+
+def test_latent_experts_named_as_the_file_has_them(tmp_path):
+    matrices = truth(tmp_path, "nemotron_h/NemotronHForCausalLM")
+    latent = [each for each in matrices if each["writes"] == "latent"]
+    assert {(each["rows"], each["cols"]) for each in latent} == {(24, 72)}
+    layer = latent[0]["layer"]
+    names = [f"backbone.layers.{layer}.mixer.experts.{n}.down_proj.weight" for n in range(4)]
+    assert [(each["name"], each["expert"]) for each in latent] == list(zip(names, range(4), strict=True))
+
+
+def test_the_number_of_a_sublayer_is_not_the_blocks(tmp_path):
+    matrices = truth(tmp_path, "switch_transformers/SwitchTransformersForConditionalGeneration")
+    experts = [each for each in matrices if each["expert"] is not None and each["stack"] == "decoder.block"]
+    assert {each["layer"] for each in experts} == {1, 3}
+    assert all(each["name"].startswith(f"decoder.block.{each['layer']}.layer.2.mlp.experts.") for each in experts)
+    assert len(experts) == 2 * 4
+
+
+def test_why_one_cannot_be_built():
+    with pytest.raises(NotBuildable, match=r"^AttributeError: .*NoSuchClass"):
+        build(kind("llama/NoSuchClass"))
+
+
+def test_every_type_is_there_once():
+    kinds = all_kinds()
+    assert len(kinds) == len(set(kinds))
+    assert {kind(text) for text in RIGHT} <= set(kinds)
+
+
+def matrix(name, layer, *, expert=None, tower=None, stack="stack", size=(4, 6)):
+    return {
+        "name": name,
+        "layer": layer,
+        "expert": expert,
+        "tower": tower,
+        "stack": stack,
+        "shape": size,
+        "rows": size[0],
+        "cols": size[1],
+    }
+
+
+def test_what_differs_is_said():
+    true = [matrix("a.0.x", 0, stack="a"), matrix("a.1.x", 1, stack="a"), matrix("b.0.x", 0, stack="b")]
+    assert differences(true, [{**each, "tower": each["stack"]} for each in true]) == []
+    assert differences(true, true) == ["takes a, b for one tower"]
+    found = [{**true[0], "tower": "a"}, {**true[1], "tower": "c", "layer": 2}]
+    assert differences(true, found) == [
+        "misses 2 of 3: a.*.x [4, 6] x 1, b.*.x [4, 6] x 1",
+        "adds 1 of 3: a.*.x [4, 6] x 1",
+        "takes a for several towers",
+    ]
+    assert differences(true[:1], [{**true[0], "shape": (6, 4)}]) == [
+        "misses 1 of 1: a.*.x [4, 6] x 1",
+        "adds 1 of 1: a.*.x [6, 4] x 1",
+    ]
+
+
+def test_fields_that_a_scan_gains_are_compared_too():
+    true = [{**matrix("a.0.x", 0), "layers": [0, 1], "mlp": None, "writes": "residual"}]
+    assert differences(true, [{**true[0], "layers": (0, 1)}]) == []
+    assert differences(true, [{**true[0], "layers": None}]) == ["mistakes layers of a.*.x x 1"]
+    assert differences(true, [{**true[0], "writes": "latent"}]) == ["mistakes writes of a.*.x x 1"]
+    assert patterns({("a.0.x",): 2}) == "a.*.x x 2"
