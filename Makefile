@@ -3,6 +3,7 @@
 # make quick   the same without the tests that need torch or the network
 # make lowest  run the tests with the lowest versions that pyproject.toml allows
 # make guide   write anew what the guide has from the code; make docs: build its site in build/docs
+# make coverage  scan a tiny model of every architecture of transformers: docs/coverage.md
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -12,7 +13,7 @@ PYTEST := pytest --numprocesses 2 --dist loadfile
 COG := $(BIN)/cog -I . -I tools
 SITE := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
-.PHONY: demo test quick lowest guide docs bench clean
+.PHONY: demo test quick lowest guide docs coverage bench clean
 
 # On the CPU, so that the result that is kept is the same on every machine.
 demo: $(READY)
@@ -48,6 +49,9 @@ guide: $(READY)
 docs: $(READY)
 	$(SITE)
 	@cp build/docs/README.html build/docs/index.html && echo build/docs/index.html
+
+coverage: $(READY)
+	$(BIN)/python tools/coverage.py
 
 bench: $(READY)
 	$(BIN)/python tools/bench.py

@@ -1,7 +1,7 @@
 """Tells which test files need torch or the network: `pytest --quick` leaves them out.
 
-It is told from what a file imports, wherever in it, and what that imports in turn: of tests/support all, of analyzer/
-what is imported with it. A file whose tests ask for a fixture of a conftest.py needs what that fixture needs.
+It is told from what a file imports, wherever in it, and what that imports in turn: of tests/support and tools/ all, of
+analyzer/ what is imported with it. A file whose tests ask for a fixture of a conftest.py needs what that fixture needs.
 """
 
 import ast
@@ -21,7 +21,8 @@ def test_files(tests=TESTS):
 @cache
 def slow_files(tests=TESTS):
     """Return the test files that need torch or the network."""
-    support = {path.stem: path for path in (tests / "support").glob("*.py")}
+    folders = (tests / "support", tests.parent / "tools")
+    support = {path.stem: path for folder in folders for path in folder.glob("*.py")}
     files = {**support, **files_of(tests.parent / "analyzer")}
     return [path for path in test_files(tests) if not SLOW.isdisjoint(_reached(path, files, _fixtures(tests, path)))]
 

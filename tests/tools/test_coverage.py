@@ -13,7 +13,9 @@ RIGHT = (
     *("bert/BertForMaskedLM", "modernbert/ModernBertForMaskedLM", "t5/T5ForConditionalGeneration"),
     *("bart/BartForConditionalGeneration", "llava/LlavaForConditionalGeneration"),
     *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration"),
-    "voxtral/VoxtralForConditionalGeneration",
+    *("voxtral/VoxtralForConditionalGeneration", "albert/AlbertForMaskedLM", "zamba2/Zamba2ForCausalLM"),
+    *("nemotron_h/NemotronHForCausalLM", "longcat_flash/LongcatFlashForCausalLM", "reformer/ReformerForMaskedLM"),
+    *("mobilebert/MobileBertForMaskedLM", "switch_transformers/SwitchTransformersForConditionalGeneration"),
 )
 
 
@@ -37,8 +39,10 @@ def truth(tmp_path, text):
     return check(kind(text), tmp_path / "built").truth["matrices"]
 
 
-def test_mamba_has_none(tmp_path):
-    assert truth(tmp_path, "mamba2/Mamba2ForCausalLM") == []
+def test_a_model_without_mlps_is_refused_by_what_it_is(tmp_path):
+    row = check(kind("mamba2/Mamba2ForCausalLM"), tmp_path / "built")
+    assert (row.verdict, row.truth["matrices"]) == ("refused", [])
+    assert "state-space" in row.reason
 
 
 def test_one_matrix_of_several_blocks(tmp_path):
@@ -83,6 +87,7 @@ def test_every_type_is_there_once():
 
 def matrix(name, layer, *, expert=None, tower=None, stack="stack", size=(4, 6)):
     return {
+        **{"mlp": None, "layers": None, "writes": "residual"},
         "name": name,
         "layer": layer,
         "expert": expert,
@@ -110,8 +115,8 @@ def test_what_differs_is_said():
     ]
 
 
-def test_fields_that_a_scan_gains_are_compared_too():
-    true = [{**matrix("a.0.x", 0), "layers": [0, 1], "mlp": None, "writes": "residual"}]
+def test_what_shares_a_matrix_and_where_it_writes_are_compared_too():
+    true = [{**matrix("a.0.x", 0), "layers": [0, 1]}]
     assert differences(true, [{**true[0], "layers": (0, 1)}]) == []
     assert differences(true, [{**true[0], "layers": None}]) == ["mistakes layers of a.*.x x 1"]
     assert differences(true, [{**true[0], "writes": "latent"}]) == ["mistakes writes of a.*.x x 1"]
