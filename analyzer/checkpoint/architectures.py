@@ -135,3 +135,9 @@ def known_tails() -> frozenset[str]:
     tails = (re.sub(r"\.(\{xid\}|\d+)(?=\.|$)", "", tail) for tail in [*known, *MORE_MODULES])
     # gguf takes the same name for whatever a file of its own has there; as a name it says too little.
     return frozenset(tails) - {"ffn.w3", "moe.linear_1"}
+
+
+@cache
+def last_words() -> frozenset[str]:
+    """Return the last word of what a down projection is called, in every known name and beside its inputs."""
+    return frozenset(name.rpartition(".")[2] for name in (*INPUTS, *known_tails()))

@@ -17,6 +17,7 @@ from analyzer.checkpoint.architectures import (
     TOLD_BY_INPUTS,
     WRAPPERS,
     known_tails,
+    last_words,
 )
 
 NUMBER = re.compile(r"\d{1,5}", re.ASCII)
@@ -88,6 +89,8 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
         return None
     parts = module.split(".")
     bare = parts[:-1] if parts[-1] in WRAPPERS and len(parts) > 1 else parts
+    if bare[-1] not in last_words() and not bare[-1][-1:].isdigit():
+        return None  # of hundreds of thousands of names, few come further
     numbers = [index for index in _numbers(bare) if index < len(bare) - 1]
     if not numbers:
         return None

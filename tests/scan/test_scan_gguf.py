@@ -80,7 +80,7 @@ def test_a_scan_reads_the_header_and_the_down_projections_and_nothing_else(hub, 
     assert facts(result) == facts(scan_model(open_model(str(quant))))
     commit = hub.repositories["owner/quant"].branches["main"]
     assert (result.model, result.revision, result.commit) == ("owner/quant:x.gguf", "main", commit)
-    assert render_scan(result).startswith(f"owner/quant@main:x.gguf ({commit[:12]})\n")  # as it was named
+    assert render_scan(result).startswith(f"owner/quant@main:x.gguf ({commit[:12]}): ")  # as it was named
     assert result.checkpoint_bytes == quant.stat().st_size
     downs = [tensor for name, tensor in read_by_the_library(quant).items() if "ffn_down" in name]
     reads = header_reads(quant)
