@@ -18,7 +18,7 @@ from analyzer.cli.verify import verify
 def cli() -> None:
     """Find, verify and catalog the super weights of large language models.
 
-    MODEL is a Hub id (owner/name or owner/name@revision) or a local folder with safetensors.
+    MODEL is a Hub id (owner/name or owner/name@revision), a local folder, or a GGUF file in either.
 
     \b
     Example:
