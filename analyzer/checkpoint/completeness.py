@@ -285,13 +285,11 @@ def _promised(
     stored = {
         int(number)
         for name in tensors
-        if name.startswith(prefix) and (number := name[len(prefix) :].split(".")[0]).isdigit()
+        if name.startswith(prefix) and NUMBER.fullmatch(number := name[len(prefix) :].split(".")[0])
     }
-    absent = [layer for layer in range(layers or 0) if layer not in stored]
+    absent = layers - sum(layer < layers for layer in stored) if layers is not None else 0
     if absent:
-        yield Unread(
-            f"{stack}.*", len(absent), None, f"config.json says it has {layers} blocks; nothing of these is stored"
-        )
+        yield Unread(f"{stack}.*", absent, None, f"config.json says it has {layers} blocks; nothing of these is stored")
     of_layer: dict[int, set[int]] = {}
     for each in main:
         if each.expert is not None:

@@ -222,8 +222,9 @@ def _mlps_of_blocks(modules: Mapping[str, ModuleName], tensors: Shapes) -> dict[
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Order names as people do, 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """Order names as people do, 2 before 10; a number may have any length."""
+    parts = enumerate(re.split(r"([0-9]+)", name))
+    return [(len(number := part.lstrip("0")), number) if index % 2 else (-1, part) for index, part in parts]
 
 
 def _is_stacked(module: str, tensors: Shapes) -> bool:

@@ -6,16 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyzer.base.config import NUM_LAYERS_KEYS, size_in
+from analyzer.base.errors import ArchitectureError
 from analyzer.checkpoint.names import ModuleName
+
+MAX_BLOCKS = 4096  # that use one matrix: each of its outliers lists them
 
 
 def layers_sharing(config: Mapping[str, Any], parsed: ModuleName) -> tuple[int, ...] | None:
-    """Return the blocks that use the matrix of this name, null where it is that of its own block alone."""
+    """Return the blocks that use the matrix of this name, null where it is that of its own block alone.
+
+    Raises ArchitectureError where they would be more than any model has.
+    """
     total = size_in(config, NUM_LAYERS_KEYS)
     if total is None:
         return None
     if parsed.stack.endswith("groups"):  # ALBERT
         groups = size_in(config, ("num_hidden_groups",)) or 1
+        if total > MAX_BLOCKS:
+            raise ArchitectureError(
+                f"config.json says that {total} blocks share {groups} group(s) of weights: no model is that deep"
+            )
         layers = tuple(layer for layer in range(total) if layer * groups // total == parsed.layer)
         return layers or None  # the first is where the group begins, be it the only one
     kinds = config.get("layers_block_type")

@@ -42,7 +42,8 @@
 
   function apply() {
     for (const option of form.querySelectorAll(".unknown:not(:checked)")) option.remove();
-    const words = search.value.toLowerCase().replace(/,\s*/g, ", ").match(/\([^()]*\)|\S+/g) ?? []; // (1, 2, 3) is one
+    const typed = search.value.toLowerCase().replace(/\(([\d.,\s]+)\)/g, "$1").replace(/(?<=\d),\s+(?=\d)/g, ",");
+    const words = typed.match(/\S+/g) ?? []; // (1, 2, 3) is the word 1,2,3
     const finds = words.map(finder);
     const [family, layer, standing] = ["family", "layer", "standing"].map((name) => form.elements[name].value);
     let shown = 0;

@@ -152,6 +152,11 @@ def test_layers_that_the_config_promises(config):
     )  # fmt: skip
 
 
+def test_a_depth_that_no_model_has_is_only_counted():
+    (unread,) = look(dense(layers=(0, 2)), **CONFIG | {"num_hidden_layers": 10**18}).unread
+    assert unread.count == 10**18 - 2
+
+
 def test_a_layer_within_the_stack_that_is_not_there():
     assert [each.count for each in look(dense(layers=(0, 2)), **CONFIG).unread] == [1]
 

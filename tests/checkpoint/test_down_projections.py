@@ -251,3 +251,11 @@ def test_two_tensors_for_one_place():
         find({LLAMA: (4, 6), "model.layers.0.mlp.fc2.weight": (4, 6)})
     with pytest.raises(ArchitectureError, match="both claim layer 0"):
         find({LLAMA: (4, 6), "model.layers.00.mlp.down_proj.weight": (4, 6)})
+
+
+def test_the_mlps_of_a_block_count_by_their_names_2_before_10():
+    longest = "9" * 5000  # more digits than Python makes a number of without being told to
+    names = [f"model.layers.0.mlps{number}.down_proj.weight" for number in ("2", "10", "100", longest)]
+    inputs = {name.replace("down", "up"): (6, 4) for name in names}
+    found = find(dict.fromkeys(names[::-1], (4, 6)) | inputs)
+    assert [(each.mlp, each.name) for each in found] == list(enumerate(names))

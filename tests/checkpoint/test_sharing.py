@@ -3,6 +3,7 @@
 import pytest
 from layouts import HIDDEN, INNER, attention, look, mlp
 
+from analyzer.base.errors import ArchitectureError
 from analyzer.checkpoint.projection import num_layers_of
 
 
@@ -48,6 +49,11 @@ def test_without_a_number_of_groups_there_is_one():
     found = look(albert(1), **ALBERT)
     assert [each.layers for each in found.projections] == [ALL]
     assert found.unread == ()
+
+
+def test_a_depth_that_no_model_has_is_refused():
+    with pytest.raises(ArchitectureError, match="1000000000 blocks share 1 group"):
+        look(albert(1), **ALBERT | {"num_hidden_layers": 10**9})
 
 
 HYBRID = ["mamba", "hybrid", "mamba", "hybrid", "mamba", "hybrid"]
