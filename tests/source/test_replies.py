@@ -1,4 +1,4 @@
-"""hub.py: which replies are taken for what was asked for, and which no further try would make right."""
+"""Which replies are taken for what was asked for, and which no further try would make right."""
 
 import json
 import re
