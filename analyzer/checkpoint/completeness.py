@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from analyzer.base.config import (
@@ -32,6 +33,7 @@ from analyzer.encodings.matrices import Shapes
 
 MAX_SHOWN_CANDIDATES = 4
 ROUTER = re.compile(r"[._](router|gate)(\.\w+)?\.weight$")
+FIRST_NUMBER = re.compile(r"\.\d{1,5}(?=\.|$)", re.ASCII)
 EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 
 
@@ -143,36 +145,46 @@ def _left_over(tensors: Shapes, config: Mapping[str, Any], taken: Iterable[str])
     """Return the modules in numbered places that look like down projections, beside those that are taken."""
     taken = set(taken)
     modules = {name.removesuffix(".weight"): shape for name, (dtype, shape) in tensors.items() if len(shape) in (2, 3)}
-    stored = {dtype for dtype, _ in tensors.values()}
-    numbered: dict[str, str] = {}
-    for module in modules:
-        stack = _outermost_stack(module)
-        if stack is not None and module not in taken and _could_be(module):
-            numbered[module] = stack
+    numbered = {
+        module: stack for module in modules if module not in taken and (stack := _outermost_stack(module)) is not None
+    }
     if not numbered:
         return []
     widths = residual_widths(set(numbered.values()), tensors, hidden_sizes(config))
-    with_one = {module.rpartition(".")[0] for module in taken}
-    plain = stored <= set(FORMATS)
-    children: dict[str, list[tuple[int, ...]]] = {}
+    plain = {dtype for dtype, _ in tensors.values()} <= set(FORMATS)
+    left = [
+        _Left(module, stack, modules[module])
+        for module, stack in numbered.items()
+        if _may_write(modules[module], widths[stack], plain=plain) and _could_be(module)
+    ]
+    parents = {each.module.rpartition(".")[0] for each in left}
+    children: dict[str, list[tuple[int, ...]]] = {parent: [] for parent in parents}
     for module, shape in modules.items():
-        children.setdefault(module.rpartition(".")[0], []).append(shape)
+        if (parent := module.rpartition(".")[0]) in parents:
+            children[parent].append(shape)
+    with_one = {module.rpartition(".")[0] for module in taken}
 
-    def beside(module: str) -> Sequence[tuple[int, ...]]:
-        parent = module.rpartition(".")[0]
-        return () if len(modules[module]) > 2 and parent in with_one else children[parent]
+    def beside(each: _Left) -> Sequence[tuple[int, ...]]:
+        parent = each.module.rpartition(".")[0]
+        return () if len(each.shape) > 2 and parent in with_one else children[parent]
 
     return [
-        _Left(module, stack, modules[module])
-        for module, stack in sorted(numbered.items())
-        if _looks_like_one(module, modules[module], widths[stack], beside(module), plain=plain)
+        each
+        for each in sorted(left, key=lambda each: each.module)
+        if _looks_like_one(each.module, each.shape, widths[each.stack], beside(each), plain=plain)
     ]
 
 
 def _outermost_stack(module: str) -> str | None:
-    parts = module.split(".")
-    at = next((index for index, part in enumerate(parts) if index and NUMBER.fullmatch(part)), None)
-    return None if at is None or at == len(parts) - 1 else ".".join(parts[:at])
+    """Return what stands before the first number in a name that is not its last part."""
+    number = FIRST_NUMBER.search(module)
+    return module[: number.start()] if number is not None and number.end() < len(module) else None
+
+
+def _may_write(shape: tuple[int, ...], width: int | None, *, plain: bool) -> bool:
+    """Tell whether a matrix, or one of fused ones, can have the residual stream on its output side, as far as known."""
+    rows, cols = shape[-2:]
+    return not plain or width in (None, rows) or rows == cols or (len(shape) == 3 and width == cols)
 
 
 def _could_be(module: str) -> bool:
@@ -226,9 +238,10 @@ def _lacking(tensors: Shapes, known: Mapping[str, ModuleName]) -> Iterator[Unrea
         inputs = (starred(name[len(parsed.block) + 1 :]) for name in parsed.inputs)
         own.setdefault(parsed.stack, set()).update((kind, *inputs))
     blocks: dict[str, dict[int, set[str]]] = {stack: {} for stack in own}
+    star = lru_cache(1 << 14)(starred)  # blocks have the same tails
     for name in tensors:
         for stack, layer, tail in _places(name, own):
-            blocks[stack].setdefault(layer, set()).add(starred(tail))
+            blocks[stack].setdefault(layer, set()).add(star(tail))
     for stack, layers in blocks.items():
         of_kind: dict[frozenset[str], list[int]] = {}
         for layer, tails in sorted(layers.items()):

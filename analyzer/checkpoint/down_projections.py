@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from typing import Any
 
 from analyzer.base.config import (
@@ -97,7 +98,7 @@ def find_down_projections(
     unreadable: dict[str, UnreadableError] = {}
     stored = StoredTensors(model, tensors, config, read)
     mlps = _mlps_of_blocks(modules, tensors)
-    others = shapes_beside(modules, tensors)
+    others = cache(partial(shapes_beside, modules, tensors))  # few models need it
     for module, parsed in modules.items():
         try:
             matrices = find_matrices(stored, module)
@@ -274,7 +275,7 @@ class _Lying:
     config: Mapping[str, Any]
     width: int | None
     """How many channels the residual stream of its stack has."""
-    others: Mapping[str, Collection[tuple[int, ...]]]
+    others: Callable[[], Mapping[str, Collection[tuple[int, ...]]]]
     """The shapes of each block's matrices that belong to no MLP."""
 
     def right_way_round(self, matrix: Matrix, *, fused: bool, known: bool) -> Matrix:
@@ -311,7 +312,7 @@ class _Lying:
         if width is None:
             return False
         if rows != width:
-            return (width, rows) in self.others.get(block, ())
+            return (width, rows) in self.others().get(block, ())
         mlp = SHARED_EXPERT.sub("", self.parsed.mlp)
         turning = (self.tensors.get(f"{block}.{name}.weight", ("", ()))[1] for name in TURNING)
         return ("expert" in mlp or "shared" in mlp) and (width, width) in turning

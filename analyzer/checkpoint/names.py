@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from analyzer.checkpoint.architectures import (
     AMBIGUOUS,
@@ -74,12 +75,14 @@ def _with_other_parts(modules: Iterable[str]) -> set[str]:
     places = set()
     for module in modules:
         parts = module.split(".")
+        if not mixes(parts[:-1]) and not _is_mixer(parts[-1]):
+            continue
         numbers = _numbers(parts)
         if len(numbers) < 2:
             continue
         for index in numbers:
             tail = parts[index + 1 :]
-            if mixes(tail[:-1]) or (tail and MIXERS.match(tail[-1]) and not is_mlp(tail)):
+            if mixes(tail[:-1]) or (tail and _is_mixer(tail[-1]) and not is_mlp(tail)):
                 places.add(".".join(parts[: index + 1]))
     return places
 
@@ -118,9 +121,34 @@ def _parse(module: str, there: Collection[str], blocks: Collection[str]) -> Modu
     return ModuleName(".".join(bare[:at]), int(bare[at]), ".".join(tail), expert, inputs, known)
 
 
+@lru_cache(1 << 12)  # hundreds of thousands of names are made of some dozens of parts and their numbers
+def _mixes(part: str) -> bool:
+    return MIXING_WORDS.search(part) is not None and MLP_WORDS.search(part) is None
+
+
+@lru_cache(1 << 12)
+def _is_mlp(part: str) -> bool:
+    return MLP_WORDS.search(part) is not None
+
+
+@lru_cache(1 << 12)
+def _is_mixer(part: str) -> bool:
+    return MIXERS.match(part) is not None
+
+
+@lru_cache(1 << 12)
+def _is_router(part: str) -> bool:
+    return ROUTERS.search(part) is not None
+
+
+@lru_cache(1 << 12)
+def _is_other(part: str) -> bool:
+    return OTHER_WORDS.search(part) is not None
+
+
 def mixes(parts: Iterable[str]) -> bool:
     """Tell whether parts of a name call what mixes tokens, such as attention."""
-    return any(MIXING_WORDS.search(part) and not MLP_WORDS.search(part) for part in parts)
+    return any(map(_mixes, parts))
 
 
 def is_other(parts: Iterable[str]) -> bool:
@@ -129,17 +157,13 @@ def is_other(parts: Iterable[str]) -> bool:
     A router's MLP is a router; the MLP within an adapter or a block of convolutions is an MLP.
     """
     parts = list(parts)
-    last = max((index for index, part in enumerate(parts) if MLP_WORDS.search(part)), default=-1)
-    return (
-        mixes(parts)
-        or any(ROUTERS.search(part) for part in parts)
-        or any(OTHER_WORDS.search(part) for part in parts[last + 1 :])
-    )
+    last = max((index for index, part in enumerate(parts) if _is_mlp(part)), default=-1)
+    return mixes(parts) or any(map(_is_router, parts)) or any(map(_is_other, parts[last + 1 :]))
 
 
 def is_mlp(parts: Iterable[str]) -> bool:
     """Tell whether parts of a name call an MLP."""
-    return any(MLP_WORDS.search(part) for part in parts)
+    return any(map(_is_mlp, parts))
 
 
 def _numbers(parts: list[str]) -> list[int]:

@@ -22,8 +22,10 @@ def residual_widths(stacks: Collection[str], tensors: Shapes, sizes: Collection[
     """
     kinds: dict[str, dict[str, tuple[int, ...]]] = {stack: {} for stack in stacks}
     for name, (dtype, shape) in tensors.items():
-        if shape and dtype in PLAIN and not SCALES.search(name) and (stack := _stack_of(name, kinds)) is not None:
-            kinds[stack].setdefault(starred(name), shape)
+        if not shape or dtype not in PLAIN or (stack := _stack_of(name, kinds)) is None:
+            continue
+        if (kind := starred(name)) not in kinds[stack] and not SCALES.search(name):
+            kinds[stack][kind] = shape
     return {stack: _most_frequent(found.values(), sizes) for stack, found in kinds.items()}
 
 

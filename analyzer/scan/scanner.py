@@ -201,30 +201,29 @@ def _most_experts(projections: Sequence[DownProjection]) -> int | None:
 
 
 def _merge(projections: Sequence[DownProjection], summaries: Sequence[TensorSummary], top: int) -> tuple[Outlier, ...]:
-    """Return the `top` outliers of the model from each tensor's own."""
+    """Return the `top` outliers of the model from each tensor's own; of equal scores the first in order of place."""
     scores = np.concatenate([np.empty(0), *(summary.scores for summary in summaries)])
-    cut = np.partition(scores, -top)[-top] if scores.size > top else 0.0
+    starts = np.cumsum([0, *(summary.scores.size for summary in summaries)])
     found = []
-    for projection, summary in zip(projections, summaries, strict=True):
-        for place, value, score in zip(summary.places, summary.values, summary.scores, strict=True):
-            if score < cut:
-                break  # they come best first
-            row, col = divmod(int(place), projection.shape[1])
-            outlier = Outlier(
-                rank=0,
-                tower=projection.tower,
-                layer=projection.layer,
-                mlp=projection.mlp,
-                layers=projection.layers,
-                expert=projection.expert,
-                row=row,
-                col=col,
-                value=float(value),
-                score=float(score),
-                zscore=(abs(float(value)) - summary.mean_abs) / summary.std if summary.std > 0 else 0.0,
-                tensor=projection.name,
-                writes=projection.writes,
-            )
-            found.append(outlier)
-    found.sort(key=lambda outlier: (-outlier.score, outlier.coordinate.sort_key))
-    return tuple(replace(outlier, rank=rank) for rank, outlier in enumerate(found[:top], start=1))
+    for rank, best in enumerate(np.argsort(-scores, kind="stable")[:top], start=1):
+        tensor = int(np.searchsorted(starts, best, side="right")) - 1
+        projection, summary, number = projections[tensor], summaries[tensor], best - starts[tensor]
+        row, col = divmod(int(summary.places[number]), projection.shape[1])
+        value = float(summary.values[number])
+        outlier = Outlier(
+            rank=rank,
+            tower=projection.tower,
+            layer=projection.layer,
+            mlp=projection.mlp,
+            layers=projection.layers,
+            expert=projection.expert,
+            row=row,
+            col=col,
+            value=value,
+            score=float(scores[best]),
+            zscore=(abs(value) - summary.mean_abs) / summary.std if summary.std > 0 else 0.0,
+            tensor=projection.name,
+            writes=projection.writes,
+        )
+        found.append(outlier)
+    return tuple(found)
