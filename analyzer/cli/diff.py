@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyzer.base.errors import shown
 from analyzer.base.progress import progress_bars
 from analyzer.cli.options import (
     cache_option,
@@ -21,6 +22,7 @@ from analyzer.cli.options import (
 from analyzer.cli.output import check_picture, print_json, warn_of
 
 if TYPE_CHECKING:
+    from analyzer.base.records import Unread
     from analyzer.diff.records import DiffResult
     from analyzer.scan.records import ScanSettings
 
@@ -109,5 +111,14 @@ def diff(
             print_json({**plain(result), **more})
         else:
             click.echo(text, nl=not as_csv)
-    if not isinstance(result, History):
-        warn_of(result.unread)
+    if isinstance(result, History):
+        of_unread: dict[Unread, list[str]] = {}
+        for revision in result.revisions:
+            for each in revision.unread:
+                of_unread.setdefault(each, []).append(revision.revision)
+        for each, names in of_unread.items():
+            more_of_them = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            warn_of([each], where=f"revision {shown(names[0], 40)}{more_of_them}")
+    else:
+        for each_of in result.unread:
+            warn_of([each_of], where=f"the {each_of.side} one")

@@ -32,12 +32,11 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
         click.echo(render(result))
 
 
-def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = ()) -> None:
+def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = (), *, where: str = "") -> None:
     """Say on stderr, a line each, what was not read of a model and what one should know of a result."""
     for each in unread:
         shape = "" if each.shape is None else f" of shape {list(each.shape)}"
-        side = f" in the {each.side} one" if hasattr(each, "side") else ""
-        what = f"{each.count:,} x {shown(each.names, 120)}{shape}{side}"
+        what = f"{each.count:,} x {shown(each.names, 120)}{shape}{where and f' in {where}'}"
         click.echo(f"warning: not read: {what}: {shown(each.why, 200)}", err=True)
     for note in notes:
         click.echo(f"warning: {shown(note, 300)}", err=True)

@@ -42,7 +42,9 @@ def follow(
     for number, (scan, revision) in enumerate(zip(scans, revisions, strict=True)):
         shared, correlation = overlap(list(ranks[number - 1]), list(ranks[number])) if number else (None, None)
         summaries.append(
-            RevisionSummary(revision, scan.commit, len(scan.outliers), shared, correlation, scan.bytes_read)
+            RevisionSummary(
+                revision, scan.commit, len(scan.outliers), shared, correlation, scan.bytes_read, scan.unread
+            )
         )
     weights = [
         FollowedWeight(

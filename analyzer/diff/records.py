@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unread
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class RevisionSummary:
     shared: int | None
     rank_correlation: float | None
     bytes_read: int
+    unread: tuple[Unread, ...] = ()
 
 
 @dataclass(frozen=True)

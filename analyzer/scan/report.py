@@ -17,7 +17,7 @@ from analyzer.scan.records import ScanResult
 
 def render_scan(result: ScanResult) -> str:
     """Return a scan as text."""
-    sections = [fill(_what_was_read(result))]
+    sections = [_what_was_read(result)]
     if result.outliers:
         best = result.outliers[0]
         gain = result.score == "gain"
@@ -68,7 +68,7 @@ def _what_was_read(result: ScanResult) -> str:
         towers = sorted({tensor.tower or "main" for tensor in result.tensors})
         parts.append(f"{count_of(len(towers), 'tower')} ({', '.join(shown(each, 30) for each in towers)})")
     parts.append(" and ".join(result.encodings))
-    parts.append(f"{byte_size(result.bytes_read)} of {byte_size(result.checkpoint_bytes)}")
+    parts.append(f"{byte_size(result.bytes_read)} read (all weights: {byte_size(result.checkpoint_bytes)})")
     left = sum(each.count for each in result.unread)
     title = model_title(result.model, result.revision, result.commit)
     return f"{title}: {', '.join(parts)}; {f'{left:,} not read' if left else 'nothing left out'}"

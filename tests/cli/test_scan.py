@@ -143,3 +143,14 @@ def test_diff_says_what_is_not_read_of_which_side(partly_known, folder):
     saved = folder.parent / "saved.json"
     saved.write_text(superweight("scan", partly_known, "--json").stdout)
     assert json.loads(superweight("diff", saved, folder, "--json").stdout)["unread"] == [{**unread, "side": "old"}]
+
+
+def test_diff_says_what_is_not_read_of_which_revisions(partly_known, folder, hub):
+    for name, files in {"v1": folder, "v2": partly_known, "v3": partly_known}.items():
+        hub.add("owner/tiny", files, branch=name)
+    result = superweight("diff", "owner/tiny", "--revisions", "v1,v2,v3", "--json", HF_ENDPOINT=hub.url)
+    of_revisions = [each["unread"] for each in json.loads(result.stdout)["revisions"]]
+    assert [len(each) for each in of_revisions] == [0, 1, 1]
+    assert of_revisions[1][0]["names"] == "model.layers.*.extra.bwd"
+    assert result.stderr.count("\n") == 1
+    assert "1 x model.layers.*.extra.bwd of shape [8, 20] in revision v2 and 1 more: looks like" in result.stderr

@@ -36,13 +36,13 @@ def tensor(layer, tower=None, mlp=None, expert=None):
 
 
 def first_line(**said):
-    return " ".join(render_scan(scanned("magnitude", **said)).split("\n\n")[0].split())
+    return render_scan(scanned("magnitude", **said)).splitlines()[0]
 
 
 def test_the_first_line_says_what_was_read():
     tensors = (tensor(0), tensor(1), tensor(1, expert=0), tensor(1, expert=1))
     assert first_line(tensors=tensors, encodings={"BF16": 4}, experts=2) == (
-        "m: 4 down projections of 2 layers, 2 experts, BF16, 10 B of 20 B; nothing left out"
+        "m: 4 down projections of 2 layers, 2 experts, BF16, 10 B read (all weights: 20 B); nothing left out"
     )
 
 
@@ -50,7 +50,8 @@ def test_the_first_line_names_towers_and_encodings():
     tensors = (tensor(0, "language"), tensor(0, "vision"), tensor(1, "vision"))
     encodings = {"BF16": 2, "MXFP4": 1}
     assert first_line(tensors=tensors, encodings=encodings, towers=("language", "vision")) == (
-        "m: 3 down projections of 3 layers, 2 towers (language, vision), BF16 and MXFP4, 10 B of 20 B; nothing left out"
+        "m: 3 down projections of 3 layers, 2 towers (language, vision), BF16 and MXFP4, 10 B read "
+        "(all weights: 20 B); nothing left out"
     )
     main = first_line(tensors=(tensor(0), tensor(0, "mtp")), encodings={"BF16": 2}, towers=("mtp",))
     assert "2 towers (main, mtp)" in main
