@@ -34,6 +34,7 @@ from analyzer.encodings.matrices import Shapes
 MAX_SHOWN_CANDIDATES = 4
 ROUTER = re.compile(r"[._](router|gate)(\.\w+)?\.weight$")
 FIRST_NUMBER = re.compile(r"\.\d{1,5}(?=\.|$)", re.ASCII)
+EXPERT_IN_A_LIST = re.compile(r"(.+)\.\w*experts\.\d{1,5}\.", re.ASCII)
 EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 
 
@@ -313,11 +314,23 @@ def _promised(
             raise ArchitectureError(
                 f"{model} has no experts, but {shown(router)} chooses from {experts} of them: download it again"
             )
-    if experts is None or not of_layer or any(EXPERT_WORDS.search(module) for module in unreadable):
+    if not of_layer or any(EXPERT_WORDS.search(module) for module in unreadable):
         return
-    fewer = {layer: experts - len(numbers) for layer, numbers in of_layer.items() if len(numbers) < experts}
+    one_of = {each.layer: each for each in main if each.expert is not None}
+    fewer = sum(
+        max((experts or _experts_told(one_of[layer], numbers, tensors)) - len(numbers), 0)
+        for layer, numbers in of_layer.items()
+    )
     if fewer:
-        name = starred(next(each.module for each in main if each.expert is not None))
-        yield Unread(
-            name, sum(fewer.values()), None, f"config.json says it has {experts} experts a layer; these are not stored"
-        )
+        told = f"config.json says it has {experts}" if experts else "routers, or the numbers of others, tell of more"
+        name = starred(next(iter(one_of.values())).module)
+        yield Unread(name, fewer, None, f"{told} experts a layer; these are not stored")
+
+
+def _experts_told(expert: DownProjection, numbers: Collection[int], tensors: Shapes) -> int:
+    """Return how many experts a layer has by the numbers of those that are there, and by the router beside one."""
+    beside = EXPERT_IN_A_LIST.match(expert.module)
+    routers = (f"{beside[1]}.{name}.weight" for name in ("gate", "router")) if beside else ()
+    shapes = (tensors[name][1] for name in routers if name in tensors)
+    outputs = (shape[0] for shape in shapes if len(shape) == 2 and shape[0] != expert.shape[0])
+    return max([1 + max(numbers), *outputs])

@@ -176,6 +176,22 @@ def test_experts_that_the_config_promises(gone, count):
         )
 
 
+@pytest.mark.parametrize(
+    ("gone", "count"),
+    [
+        (("layers.2.mlp.experts.3.",), 1),  # the last: the router has an output for it
+        (("experts.3.", "mlp.gate.weight"), 0),  # nothing tells
+        (("experts.1.", "mlp.gate.weight"), 2),  # a gap in their numbers
+        (("experts.1.", "experts.3."), 4),
+        ((), 0),
+    ],
+)
+def test_experts_that_are_told_by_what_is_there(gone, count):
+    unread = look(without(mixture(), *gone), **CONFIG).unread
+    assert sum(each.count for each in unread) == count
+    assert {each.names for each in unread} <= {"model.layers.*.mlp.experts.*.down_proj"}
+
+
 def test_a_layer_that_lacks_its_experts_or_its_mlp():
     """It has all that the others have, but for the MLP."""
     (unread,) = look(without(mixture(), "layers.2.mlp.experts."), **EXPERTS).unread
