@@ -173,6 +173,7 @@ def compare(kind: Kind, truth: Mapping[str, Any], folder: Path) -> Row:
         return Row(kind, "wrong", f"{type(error).__name__}: {error}", note, truth)
     found = [{**asdict(each), "writes": each.writes or "residual"} for each in result.tensors]
     wrong = [*differences(truth["matrices"], found), *planted_wrong(truth, asdict(result.outliers[0]))]
+    wrong += [f"says that {each.count} x {each.names} is not read: {each.why}" for each in result.unread]
     return Row(kind, "wrong" if wrong else "right", "; ".join(wrong), note, truth, found)
 
 

@@ -25,6 +25,7 @@ NUMBER = re.compile(r"\d{1,5}", re.ASCII)
 # Numbers between dots, and those that end the word expert.
 IN_A_NAME = re.compile(r"(?:(?<![^.])|(?<=expert_)|(?<=expert))\d{1,5}(?![^.])", re.ASCII)
 PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 EXPERT = re.compile(r"experts?_?(\d{1,5})", re.ASCII)
 
 

@@ -86,7 +86,7 @@ def test_of_fused_experts_only_the_down_projection_is_proposed(lying, gates):
         shapes |= {f"{block}.{name}": lying(ROUTED, HIDDEN) for name in gates}
         shapes[f"{block}.z_out"] = lying(HIDDEN, ROUTED)
     message = refuses("of experts by names", shapes, **EXPERTS)
-    assert message.endswith("--tensors 'model.layers.*.experts.z_out.weight'")
+    assert message.endswith("--tensors 'model.layers.*.experts.z_out'")
     assert "_in" not in message
 
 
@@ -163,7 +163,7 @@ def test_a_layer_within_the_stack_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("gone", "count"),
-    [(("layers.2.mlp.experts.3.",), 1), (("layers.2.mlp.experts.1.down",), 1), (("experts.3.", "experts.0."), 4)],
+    [(("layers.2.mlp.experts.3.",), 1), (("experts.3.", "experts.0."), 4)],
 )
 def test_experts_that_the_config_promises(gone, count):
     for key in ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"):
@@ -199,9 +199,49 @@ def test_a_layer_that_lacks_its_experts_or_its_mlp():
     for gone in ("layers.1.mlp.down_proj", "layers.1.mlp."):
         (unread,) = look(without(dense(), gone), **CONFIG).unread
         assert (unread.names, unread.count, unread.shape) == ("model.layers.1.mlp.down_proj", 1, None)
-        assert unread.why == "layer 0 has it, and all else that is stored of these blocks"
+        assert unread.why == (
+            "layer 0 has it, and all else that is stored of these blocks"
+            if gone.endswith(".mlp.")
+            else "what projects into it is stored, and it is not"
+        )
     (unread,) = look(without(dense(), "layers.1.mlp.", "layers.2.mlp."), **CONFIG).unread
     assert (unread.names, unread.count) == ("model.layers.*.mlp.down_proj", 2)
+
+
+@pytest.mark.parametrize("besides", [(), ("layers.2.input_layernorm", "layers.2.mlp.gate.")])
+def test_an_expert_whose_inputs_are_there(besides):
+    shapes = without(mixture(), "layers.2.mlp.experts.1.down", "layers.1.mlp.shared_experts.down", *besides)
+    for config in (CONFIG, EXPERTS):
+        assert [(each.names, each.count) for each in look(shapes, **config).unread] == [
+            ("model.layers.1.mlp.shared_experts.down_proj", 1),
+            ("model.layers.2.mlp.experts.1.down_proj", 1),
+        ]
+
+
+def test_experts_past_the_last_do_nothing():
+    """LongCat stores the inputs of experts that return what they are given."""
+    assert look(without(mixture(), "experts.3.down"), **CONFIG, n_routed_experts=3).unread == ()
+
+
+def test_blocks_between_others_of_which_nothing_is_stored():
+    towers = dense("thinker.model.layers", (0, 2, 3)) | dense("talker.model.layers", (1, 2, 5))
+    for config in ({"hidden_size": HIDDEN}, {"thinker_config": {"text_config": CONFIG}, "hidden_size": HIDDEN}):
+        assert [(each.names, each.count) for each in look(towers, **config).unread] == [
+            ("talker.model.layers.*", 2),
+            ("thinker.model.layers.*", 1),
+        ]
+
+
+def test_blocks_that_a_tower_has_by_its_own_part_of_the_config():
+    shapes = dense() | dense("vision_tower.blocks", (0, 1), hidden=12, inner=20)
+    (unread,) = look(shapes, text_config=CONFIG, vision_config={"depth": 4, "hidden_size": 12}).unread
+    assert (unread.names, unread.count) == ("vision_tower.blocks.*", 2)
+    assert look(shapes, text_config=CONFIG, vision_config={"depth": 2, "hidden_size": 12}).unread == ()
+
+
+def test_a_config_may_count_attention_and_mlp_apart():
+    kinds = ["full_attention", "mlp"] * 3
+    assert look(dense(), **CONFIG | {"num_hidden_layers": 6, "layer_types": kinds}).unread == ()
 
 
 def test_a_router_without_any_expert_is_refused():
