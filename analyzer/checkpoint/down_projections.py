@@ -29,7 +29,7 @@ from analyzer.checkpoint.names import IN_A_NAME, ModuleName, find_modules, input
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
 from analyzer.checkpoint.sharing import layers_sharing
 from analyzer.checkpoint.stacks import residual_widths, shapes_beside
-from analyzer.encodings.finding import STORED_AS, find_matrices
+from analyzer.encodings.finding import STORED_AS, find_matrices, unreadable_as
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
 from analyzer.encodings.module import ReadTensors, StoredTensors, read_nothing
@@ -81,8 +81,9 @@ def find_down_projections(
     claim one place, where a shape or the way it is stored cannot be a down projection's, and where a whole tower or all
     experts cannot be read.
     """
+    held: dict[str, str] = {}
     if pattern is None:
-        known = _known_modules(tensors)
+        known, held = _known_modules(tensors)
         modules = {
             module: parsed for module, parsed in known.items() if parsed.known or _returns(module, parsed, tensors)
         }
@@ -100,6 +101,9 @@ def find_down_projections(
     mlps = _mlps_of_blocks(modules, tensors)
     others = cache(partial(shapes_beside, modules, tensors))  # few models need it
     for module, parsed in modules.items():
+        if module in held:
+            unreadable[module] = unreadable_as(stored, module, held[module])
+            continue
         try:
             matrices = find_matrices(stored, module)
         except UnreadableError as error:
@@ -146,9 +150,21 @@ def find_down_projections(
     return FoundProjections(in_order, unread, tuple(notes((each.matrix for each in in_order), config)))
 
 
-def _known_modules(tensors: Shapes) -> dict[str, ModuleName]:
-    modules = [module for name in tensors for module in _modules_of(name)]
-    return find_modules(dict.fromkeys(modules))
+def _known_modules(tensors: Shapes) -> tuple[dict[str, ModuleName], dict[str, str]]:
+    """Return the modules that names tell to be down projections, and those whose matrix has no name that is known.
+
+    Of the latter, each has the name of a tensor that it holds.
+    """
+    modules = dict.fromkeys(module for name in tensors for module in _modules_of(name))
+    held: dict[str, str] = {}
+    for name, (_, shape) in tensors.items():
+        if len(shape) > 1 and not name.endswith(".weight"):
+            outer, _, inner = name.partition(".parametrizations.")
+            holder = outer if inner else outer.rpartition(".")[0].removesuffix(".weight")
+            if holder not in modules:
+                held.setdefault(holder, name)
+    known = find_modules({**modules, **held})
+    return known, {module: held[module] for module in known if module in held}
 
 
 def _modules_of(tensor: str) -> list[str]:

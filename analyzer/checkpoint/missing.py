@@ -73,7 +73,8 @@ def _lost(tensors: Shapes, known: Mapping[str, ModuleName]) -> dict[str, ModuleN
     every = tuple(ends)
     lost = {}
     for name in tensors:
-        if (module := _module_of(name)) in taken or not module.endswith(every):
+        module = _module_of(name)
+        if not module.endswith(every) or module in taken:
             continue
         for end in filter(module.endswith, every):
             for down in ends[end]:
