@@ -5,7 +5,7 @@
 
 Each model is built with random weights (tiny_models.py), its down projections are told by running it (true_mlps.py),
 one weight is planted in one of them, the library saves it (planting.py), and the scan is compared with what is true.
-Models are kept in the user's cache, 0.6 GB: a second run only scans.
+Models are kept in the user's cache, 0.8 GB: a second run only scans.
 """
 
 from __future__ import annotations

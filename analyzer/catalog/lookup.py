@@ -47,9 +47,10 @@ class KnownCoordinate:
 def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[KnownCoordinate]:
     """Return a model's known coordinates, verified ones first: its confirmed super weights, and what others report.
 
-    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`; `folder` is as in
-    known_documents. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model,
-    naming the nearest, or is broken.
+    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. `folder` is a catalog's;
+    without it, `catalog` in the current folder, where there is one, and the record that comes with the tool are looked
+    in. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model, naming the
+    nearest, or is broken.
 
     >>> [(each.layer, each.row, each.col) for each in coordinates_of("mistralai/Mistral-7B-v0.1")][-1]
     (1, 2070, 7310)
@@ -98,7 +99,9 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
 
 
 def read_catalog(folder: Path) -> list[tuple[str, Entry]]:
-    """Return (family, entry) for every entry of a catalog, in order. Raises CatalogError like read_document.
+    """Return (family, entry) for every entry of a catalog's folder, by family; an entry is as the JSON file has it.
+
+    Raises CatalogError, naming file, entry and field, where a file cannot be read or is not right.
 
     >>> read_catalog(Path("catalog"))[0][1]["verdict"]
     'found'

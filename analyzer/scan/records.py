@@ -82,9 +82,17 @@ class Outlier:
 class ScanResult:
     """What `scan` prints.
 
-    Sizes are null where the scanned tensors do not agree on one. `experts` is the largest number of experts in a layer,
-    null without any; `towers` are named where there are several; `encodings` counts matrices. `unread` is what looks
-    like a down projection and was not read, empty where the model is whole; `notes` say what else one should know.
+    `model` is its name, `revision` the one that was asked for, `commit` the Hub's, null for other folders;
+    `model_type` is config.json's. `num_layers` counts the blocks, also those that `layers` leaves out, but not those of
+    `mtp`. `hidden_size` is how many rows (output channels) the scanned down projections have, `intermediate_size` how
+    many columns, each null where they do not agree on one.
+
+    `score` is what the outliers rank by. `bytes_read` is what was read of the model, headers included, and less where
+    results were kept; `checkpoint_bytes` is what its weight files have in all. `seconds` is how long the scan
+    took. `experts` is the largest number of experts in a layer, null without any; `towers` are named where there are
+    several; `encodings` counts matrices by how they are stored. `unread` is what looks like a down projection and was
+    not read, empty where the model is whole; `notes` say what else one should know. `tensors` has the statistics of
+    each down projection, `outliers` the weights that rank highest, the best first.
     """
 
     model: str

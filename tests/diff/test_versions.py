@@ -1,4 +1,4 @@
-"""Diff as a job and as a command: models, folders and saved results in any mix; what it prints, and what it refuses."""
+"""Diff as a job and as a command: models, folders and saved results in any mix; what report.py prints of them."""
 
 import csv
 import io
