@@ -15,7 +15,7 @@ from analyzer.base.config import hidden_sizes, model_types, quantization_name
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
 from analyzer.base.records import Unread
 from analyzer.checkpoint.architectures import AMBIGUOUS, INPUTS, MIXERS, TURNING, WITHOUT_MLP, WRAPPERS
-from analyzer.checkpoint.missing import find_missing
+from analyzer.checkpoint.missing import find_missing, is_asked
 from analyzer.checkpoint.names import EXPERT_WORDS, NUMBER, ModuleName, is_mlp, is_other, mixes, starred
 from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.stacks import residual_widths
@@ -39,6 +39,13 @@ class _Left:
     shape: tuple[int, ...]
     packed: bool = False
 
+    @property
+    def layer(self) -> int:
+        """The number of its block."""
+        number = FIRST_NUMBER.search(self.module)
+        assert number is not None
+        return int(number[0][1:])
+
 
 def find_unread(
     model: str,
@@ -47,8 +54,9 @@ def find_unread(
     known: Mapping[str, ModuleName],
     found: Sequence[DownProjection],
     unreadable: Mapping[str, UnreadableError],
+    layers: Sequence[range] | None = None,
 ) -> tuple[Unread, ...]:
-    """Return what is not read, by kind of name.
+    """Return what is not read, by kind of name, of these layers where they are given.
 
     `known` are the modules that names tell, `found` the down projections among them, `unreadable` those of them whose
     encoding is not read. Raises ArchitectureError where a whole tower, or all of a tower's experts, would be missing.
@@ -61,7 +69,8 @@ def find_unread(
             raise error
     kinds: Counter[tuple[str, tuple[int, ...] | None, str]] = Counter()
     for module, error in unreadable.items():
-        kinds[starred(module), None, f"stored by {error.encoding}"] += 1
+        if is_asked(known[module].layer, layers):
+            kinds[starred(module), None, f"stored by {error.encoding}"] += 1
     taken = {*known, *(name for each in known.values() for name in each.inputs)}
     turning = {f"{block}.{name}" for block in {each.block for each in known.values()} for name in TURNING}
     left = _left_over(tensors, config, taken | turning)
@@ -72,10 +81,12 @@ def find_unread(
         )
         if whole or experts:
             raise _missing(model, each, left, "tower" if whole else "experts")
+        if not is_asked(each.layer, layers):
+            continue
         why = "packed, in an MLP" if each.packed else "looks like a down projection"
         kinds[starred(each.module), None if each.packed else each.shape, f"{why}, by a name that is not known"] += 1
     unread = [Unread(names, count, shape, why) for (names, shape, why), count in sorted(kinds.items(), key=str)]
-    return (*unread, *find_missing(model, tensors, config, known, found, unreadable))
+    return (*unread, *find_missing(model, tensors, config, known, found, unreadable, layers))
 
 
 def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: str | None) -> ArchitectureError:

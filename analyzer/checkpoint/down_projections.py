@@ -50,13 +50,16 @@ class FoundProjections:
     notes: tuple[str, ...] = ()
 
 
-def find_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> FoundProjections:
+def find_projections(
+    checkpoint: Checkpoint, *, pattern: str | None = None, layers: Sequence[range] | None = None
+) -> FoundProjections:
     """Return a checkpoint's down projections; see find_down_projections."""
     return find_down_projections(
         checkpoint.source.model,
         checkpoint.shapes,
         checkpoint.config,
         pattern=pattern,
+        layers=layers,
         read=checkpoint.read_tensors,
     )
 
@@ -72,14 +75,15 @@ def find_down_projections(
     config: Mapping[str, Any],
     *,
     pattern: str | None = None,
+    layers: Sequence[range] | None = None,
     read: ReadTensors = read_nothing,
 ) -> FoundProjections:
     """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer, MLP and expert.
 
     `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
-    here. `read` brings small tensors that describe others. Raises ArchitectureError where there are none, where two
-    claim one place, where a shape or the way it is stored cannot be a down projection's, and where a whole tower or all
-    experts cannot be read.
+    here. `layers` are those of which it matters what is not read. `read` brings small tensors that describe others.
+    Raises ArchitectureError where there are none, where two claim one place, where a shape or the way it is stored
+    cannot be a down projection's, and where a whole tower or all experts cannot be read.
     """
     held: dict[str, str] = {}
     if pattern is None:
@@ -118,21 +122,21 @@ def find_down_projections(
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
         tower = "mtp" if ahead else of_stack[parsed.stack]
-        layers = layers_sharing(config, parsed)
+        sharing = layers_sharing(config, parsed)
         lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack], others)
         for number, matrix in enumerate(matrices):
             expert = number if fused else parsed.expert
             matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
             projection = DownProjection(
                 tower=tower,
-                layer=layers[0] if layers else parsed.layer,
+                layer=sharing[0] if sharing else parsed.layer,
                 mlp=mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
                 expert=expert,
                 block=parsed.block,
                 module=module,
                 matrix=matrix,
                 inputs=parsed.inputs,
-                layers=layers,
+                layers=sharing,
                 writes="latent" if lying.is_latent(matrix) else None,
             )
             other = found.setdefault(projection.place, projection)
@@ -144,7 +148,7 @@ def find_down_projections(
     in_order = [found[place] for place in sorted(found)]
     unread: tuple[Unread, ...] = ()
     if pattern is None:
-        unread = find_unread(model, tensors, config, known, in_order, unreadable)
+        unread = find_unread(model, tensors, config, known, in_order, unreadable, layers)
     elif unreadable:  # what is asked for by name is all that is asked for
         raise next(iter(unreadable.values()))
     return FoundProjections(in_order, unread, tuple(notes((each.matrix for each in in_order), config)))

@@ -32,6 +32,7 @@ def find_missing(
     known: Mapping[str, ModuleName],
     found: Sequence[DownProjection],
     unreadable: Mapping[str, UnreadableError],
+    layers: Sequence[range] | None = None,
 ) -> Iterator[Unread]:
     """Yield what is not stored; the arguments are those of find_unread.
 
@@ -44,16 +45,22 @@ def find_missing(
         if parsed.expert is None or experts is None or parsed.expert < experts
     }
     kinds: dict[str, list[str]] = {}
-    for module in sorted(lost):
+    for module in sorted(module for module, parsed in lost.items() if is_asked(parsed.layer, layers)):
         kinds.setdefault(starred(module), []).append(module)
     for kind, of_kind in kinds.items():
         names = of_kind[0] if len(of_kind) == 1 else kind
         yield Unread(names, len(of_kind), None, "what projects into it is stored, and it is not")
     modules = {**known, **lost}
     blocks = _blocks(tensors, {each.stack for each in known.values()})
-    yield from _lacking(blocks, modules)
-    yield from _absent(blocks, config, found)
-    yield from _fewer_experts(model, tensors, config, found, lost, unreadable)
+    yield from _lacking(blocks, modules, layers)
+    if layers is None:
+        yield from _absent(blocks, config, found)
+    yield from _fewer_experts(model, tensors, config, found, lost, unreadable, layers)
+
+
+def is_asked(layer: int, layers: Sequence[range] | None) -> bool:
+    """Tell whether a layer is among these ranges, as any is where there are none."""
+    return layers is None or any(layer in each for each in layers)
 
 
 def _lost(tensors: Shapes, known: Mapping[str, ModuleName]) -> dict[str, ModuleName]:
@@ -110,7 +117,7 @@ def _blocks(tensors: Shapes, stacks: Collection[str]) -> dict[str, dict[int, set
     return blocks
 
 
-def _lacking(blocks: Blocks, known: Mapping[str, ModuleName]) -> Iterator[Unread]:
+def _lacking(blocks: Blocks, known: Mapping[str, ModuleName], asked: Sequence[range] | None) -> Iterator[Unread]:
     """Yield the down projections of blocks that have all that other blocks of their stack have, but for an MLP's own.
 
     Such a block was saved, or downloaded, in part; one of another kind lacks the MLP's norm or router too, or has
@@ -128,9 +135,10 @@ def _lacking(blocks: Blocks, known: Mapping[str, ModuleName]) -> Iterator[Unread
         of_kind: dict[frozenset[str], list[int]] = {}
         for layer, tails in sorted(layers.items()):
             of_kind.setdefault(frozenset(tails), []).append(layer)
-        for few, lacking in of_kind.items():
+        for few, of_few in of_kind.items():
+            lacking = [layer for layer in of_few if is_asked(layer, asked)]
             more = [tails for tails in of_kind if tails > few and all(_is_part(t, own[stack]) for t in tails - few)]
-            if not more:
+            if not more or not lacking:
                 continue
             whole = of_kind[max(more, key=len)][0]
             there = mlps.get((stack, lacking[0]), {})
@@ -187,6 +195,7 @@ def _fewer_experts(
     found: Sequence[DownProjection],
     lost: Mapping[str, ModuleName],
     unreadable: Mapping[str, UnreadableError],
+    layers: Sequence[range] | None,
 ) -> Iterator[Unread]:
     """Yield the experts that are not stored of the stack that makes text, but for those whose inputs are."""
     main = [each for each in found if each.tower in MAIN_TOWERS]
@@ -212,6 +221,7 @@ def _fewer_experts(
     fewer = sum(
         max((experts or _experts_told(one_of[layer], numbers, tensors)) - len(numbers), 0)
         for layer, numbers in of_layer.items()
+        if is_asked(layer, layers)
     )
     if fewer:
         told = f"config.json says it has {experts}" if experts else "routers, or the numbers of others, tell of more"

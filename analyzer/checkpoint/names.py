@@ -186,9 +186,8 @@ def _block_number(parts: list[str], numbers: list[int], blocks: Collection[str])
 
     Where blocks share weights in groups, a group is what is stored of them.
     """
-    for index in numbers:
-        if parts[index - 1].endswith("groups"):
-            return index
+    if parts[numbers[0] - 1].endswith("groups"):
+        return numbers[0]
     for index in reversed(numbers):
         if ".".join(parts[: index + 1]) in blocks:
             return index
