@@ -71,3 +71,10 @@ def test_what_cannot_be_run_is_one_line(planted):
         pytest.raises(ArchitectureError, match=r"has no weight 1,1000000,31"),
     ):
         model.loss(TEXT)
+    before = model.loss(TEXT)
+    with (
+        pytest.raises(ForwardError, match=f"weight {PLANTED} times nan: give a finite number"),
+        model.edited({PLANTED: float("nan")}),
+    ):
+        pass
+    assert model.loss(TEXT) == before
