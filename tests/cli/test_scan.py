@@ -9,6 +9,8 @@ from commands import fails, superweight
 from gguf_files import write_llama_gguf
 from safetensors.numpy import load_file
 
+from analyzer.base.records import Unread
+from analyzer.cli.output import warn_of
 from analyzer.cli.scan import Layers
 
 
@@ -105,9 +107,19 @@ def test_what_is_not_read_is_said_after_success(partly_known):
 
 
 def test_what_is_left_out_on_purpose_is_not_unread(partly_known):
-    for wanted in (("--layers", "0-1"), ("--tensors", "*.mlp.down_proj.weight")):
+    for wanted in (("--layers", "0,2"), ("--tensors", "*.mlp.down_proj.weight")):
         result = superweight("scan", partly_known, "--json", *wanted)
         assert (result.stderr, json.loads(result.stdout)["unread"]) == ("", [])
+
+
+def test_of_many_kinds_that_are_not_read_some_are_shown(capsys):
+    warn_of(Unread(f"model.layers.*.odd{number}", 1, None, "why") for number in range(3000))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21
+    assert lines[19:] == [
+        "warning: not read: 1 x model.layers.*.odd19: why",
+        "warning: not read: 2,980 more kinds of names: --json has them all",
+    ]
 
 
 def test_a_layer_that_is_not_there(partly_known):
