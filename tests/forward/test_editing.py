@@ -66,8 +66,9 @@ def test_what_cannot_be_run_is_one_line(planted):
         model.logits(TEXT + " apple")
     with pytest.raises(ForwardError, match="cannot be run on 0 tokens"):
         model.logits("")
-    with (
-        model.edited({PLANTED._replace(row=10**6): 0.0}),
-        pytest.raises(ArchitectureError, match=r"has no weight 1,1000000,31"),
-    ):
-        model.loss(TEXT)
+    for row in (10**6, -1):
+        with (
+            model.edited({PLANTED._replace(row=row): 0.0}),
+            pytest.raises(ArchitectureError, match=f"has no weight 1,{row},31"),
+        ):
+            model.loss(TEXT)
