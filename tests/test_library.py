@@ -76,3 +76,9 @@ def test_the_examples_run(planted, tmp_path, monkeypatch, name):
     assert runner.summarize(verbose=False).failed == 0
     if name.islower():
         assert any(test.examples for test in tests), "a function of the library shows how it is used"
+
+
+@pytest.mark.parametrize("job", ["scan_model", "verify_model", "analyze_model", "load_model"])
+def test_a_model_must_be_opened_first(planted, job):
+    with pytest.raises(analyzer.AnalyzerError, match="my-model' is no opened model: give what open_model returns"):
+        getattr(analyzer, job)(str(planted))

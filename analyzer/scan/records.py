@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analyzer.base.records import Coordinate, Place, Unread
+from analyzer.base.settings import SCORES, is_text, require
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ScanSettings:
 
     `score` is "magnitude" or "gain"; the `top` best weights of the model are kept. `layers` null stands for all.
     `pattern` names the tensors taken for down projections, in the shell's way. `use_cache` keeps the result of each
-    tensor of the Hub, and uses what is kept.
+    tensor of the Hub, and uses what is kept. Raises AnalyzerError for any other value.
     """
 
     score: str = "magnitude"
@@ -22,6 +23,13 @@ class ScanSettings:
     layers: tuple[range, ...] | None = None
     pattern: str | None = None
     use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.score in SCORES, "score", self.score, " or ".join(SCORES))
+        require(isinstance(self.top, int) and self.top > 0, "top", self.top, "a whole number of 1 or more")
+        ranges = isinstance(self.layers, tuple | list) and all(isinstance(each, range) for each in self.layers)
+        require(self.layers is None or (ranges and bool(self.layers)), "layers", self.layers, "ranges, or None for all")
+        require(self.pattern is None or is_text(self.pattern), "pattern", self.pattern, "text, or None")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def test_scan_warns_of_what_a_layer_lacks(tmp_path):
     del tensors["model.layers.2.mlp.down_proj.weight"]
     write_tensors(tmp_path, tensors)
     result = superweight("scan", tmp_path, "--json")
-    why = "layer 0 has it, and all else that is stored of these blocks"
+    why = "what projects into it is stored, and it is not"
     assert result.stderr == f"warning: not read: 1 x model.layers.2.mlp.down_proj: {why}\n"
     assert len(json.loads(result.stdout)["tensors"]) == 3
     assert superweight("scan", tmp_path, "--layers", "0-1").stderr == ""

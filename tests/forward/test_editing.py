@@ -77,4 +77,6 @@ def test_what_cannot_be_run_is_one_line(planted):
         model.edited({PLANTED: float("nan")}),
     ):
         pass
+    with pytest.raises(ForwardError), model.edited({PLANTED._replace(row=-1): 0.0}):
+        pass
     assert model.loss(TEXT) == before
