@@ -80,6 +80,12 @@ def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((said for said in found if isinstance(said, Mapping) and said), {})
 
 
+def quantizations(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what a config says of quantization as MLX does, of the model and of its parts."""
+    keys = ("quantization", "quantization_config")
+    return _mappings(part.get(key) for part in parts_of(config) for key in keys)
+
+
 def weight_schemes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return how the weights of each group of modules are quantized, as compressed-tensors says it."""
     groups = quantization(config).get("config_groups")

@@ -301,20 +301,21 @@ class _Lying:
     def right_way_round(self, matrix: Matrix, *, fused: bool, known: bool) -> Matrix:
         """Return the matrix with its output channels as rows.
 
-        Names tell, then what projects into the MLP, then the width of the residual stream. Raises ArchitectureError
-        where they contradict each other, or nothing tells.
+        What projects into the MLP tells, then names, then the width of the residual stream: a `.weight` is as a linear
+        module has it, of a parameter its model's code decides. Raises ArchitectureError where nothing tells.
         """
         if matrix.transposed or matrix.encoding.expand != (1, 1) or is_gguf(self.config):
             return self._checked(matrix)  # such formats say which way round they are
         types = model_types(self.config)
         named = self.module.endswith("mlp.c_proj") and bool(types & CONV1D_MODEL_TYPES)
-        named = named or (fused and not re.search("switch", self.module) and bool(types & INPUTS_FIRST_EXPERTS))
+        parameter = fused and matrix.data.tensor == self.module
+        named = named or (parameter and bool(types & INPUTS_FIRST_EXPERTS))
         told = self._told_by_inputs(matrix)
-        if told is not None and not named:
+        if told is not None:
             return turned(matrix) if told else matrix
         matrix = turned(matrix) if named else matrix
         rows, cols = matrix.shape
-        either = "switch" not in self.module if fused else self.module.endswith("c_proj")
+        either = parameter or (not fused and self.module.endswith("c_proj"))
         if known and rows == cols and either and self.parsed.inputs and not named:
             raise ArchitectureError(
                 f"{self.model}: {shown(matrix.data.tensor)} is square, and neither its name nor what is beside it "

@@ -55,10 +55,16 @@ def read_header(source: Source, read: Read, filename: str, guess: int) -> dict[s
             first += read(filename, len(first), stop)
         return parse_header(first[LENGTH_BYTES:stop], size)
     except HeaderError as error:
-        beginning = read(filename, 0, min(LOOKED_AT, size)) if size else b""
-        fault = HeaderError(f"{shown(filename)} {_intruder(beginning) or _text(beginning) or error}")
+        fault = HeaderError(f"{shown(filename)} {intruder_in(source, read, filename) or error}")
         fault.__cause__ = error
         return fault
+
+
+def intruder_in(source: Source, read: Read, filename: str) -> str | None:
+    """Return what to say of a file in whose place there is a Git LFS pointer, a web page or a text; else null."""
+    size = source.sizes[filename]
+    beginning = read(filename, 0, min(LOOKED_AT, size)) if size else b""
+    return _intruder(beginning) or _text(beginning)
 
 
 def _intruder(beginning: bytes) -> str | None:

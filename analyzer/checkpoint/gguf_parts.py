@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from analyzer.base.errors import CheckpointError, HeaderError, shown
-from analyzer.checkpoint.files import Read
+from analyzer.checkpoint.files import Read, intruder_in
 from analyzer.checkpoint.gguf import GgufHeader, gguf_config, read_gguf_header
 from analyzer.checkpoint.header import TensorRecord
 from analyzer.source.source import Source
@@ -51,4 +51,5 @@ def _read_gguf_header(source: Source, read: Read, filename: str) -> GgufHeader:
     try:
         return read_gguf_header(partial(read, filename), source.sizes[filename])
     except HeaderError as error:
-        raise HeaderError(f"{source.model}: {shown(filename)} {error}") from error
+        said = intruder_in(source, read, filename) or error
+        raise HeaderError(f"{source.model}: {shown(filename)} {said}") from error

@@ -20,6 +20,8 @@ from analyzer.encodings.packing import BYTES, PACKED_BITS, Packing, floats, numb
 from analyzer.encodings.plain import float_shape
 from analyzer.encodings.scaled import BlockScales, Sizes, find_scales
 
+ZEROS = (".zero", ".zeros", ".zero_point", ".zero_points", ".biases")  # of whoever scales by `.scale` or `.scales`
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -111,18 +113,36 @@ def find_pack_quantized(module: StoredModule) -> list[Matrix] | None:
 def find_int8(module: StoredModule) -> list[Matrix] | None:
     """Return integers of a byte each, [rows, cols] or with experts before; null where the module has none."""
     known = quantization(module.config).get("quant_method") in (None, "compressed-tensors", "modelopt")
-    if not known or not module.has(".weight", ("I8",)) or not module.has(".weight_scale", FLOAT_SCALES):
+    if not known or not module.has(".weight", ("I8",)):
+        return None
+    end = ".weight_scale" if module.has(".weight_scale", FLOAT_SCALES) else _sure_scale(module)
+    if end is None:
         return None
     name = f"{module.name}.weight"
     shape = module.tensors[name][1]
     experts, rows, cols = float_shape(module, name, shape)
-    scales = find_scales(module, ".weight_scale", FLOAT_SCALES, shape, [])
+    scales = find_scales(module, end, FLOAT_SCALES, shape, [])
     zeros, companions = _zeros(module, shape, scales, 8)
     encoding = Integers("INT8", "I8", scales.block, BYTES, zeros, named_groups=False)
     return [
         Matrix(part, tuple(more), encoding, (rows, cols), transposed=False)
         for part, *more in zip(module.parts(name, experts, (rows, cols)), *companions, strict=True)
     ]
+
+
+def _sure_scale(module: StoredModule) -> str | None:
+    """Return the ending of a scale by another name whose shape alone tells that it is of all, or of each row.
+
+    That is where config.json says nothing of quantization, there are no zeros, and rows cannot be columns.
+    """
+    shape = module.shape(".weight")
+    if len(shape) < 2 or quantization(module.config) or any(module.has(end) for end in ZEROS):
+        return None
+    *experts, rows, cols = shape
+    sure = [(), (1,), (*experts, rows, 1), *([(*experts, rows)] if rows != cols else [])]
+    return next(
+        (end for end in (".scale", ".scales") if module.has(end, FLOAT_SCALES) and module.shape(end) in sure), None
+    )
 
 
 def _bits(module: StoredModule, name: str, words: int) -> int:

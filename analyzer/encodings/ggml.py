@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.base.config import is_gguf
+from analyzer.base.errors import UnreadableError, shown
 from analyzer.encodings.encoding import Companions, Float32, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.matrices import Matrix, Part
@@ -93,8 +94,10 @@ def find_ggml(module: StoredModule) -> list[Matrix] | None:
         return None
     encoding = _encoding(dtype)
     if encoding is None:
-        raise module.refused(
-            name, f"is stored as {dtype}, which the gguf library cannot decode: use the model that it was made from"
+        raise UnreadableError(
+            f"{module.checkpoint.model}: {shown(name)} is stored as {dtype}, which the gguf library cannot decode: use "
+            "the model that it was made from",
+            dtype,
         )
     experts, rows, cols = float_shape(module, name, shape)
     units = (rows, cols // encoding.numbers)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.base.config import parts_of
+from analyzer.base.config import quantizations
 from analyzer.encodings.blocks import blocks
 from analyzer.encodings.encoding import Companions, Tile
 from analyzer.encodings.floats import FORMATS, Unsigned
@@ -90,22 +90,20 @@ def find_mlx(module: StoredModule) -> list[Matrix] | None:
 
 def _integers(module: StoredModule, name: str, words: int, groups: int) -> MLXAffine:
     """Return the encoding that config.json tells and that fits so many words and groups a row."""
-    for bits, group in _told(module):
-        if bits in PACKED_BITS and group > 0 and bits * group * groups == 32 * words:
-            return MLXAffine(bits, group)
-    raise module.refused(name, "is packed by MLX, in bits and groups that config.json does not tell")
 
+    def fitting(said: Iterable[Mapping[str, Any]]) -> list[MLXAffine]:
+        told = ((each.get("bits"), each.get("group_size")) for each in said)
+        return [
+            MLXAffine(bits, group)
+            for bits, group in dict.fromkeys((b, g) for b, g in told if type(b) is int and type(g) is int)
+            if bits in PACKED_BITS and group > 0 and bits * group * groups == 32 * words
+        ]
 
-def _told(module: StoredModule) -> Iterator[tuple[int, int]]:
-    """Yield bits and group sizes that config.json tells: of the module, then of the model."""
-    said = [
-        part[key]
-        for part in parts_of(module.config)
-        for key in ("quantization", "quantization_config")
-        if isinstance(part.get(key), Mapping)
-    ]
-    for one in [*(each.get(module.name) for each in said), *said]:
-        if isinstance(one, Mapping):
-            bits, group = one.get("bits"), one.get("group_size")
-            if type(bits) is int and type(group) is int:
-                yield bits, group
+    of_module = fitting(module.checkpoint.said_of_modules.get(module.name, ()))
+    if len(of_module) > 1:
+        ways = " or ".join(f"{each.bits} bits in groups of {each.group}" for each in of_module)
+        raise module.refused(name, f"is packed by MLX, and config.json leaves open whether as {ways}: name it there")
+    found = of_module or fitting(quantizations(module.config))
+    if not found:
+        raise module.refused(name, "is packed by MLX, in bits and groups that config.json does not tell")
+    return found[0]

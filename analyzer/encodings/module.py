@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from analyzer.base.config import quantizations
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.encodings.encoding import NUMPY_DTYPES
 from analyzer.encodings.matrices import Part, Shapes
@@ -23,6 +24,7 @@ SCALES = (  # what a module's name is followed by in the name of its weights' sc
     "_scale_inv", "_scale", "_weight_scale_inv", "_weight_scale",
 )  # fmt: skip
 MAX_EXPERTS = 1 << 16
+MAX_PARTS = 32  # of a module's name, all of whose ends are held
 MAX_CONTENT_BYTES = 1 << 12  # of a tensor that is read to learn how others are stored; known ones have some 200
 
 ReadTensors = Callable[[Sequence[str]], Mapping[str, bytes | bytearray]]
@@ -52,6 +54,35 @@ class StoredTensors:
             for name, (dtype, _) in self.tensors.items()
         )
 
+    @cached_property
+    def said_of_modules(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What config.json says of the quantization of single modules, as MLX does, by those that have scales.
+
+        A name that none of these has counts for the one whose name it ends with, or that ends with it, as of a model
+        that was saved under another prefix. Where those are several, what it says of all modules may be meant as well.
+        """
+        modules = {name.removesuffix(".scales") for name in self.tensors if name.endswith(".scales")}
+        told = [
+            (name, said, of_all)
+            for of_all in quantizations(self.config)
+            for name, said in of_all.items()
+            if isinstance(said, Mapping)
+        ]
+        exactly: dict[str, list[Mapping[str, Any]]] = {}
+        akin: dict[str, list[Mapping[str, Any]]] = {}
+        by_end: dict[str, list[str]] = {}
+        for module in modules if any(name not in modules for name, _, _ in told) else ():
+            for end in _ends(module):
+                by_end.setdefault(end, []).append(module)
+        for name, said, of_all in told:
+            if name in modules:
+                exactly.setdefault(name, []).append(said)
+                continue
+            meant = by_end.get(name) or [end for end in _ends(name) if end in modules]
+            for module in meant:
+                akin.setdefault(module, []).extend([said] if len(meant) == 1 else [said, of_all])
+        return akin | exactly
+
     def content(self, name: str) -> bytes:
         """Return the bytes of a small tensor. Those of all layers and experts are read in one go.
 
@@ -68,6 +99,15 @@ class StoredTensors:
     def _is_small(self, name: str) -> bool:
         dtype, shape = self.tensors[name]
         return dtype in NUMPY_DTYPES and math.prod(shape) * NUMPY_DTYPES[dtype].itemsize <= MAX_CONTENT_BYTES
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a name, then without its first part, and so on."""
+    for _ in range(MAX_PARTS):
+        yield name
+        _, dot, name = name.partition(".")
+        if not dot:
+            return
 
 
 def _starred(name: str) -> str:

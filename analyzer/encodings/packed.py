@@ -11,12 +11,12 @@ from analyzer.encodings.module import FLOAT_SCALES, StoredModule
 GPTQ, GPTQ_V2, AWQ, AWQ_GEMV = "gptq", "gptq_v2", "awq gemm", "awq gemv"
 # AutoRound's layouts are theirs; what it calls its own stores zeros as GPTQ's second version does.
 AUTO_ROUND = {
-    "auto_round:auto_gptq": GPTQ,
-    "auto_round:gptq": GPTQ,
-    "auto_round:gptqmodel": GPTQ_V2,
+    "auto_gptq": GPTQ,
+    "gptq": GPTQ,
+    "gptqmodel": GPTQ_V2,
     "auto_round": GPTQ_V2,
-    "auto_round:auto_awq": AWQ,
-    "auto_round:awq": AWQ,
+    "auto_awq": AWQ,
+    "awq": AWQ,
 }
 
 
@@ -75,7 +75,7 @@ def _layout(module: StoredModule, name: str) -> str:
         known = {"gemm": AWQ, "gemv": AWQ_GEMV}.get(str(version).lower())
     elif method in ("auto-round", "intel/auto-round"):
         version = said.get("packing_format", "auto_round:gptq")
-        known = AUTO_ROUND.get(str(version))
+        known = AUTO_ROUND.get(str(version).removeprefix("auto_round:"))
     else:
         raise module.refused(
             name, f"is packed, but config.json says {quantization_name(module.config)}, not gptq, awq or auto-round"

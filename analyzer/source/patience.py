@@ -29,15 +29,25 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be other ones
 
 
 class Passing(Exception):  # noqa: N818 - never leaves this file
-    """A fault that may be over soon; `wait_s` is what the server asks to wait, `tries` after how many it is no more."""
+    """A fault that may be over soon; `wait_s` is what the server asks to wait, `tries` after how many it is no more.
+
+    With `stays` it is none either where the next try tells the same.
+    """
 
     def __init__(
-        self, what: str, wait_s: float = 0.0, *, advice: str = "try again later", tries: int | None = None
+        self,
+        what: str,
+        wait_s: float = 0.0,
+        *,
+        advice: str = "try again later",
+        tries: int | None = None,
+        stays: bool = False,
     ) -> None:
         super().__init__(what)
         self.wait_s = wait_s
         self.advice = advice
         self.tries = tries
+        self.stays = stays
 
     @classmethod
     def of_status(cls, response: httpx2.Response) -> Passing:
@@ -70,7 +80,9 @@ def patiently(attempt: Callable[[], T], name: str, *, pauses: int | None = None)
     import httpx2
 
     waited = asked = 0.0
+    fault = Passing("")
     for tries, pause in enumerate((*PAUSES[:pauses], None), start=1):
+        before = str(fault)
         try:
             return attempt()
         except Passing as error:
@@ -79,7 +91,7 @@ def patiently(attempt: Callable[[], T], name: str, *, pauses: int | None = None)
             if distrusted := certificate_fault(error):
                 raise SourceError(f"{name}: {origin_of(error.request.url)} {distrusted}") from error
             fault = Passing.of_network(error)
-        if tries == fault.tries:
+        if tries == fault.tries or (fault.stays and str(fault) == before):
             break
         asked += fault.wait_s
         if asked > MAX_WAIT_S:

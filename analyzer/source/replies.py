@@ -105,7 +105,9 @@ def _check_range(name: str, response: httpx2.Response, start: int, stop: int, si
     if not whole and got not in (f"bytes {start}-{stop - 1}/{size}", f"bytes {start}-{stop - 1}/*"):
         raise Passing(
             f"the server did not answer with the range that was asked for ({shown(got, 60)} in place of "
-            f"{start}-{stop - 1}/{size})"
+            f"{start}-{stop - 1}/{size})",
+            advice="a proxy may be in the way",
+            stays=True,
         )
 
 

@@ -43,6 +43,23 @@ def parts_refused(folder):
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "is a Git LFS pointer, not the file"),
+        ("<!DOCTYPE html><html>", "is a web page (HTML)"),
+        (
+            '{"error": "no"}',
+            "is text, perhaps a server's message that was saved in the file's place: download it again",
+        ),
+        ("", "is no GGUF file"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_file(tmp_path, text, said):
+    (tmp_path / "x.gguf").write_text(text)
+    assert f"x.gguf {said}" in parts_refused(tmp_path)
+
+
 def test_a_split_file_is_one_model(tmp_path):
     parts = split(tmp_path / "parts" / "x.gguf")
     assert [part.name for part in parts] == [f"x-0000{n}-of-00003.gguf" for n in (1, 2, 3)]

@@ -116,8 +116,24 @@ def test_square_fused_experts():
     with pytest.raises(ArchitectureError, match=NOTHING_TELLS):
         look(apart, model_type="new")
     assert lying(look(apart, model_type="gpt_oss")) == {((HIDDEN, HIDDEN), True)}  # known to have inputs first
-    mlx = {name.replace("experts", "switch_mlp"): shape for name, shape in apart.items()}
-    assert lying(look(mlx, model_type="new")) == {((HIDDEN, HIDDEN), False)}  # as are all of this name
+
+
+@pytest.mark.parametrize("model_type", ["new", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("container", ["experts", "switch_mlp"])
+@pytest.mark.parametrize(
+    "inputs", [{"gate_proj": SQUARE, "up_proj": SQUARE}, {"gate_up_proj": (4, 2 * HIDDEN, HIDDEN)}]
+)
+def test_square_experts_that_are_a_modules_weight(model_type, container, inputs):
+    """As MLX has them: outputs first, whatever the parameters of this architecture have elsewhere."""
+    shapes = {
+        f"{name.replace('experts', container)}.weight": shape for name, shape in experts(SQUARE, **inputs).items()
+    }
+    assert lying(look(shapes, model_type=model_type)) == {((HIDDEN, HIDDEN), False)}
+
+
+def test_what_projects_into_an_mlp_counts_for_more_than_the_architecture():
+    turned = experts(SQUARE, gate_up_proj=(4, 2 * HIDDEN, HIDDEN))
+    assert lying(look(turned, model_type="gpt_oss")) == {((HIDDEN, HIDDEN), False)}
 
 
 def test_square_matrices_that_libraries_keep_either_way():

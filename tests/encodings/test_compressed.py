@@ -57,6 +57,47 @@ MODELS = {
     "bytes of experts": lambda: fused_linears(int_quantized(), told(8, None), dtype="INT8", **SHAPE),
 }
 
+SCALES = {  # of rows, of all
+    "a column": lambda scales: scales,
+    "flat": lambda scales: scales[:, 0],
+    "one": lambda scales: scales[0],
+    "scalar": lambda scales: scales[0, 0],
+}
+
+
+@pytest.mark.parametrize("how", SCALES)
+@pytest.mark.parametrize("end", ["scale", "scales"])
+def test_bytes_whose_scale_has_another_name(tmp_path, how, end):
+    model = linears(one_of_all if how in ("one", "scalar") else int_quantized(), None, dtype="INT8", **SHAPE)
+    renamed = {name.replace("weight_scale", end): tensor for name, tensor in model.tensors.items()}
+    tensors = {name: np.array(SCALES[how](t)) if name.endswith(f".{end}") else t for name, t in renamed.items()}
+    model = model._replace(tensors=tensors, read={name.replace("weight_scale", end) for name in model.read})
+    write(tmp_path, model)
+    check(tmp_path, model)
+
+
+def one_of_all(generator, rows, cols, size):
+    stored, _ = int_quantized()(generator, rows, cols, size)
+    stored["weight_scale"][:] = stored["weight_scale"][0]
+    return stored, (stored["weight"] * stored["weight_scale"].astype(np.float32)).astype(np.float64)
+
+
+UNSURE = {
+    "of rows or columns": (192, np.ones(192, np.float32), {}, None),
+    "of columns": (320, np.ones(320, np.float32), {}, None),
+    "of groups": (320, np.ones((192, 5), np.float32), {}, None),
+    "with zeros": (320, np.ones((192, 1), np.float32), {"zero_point": np.ones((192, 1), np.int8)}, None),
+    "of a quantizer": (320, np.ones((192, 1), np.float32), {}, {"bits": 4}),
+}
+
+
+@pytest.mark.parametrize("name", UNSURE)
+def test_bytes_whose_scale_is_not_surely_one_are_refused(tmp_path, name):
+    cols, scale, more, quantization = UNSURE[name]
+    stored = {"weight": np.ones((192, cols), np.int8), "scale": scale, **more}
+    with pytest.raises(ArchitectureError, match=r"is stored as I8 by an unknown quantization"):
+        stored_alone(tmp_path, stored, quantization)
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_ranking_is_of_the_values(tmp_path, name):

@@ -12,7 +12,8 @@ from rankings import magnitudes, ranking
 
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ArchitectureError
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unread
+from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.weights import read_row, read_weights
 from analyzer.encodings.ggml import GGML, ggml_type
 from analyzer.scan.scanner import scan
@@ -144,19 +145,27 @@ def retype(path, old, new):
 )
 @pytest.mark.parametrize("name", ["output.weight", "blk.0.ffn_down.weight"])
 def test_types_that_the_library_does_not_decode(tmp_path, name, number, dtype):
-    """They are refused by name as down projections, and in the way of nothing elsewhere."""
+    """They are left out by name among down projections, and in the way of nothing elsewhere."""
     path = tmp_path / "x.gguf"
     downs = {f"blk.{layer}.ffn_down.weight": ("Q6_K", random_blocks("Q6_K", 8, 256)) for layer in (1, 2)}
     write_gguf(path, {**downs, name: ("F32", random_blocks("F32", 4, 256))})
     retype(path, 0, number)
     if name == "output.weight":
-        checkpoint, projections = open_gguf(path)
+        checkpoint, _ = open_gguf(path)
         assert checkpoint.shapes[name] == (dtype, (4, 256))
-        assert [p.layer for p in projections] == [1, 2]
-        return
+    checkpoint, projections = open_gguf(path)
+    assert [p.layer for p in projections] == [1, 2]
+    unread = [] if name == "output.weight" else [Unread("blk.*.ffn_down", 1, None, f"stored by {dtype}")]
+    assert [*find_projections(checkpoint).unread] == unread
+
+
+def test_a_type_of_all_layers_that_the_library_does_not_decode(tmp_path):
+    path = tmp_path / "x.gguf"
+    write_gguf(path, {"blk.0.ffn_down.weight": ("F32", random_blocks("F32", 4, 256))})
+    retype(path, 0, 4711)
     with pytest.raises(ArchitectureError) as caught:
         open_gguf(path)
-    assert f"{name} is stored as {dtype}, which the gguf library cannot decode: use the model" in str(caught.value)
+    assert "ffn_down.weight is stored as GGML_4711, which the gguf library cannot decode: use the" in str(caught.value)
 
 
 def test_the_types_of_the_library():

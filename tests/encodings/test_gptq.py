@@ -41,6 +41,10 @@ MODELS = {
         gptq_bits(8, 32, g_idx=False), config(4, 128), dtype="GPTQ-8bit", **SHAPE),
     "auto-round as gptq": lambda: linears(
         gptq_bits(4), auto_round("auto_round:auto_gptq", group_size=64), dtype="GPTQ-4bit", **SHAPE),
+    "auto-round as gptq, without its prefix": lambda: linears(
+        gptq_bits(4), auto_round("auto_gptq", group_size=64), dtype="GPTQ-4bit", **SHAPE),
+    "auto-round as awq, without its prefix": lambda: linears(
+        awq(), auto_round("auto_awq", group_size=64), dtype="AWQ-4bit", **SHAPE),
     "auto-round, no format": lambda: linears(
         gptq_bits(4), {"quant_method": "auto-round", "group_size": 64}, dtype="GPTQ-4bit", **SHAPE),
     "auto-round, zeros as they are": lambda: linears(

@@ -61,6 +61,62 @@ def test_modules_with_bits_of_their_own(tmp_path, key):
         np.testing.assert_array_equal(found[place], down)
 
 
+STORED = "model.layers.{}.mlp.down_proj"
+FOUR, EIGHT = {"bits": 4, "group_size": 64}, {"bits": 8, "group_size": 32}  # as many words and groups a row
+
+
+def written(folder, said, *prefixes):
+    """Write a module of 8 bits in groups of 32, by name in layer 0 of each prefix, where 4 in 64 would fit too."""
+    module = linears(mlx(8, 32), None, dtype="", places={(0, None): STORED.format(0)}, rows=32, cols=64)
+    tensors = {f"{prefix}{name}": tensor for prefix in prefixes for name, tensor in module.tensors.items()}
+    write_tensors(folder, tensors)
+    write_config(folder, model_type="llama", hidden_size=32, quantization={**FOUR, **said})
+    return module.downs[0, None]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        ("", f"language_model.{STORED}"),
+        ("", "layers.{}.mlp.down_proj"),
+        ("language_model.", STORED),
+        ("language_model.", "layers.{}.mlp.down_proj"),
+        ("", STORED),
+    ],
+)
+def test_bits_of_their_own_under_another_prefix(tmp_path, prefix, name):
+    down = written(tmp_path, {name.format(0): EIGHT, name.format(1): FOUR}, prefix)
+    np.testing.assert_array_equal(dense(tmp_path)[0, None], down)
+
+
+def test_the_exact_name_counts_first(tmp_path):
+    said = {f"language_model.{STORED.format(0)}": FOUR, STORED.format(0): EIGHT}
+    down = written(tmp_path, said, "")
+    np.testing.assert_array_equal(dense(tmp_path)[0, None], down)
+    other = {STORED.format(0): EIGHT, f"vision.{STORED.format(0)}": FOUR}
+    written(tmp_path, other, "", "vision.")
+    names = {each.module: each.matrix.encoding.name for each in open_folder(tmp_path)[1]}
+    assert names == {STORED.format(0): "MLX-8bit", f"vision.{STORED.format(0)}": "MLX-4bit"}
+
+
+def test_a_name_that_ends_no_whole_part_says_nothing(tmp_path):
+    written(tmp_path, {f"a_{STORED.format(0)}": EIGHT, "down_proj.": EIGHT, "": EIGHT, ".".join("x" * 9999): EIGHT}, "")
+    assert [each.matrix.encoding.name for each in open_folder(tmp_path)[1]] == ["MLX-4bit"]
+
+
+@pytest.mark.parametrize(
+    ("said", "prefixes"),
+    [
+        ({f"a.{STORED.format(0)}": EIGHT, f"b.{STORED.format(0)}": FOUR}, ("",)),
+        ({STORED.format(0): EIGHT}, ("a.", "b.")),
+    ],
+)
+def test_names_that_may_mean_several_are_refused(tmp_path, said, prefixes):
+    written(tmp_path, said, *prefixes)
+    with pytest.raises(ArchitectureError, match=r"leaves open whether as 8 bits in groups of 32 or 4 bits in groups"):
+        open_folder(tmp_path)
+
+
 def test_a_quantizer_that_an_older_conversion_left_in_the_config(tmp_path):
     model = linears(mlx(4), {"quant_method": "fp8", "weight_block_size": [128, 128]}, dtype="MLX-4bit", **SHAPE)
     write_tensors(tmp_path, model.tensors)
