@@ -158,5 +158,5 @@ def validate(folder: Path) -> tuple[int, int, list[str]]:
 def files(folder: Path) -> list[Path]:
     """Return the catalog's files in order. Raises CatalogError where there is no such folder."""
     if not folder.is_dir():
-        raise CatalogError(f"there is no catalog folder {shown(folder)}: give one with --catalog")
+        raise CatalogError(f"there is no catalog folder {shown(folder)}: give another (--catalog)")
     return sorted(path for path in folder.glob("*.json") if path.name != SCHEMA_FILE)

@@ -239,7 +239,7 @@ class Runner:
                 self.blocks.body(ids)
         residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
-            cure = "its weights hold NaN or Inf" if self.dtype == "float32" else "run with --dtype float32"
+            cure = "its weights hold NaN or Inf" if self.dtype == "float32" else "run in float32 (--dtype)"
             raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
         return residual, watched.entering[0], watched.outputs
 

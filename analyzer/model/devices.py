@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
     }.get(device.type, 0)
     if (device.index or 0) >= available:
-        raise ForwardError(f"there is no device {name} here: use --device auto")
+        raise ForwardError(f"there is no device {name} here: use auto (--device)")
     return device
 
 

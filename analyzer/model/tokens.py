@@ -72,7 +72,7 @@ class Tokens:
         pieces = (prefix + bare[start : start + step] for start in range(0, len(bare), step))
         windows = [window for piece in pieces if (window := self.window(piece)).places]
         if not windows:
-            raise ForwardError("the evaluation text has fewer than two tokens: give a longer --text")
+            raise ForwardError("the evaluation text has fewer than two tokens: give a longer one (--text)")
         return windows
 
     def window(self, ids: Sequence[int]) -> Window:

@@ -76,10 +76,6 @@ class GainScan:
         """Return all of the checkpoint that a projection's gains depend on."""
         return (*projection.matrix.parts, *self._around[projection.place].parts)
 
-    def bytes_around(self, projection: DownProjection) -> int:
-        """Return how many bytes are read beside the down projection itself."""
-        return sum(part.stop - part.start for part in self._around[projection.place].parts)
-
     def wants(
         self,
         projection: DownProjection,

@@ -51,10 +51,10 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
     """Return what to run. Raises ForwardError where prompt or text do not fit the model of this name."""
     ids = tokens.ids(settings.prompt)
     if len(ids) < MIN_TOKENS:
-        raise ForwardError(f"of at least {MIN_TOKENS} tokens the prompt has only {len(ids)}: give a longer --prompt")
+        raise ForwardError(f"the prompt has {len(ids)} of at least {MIN_TOKENS} tokens: give a longer one (--prompt)")
     if tokens.max_tokens is not None and len(ids) > tokens.max_tokens:
         raise ForwardError(
-            f"the prompt has {len(ids)} tokens, {model} has {tokens.max_tokens} positions: give a shorter --prompt"
+            f"the prompt has {len(ids)} tokens, {model} has {tokens.max_tokens} positions: shorten it (--prompt)"
         )
     prompts = settings.prompts
     if prompts is None:

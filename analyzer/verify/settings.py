@@ -40,6 +40,7 @@ class Thresholds:
             value = getattr(self, each.name)
             fits = isinstance(value, int | float) and 0 < value < math.inf
             require(fits, each.name, value, "a number larger than 0")
+        require(isinstance(self.persists, int), "persists", self.persists, "a whole number of blocks")
 
 
 DEFAULT_THRESHOLDS = Thresholds()

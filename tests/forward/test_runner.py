@@ -122,7 +122,7 @@ def test_weights_are_read_as_they_are(planted):
 
 def test_overflow_in_float16_is_reported(tmp_path):
     analyzed = hooked(save(plant(random_llama(), value=3000.0), tmp_path), dtype="float16")
-    with pytest.raises(ForwardError, match="not finite in float16: run with --dtype float32"):
+    with pytest.raises(ForwardError, match="not finite in float16: run in float32"):
         analyzed.trace(analyzed.tokens.ids(PROMPT))
 
 

@@ -33,7 +33,7 @@ def test_auto_is_the_cpu_elsewhere(no_gpu):
 
 @pytest.mark.parametrize("name", ["cuda:2", "cuda:99"])
 def test_a_device_beyond_the_last_is_one_line(two_gpus, name):
-    with pytest.raises(ForwardError, match=f"there is no device {name} here: use --device auto"):
+    with pytest.raises(ForwardError, match=f"there is no device {name} here: use auto"):
         pick_device(name)
 
 

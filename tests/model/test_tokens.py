@@ -60,7 +60,7 @@ def test_a_masked_model_without_a_mask_token_says_so(tmp_path):
 
 
 def test_a_text_of_one_token_has_no_loss(tmp_path):
-    with pytest.raises(ForwardError, match="fewer than two tokens: give a longer --text"):
+    with pytest.raises(ForwardError, match="fewer than two tokens: give a longer one"):
         tokens_in(tmp_path).windows("apple")
 
 

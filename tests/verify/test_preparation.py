@@ -51,10 +51,10 @@ def test_an_early_stop_needs_neither_text_nor_prompts(tokens):
 
 
 def test_a_prompt_must_have_some_tokens(tokens):
-    with pytest.raises(ForwardError, match="of at least 3 tokens the prompt has only 2: give a longer --prompt"):
+    with pytest.raises(ForwardError, match="the prompt has 2 of at least 3 tokens: give a longer one"):
         prepare(settings(prompt="apple banana"), tokens, "me/m")
 
 
 def test_a_prompt_must_fit(tokens):
-    with pytest.raises(ForwardError, match="the prompt has 65 tokens, me/m has 64 positions: give a shorter --prompt"):
+    with pytest.raises(ForwardError, match="the prompt has 65 tokens, me/m has 64 positions: shorten it"):
         prepare(settings(prompt=TEXT + " apple"), tokens, "me/m")

@@ -81,3 +81,8 @@ def test_a_threshold_is_a_number_larger_than_zero(value):
     for name in vars(Thresholds()):
         with pytest.raises(SettingsError, match=f"^{name} is .*: give a number larger than 0$"):
             Thresholds(**{name: value})
+
+
+def test_blocks_are_counted_in_whole_numbers():
+    with pytest.raises(SettingsError, match=r"^persists is 1\.5: give a whole number of blocks$"):
+        Thresholds(persists=1.5)
