@@ -1,6 +1,6 @@
 # make demo    set everything up and run the main job on the sample model
 # make test    set everything up and pass lint, types and tests
-# make quick   the same without the tests that need torch or the network
+# make quick   lint, types and the tests that need neither torch nor the network: under a minute
 # make lowest  run the tests with the lowest versions that pyproject.toml allows
 # make guide   write anew what the guide has from the code; make docs: build its site in build/docs
 # make coverage  scan a tiny model of every architecture of transformers: docs/coverage.md
@@ -8,8 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-# A file's tests stay in one process: they share models.
-PYTEST := pytest --numprocesses 2 --dist loadfile
+PYTEST := pytest --numprocesses 2 --dist
 COG := $(BIN)/cog -I . -I tools
 SITE := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
@@ -32,16 +31,16 @@ test: $(READY)
 	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
-	$(BIN)/$(PYTEST)
+	$(BIN)/$(PYTEST) loadfile  # a file's tests stay in one process: they share models
 
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/$(PYTEST) --quick
+	$(BIN)/$(PYTEST) worksteal --quick
 
 lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/$(PYTEST)
+	$(LOWEST)/bin/$(PYTEST) loadfile
 
 guide: $(READY)
 	$(COG) -r docs/*.md

@@ -22,11 +22,17 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_preserve_defaults = True
 
 
 def setup(app: Any) -> None:
-    """Read docstrings as the plain text that they are."""
+    """Read docstrings as the plain text that they are, and leave out those that Python makes for a tuple's fields."""
     app.connect("autodoc-process-docstring", _as_plain_text)
+    app.connect("autodoc-skip-member", _skipped)
+
+
+def _skipped(_app: Any, _what: str, _name: str, thing: Any, _skip: bool, _options: Any) -> bool | None:
+    return (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") or None
 
 
 def _as_plain_text(_app: Any, _what: str, _name: str, _thing: Any, _options: Any, lines: list[str]) -> None:

@@ -45,7 +45,7 @@ def pytest_unconfigure():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="leave out the files that need torch or the network")
+    parser.addoption("--quick", action="store_true", help="leave out what needs torch or the network, or is slow")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -54,10 +54,15 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_collection_modifyitems(items, config):
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--quick"):
-        left_out = f"{len(slow_files())} of {len(test_files())} test files left out: they need torch or the network"
-        terminalreporter.write_line(left_out)
+        files = f"{len(slow_files())} of {len(test_files())} test files, which need torch or the network"
+        terminalreporter.write_line(f"left out: {files}, and tests marked as slow")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ HOUSE = {
     "cellar/coal.py": "import math\n",
     "cellar/stove.py": "from house.cellar import coal\nfrom house import __version__\n",
     "hall/__init__.py": "",
-    "hall/door.py": "import house.cellar.stove\n",
+    "hall/door.py": "import house.cellar.stove as stove\n",
     "cli/__init__.py": "",
     "cli/main.py": "from house.hall import door\n",
 }
@@ -55,7 +55,7 @@ FAULTS = {
         ["cellar/coal.py:1 imports house.hall.door: cellar may not import hall", "a cycle of files: "],
     ),
     "an arrow back to a folder": (
-        {"cellar/coal.py": "import house.hall\n"},
+        {"cellar/coal.py": "from house import hall\n"},
         ["cellar/coal.py:1 imports house.hall: cellar may not import hall"],
     ),
     "an arrow back inside a function": (
@@ -78,6 +78,22 @@ FAULTS = {
     "the library in a room": (
         {"cli/main.py": "from house.hall import door\nfrom house import key\n"},
         ["cli/main.py:2 imports house: it stands above the rooms"],
+    ),
+    "the package by one of its files": (
+        {"hall/door.py": "import math\nimport house.cellar.stove\n"},
+        ["hall/door.py:2 imports the package with house.cellar.stove: write `from … import`"],
+    ),
+    "an import that is called": (
+        {"hall/door.py": "from house.cellar import stove\nimportlib.import_module('house.cli.main')\n"},
+        ["hall/door.py:2 calls import_module: write the import"],
+    ),
+    "an import that is called by its name": (
+        {"hall/door.py": "from house.cellar import stove\nfrom importlib import import_module as load\n"},
+        ["hall/door.py:2 calls import_module: write the import"],
+    ),
+    "an import that a builtin is asked for": (
+        {"hall/door.py": "from house.cellar import stove\n\ndef open():\n    __import__('house.cli.main')\n"},
+        ["hall/door.py:4 calls __import__: write the import"],
     ),
     "the command line in the library": (
         {"__init__.py": "def run():\n    import house.cli.main\n"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoints import random_downs, write_llama
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SOURCES = ("analyzer", "catalog", "pyproject.toml", "README.md", "LICENSE")
 

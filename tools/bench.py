@@ -27,7 +27,8 @@ from tabulate import tabulate
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projection_bytes, down_projections
+from analyzer.checkpoint.down_projections import down_projections
+from analyzer.checkpoint.projection import down_projection_bytes
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 
@@ -44,23 +45,29 @@ Row = tuple[str, str, str, str]
 def main() -> None:
     """Print one table: what was measured, the figures, the ratio, the target."""
     rows: list[Row] = []
+
+    def add(*measured: Row) -> None:
+        rows.extend(measured)
+        for row in measured:
+            print("  ".join(row), file=sys.stderr)  # now: what follows may take minutes
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bench-2GB"
         print("making a checkpoint of 2 GB", file=sys.stderr)
         make_checkpoint(folder)
-        rows += bench_scan(folder)
+        add(*bench_scan(folder))
         for layers, rate in LINKS:
-            rows.append(bench_link(folder, layers=layers, rate=rate))
+            add(bench_link(folder, layers=layers, rate=rate))
         print("making another version of it", file=sys.stderr)
         make_checkpoint(Path(scratch) / "next-2GB", seed=1)
-        rows.append(bench_diff(folder, Path(scratch) / "next-2GB"))
-    rows += bench_start_up()
-    rows += bench_interventions()
+        add(bench_diff(folder, Path(scratch) / "next-2GB"))
+    add(*bench_start_up())
+    add(*bench_interventions())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bench-4GB"
         print("making a model of 4 GB", file=sys.stderr)
         make_large_model(folder)
-        rows += bench_verify(folder)
+        add(*bench_verify(folder))
     print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
 
 
@@ -171,7 +178,8 @@ def bench_diff(old: Path, new: Path) -> Row:
 
 def bench_start_up() -> list[Row]:
     """Return the rows about starting: help, and the imports of a scan."""
-    imports = "import sys, analyzer.cli, analyzer.analyze, analyzer.render; sys.exit('torch' in sys.modules)"
+    rooms = "analyzer.cli.main, analyzer.analyze.scanning, analyzer.scan.report"
+    imports = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     commands = {
         "superweight --help": [sys.executable, "-m", "analyzer", "--help"],
         "imports of a scan, without torch": [sys.executable, "-c", imports],

@@ -5,7 +5,7 @@
 
 Each model is built with random weights (tiny_models.py), its down projections are told by running it (true_mlps.py),
 one weight is planted in one of them, the library saves it (planting.py), and the scan is compared with what is true.
-Models are kept in the user's cache, 0.6 GB: a second run only scans.
+Models are kept in the user's cache, 0.8 GB: a second run only scans.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ def compare(kind: Kind, truth: Mapping[str, Any], folder: Path) -> Row:
         return Row(kind, "wrong", f"{type(error).__name__}: {error}", note, truth)
     found = [{**asdict(each), "writes": each.writes or "residual"} for each in result.tensors]
     wrong = [*differences(truth["matrices"], found), *planted_wrong(truth, asdict(result.outliers[0]))]
+    wrong += [f"says that {each.count} x {each.names} is not read: {each.why}" for each in result.unread]
     return Row(kind, "wrong" if wrong else "right", "; ".join(wrong), note, truth, found)
 
 

@@ -84,7 +84,7 @@ def line_of(name: str) -> str:
     """Return what a file is for, in a line: its docstring's first, its title, or its line in files.toml."""
     path, known = ROOT / name, _table("files.toml")
     if name in known:
-        return known[name]
+        return str(known[name])
     if path.suffix == ".py":
         return _said_by(path)
     if path.suffix == ".md":

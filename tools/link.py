@@ -52,6 +52,7 @@ def serve(folder: Path, bytes_per_second: float, round_trip: float) -> None:
 
         def do_GET(self) -> None:
             time.sleep(round_trip)
+            assert isinstance(self.server, ThreadingHTTPServer)
             path = self.path.split("?")[0]
             if path.startswith("/api/"):
                 files = [{"rfilename": p.name, "size": p.stat().st_size} for p in sorted(folder.iterdir())]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from cutting import Place
 from torch import nn
+from transformers import PreTrainedModel
 
 FIRST_NUMBER = 1 << 12  # larger than what any other tensor has
 SPREAD = 0.02
@@ -33,7 +34,7 @@ class Stored:
     turned: bool
 
 
-def locate(model: nn.Module, places: Sequence[Place]) -> dict[Place, Stored | None]:
+def locate(model: PreTrainedModel, places: Sequence[Place]) -> dict[Place, Stored | None]:
     """Return where each matrix is saved; null where no tensor of the checkpoint has it as one matrix.
 
     Every element of the matrices' parameters is given a number of its own, and the numbers are looked for.
@@ -101,7 +102,9 @@ def number_as_filed(matrices: list[dict[str, Any]]) -> None:
                     matrix["expert"] = matrix["number"]
 
 
-def plant(model: nn.Module, places: Iterable[Place], at: Place, row: int, col: int, value: float, folder: Path) -> None:
+def plant(
+    model: PreTrainedModel, places: Iterable[Place], at: Place, row: int, col: int, value: float, folder: Path
+) -> None:
     """Save a model whose down projections are small but for one weight, and whose other parameters have decoys."""
     parameters = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tiny_configs import filled, merged, shrunk, ungrouped
 from tiny_overrides import BASES, CLASS_OVERRIDES
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MAPPINGS = (
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -50,7 +53,7 @@ def all_kinds() -> list[Kind]:
     return list(kinds)
 
 
-def build(kind: Kind) -> nn.Module:
+def build(kind: Kind) -> PreTrainedModel:
     """Return a tiny model, in evaluation mode and without gradients. Raises NotBuildable with the reason."""
     import transformers
 
@@ -58,7 +61,7 @@ def build(kind: Kind) -> nn.Module:
         model_class = getattr(transformers, kind.class_name)
         config = _tiny_config(kind, model_class)
         torch.manual_seed(0)
-        model: nn.Module = model_class(config).eval().requires_grad_(False)
+        model: PreTrainedModel = model_class(config).eval().requires_grad_(False)
     except NotBuildable:
         raise
     except Exception as error:  # whatever the library's classes raise for what they cannot be built from

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, size_in, ternary_when_run
 from analyzer.base.errors import ArchitectureError, shown
+from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.projection import DownProjection
@@ -82,6 +83,8 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     """
     from analyzer.forward.editing import EditableModel
 
+    check_device(device)  # before anything is downloaded
+    check_dtype(dtype)
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
 
 

@@ -29,13 +29,13 @@ def scan_model(
     [1, 2, 3]
     """
     checkpoint = Checkpoint(source)
-    found = find_projections(checkpoint, pattern=settings.pattern)
-    projections, unread = found.projections, found.unread
+    found = find_projections(checkpoint, pattern=settings.pattern, layers=settings.layers)
+    projections = found.projections
     num_layers = num_layers_of(projections)
     if settings.layers is not None:
-        projections, unread = in_layers(source.model, projections, settings.layers), ()
+        projections = in_layers(source.model, projections, settings.layers)
     result = scan_projections(checkpoint, projections, settings, progress, num_layers=num_layers)
-    return replace(result, unread=unread, notes=(*checkpoint.notes, *found.notes))
+    return replace(result, unread=found.unread, notes=(*checkpoint.notes, *found.notes))
 
 
 def scan_projections(

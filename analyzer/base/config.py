@@ -13,7 +13,15 @@ NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DECODER_LAYERS_KEYS = ("num_decoder_layers", "decoder_layers", "decoder_num_layers")
 NUM_EXPERTS_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_moe_experts")
 PREDICTION_LAYERS_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
-LANGUAGE_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config", "decoder")
+LANGUAGE_PARTS = (
+    "text_config",
+    "llm_config",
+    "language_config",
+    "language_model_config",
+    "thinker_config",
+    "lm_config",
+    "decoder",
+)
 MAX_DEPTH = 4
 
 

@@ -9,6 +9,7 @@ AnalyzerError
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
 ├── CatalogError         a catalog file that cannot be read, written or validated
 ├── PlotError            a picture that cannot be written
+├── SettingsError        a setting that has no such value
 └── ResultError          a saved result that cannot be compared
 """
 
@@ -53,6 +54,10 @@ class CatalogError(AnalyzerError):
 
 class PlotError(AnalyzerError):
     """A picture that cannot be written."""
+
+
+class SettingsError(AnalyzerError):
+    """A setting that has no such value."""
 
 
 class ResultError(AnalyzerError):

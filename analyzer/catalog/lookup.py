@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from os import PathLike
 from pathlib import Path
 
 from analyzer.base.errors import CatalogError, shown
@@ -44,12 +45,13 @@ class KnownCoordinate:
     mlp: int | None = None
 
 
-def coordinates_of(model: str, *, folder: Path | str | None = None) -> list[KnownCoordinate]:
+def coordinates_of(model: str, *, folder: str | PathLike[str] | None = None) -> list[KnownCoordinate]:
     """Return a model's known coordinates, verified ones first: its confirmed super weights, and what others report.
 
-    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`; `folder` is as in
-    known_documents. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model,
-    naming the nearest, or is broken.
+    `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. `folder` is a catalog's;
+    without it, `catalog` in the current folder, where there is one, and the record that comes with the tool are looked
+    in. The list is empty where nothing was found. Raises CatalogError where the catalog has no such model, naming the
+    nearest, or is broken.
 
     >>> [(each.layer, each.row, each.col) for each in coordinates_of("mistralai/Mistral-7B-v0.1")][-1]
     (1, 2070, 7310)
@@ -97,13 +99,15 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
     return known
 
 
-def read_catalog(folder: Path) -> list[tuple[str, Entry]]:
-    """Return (family, entry) for every entry of a catalog, in order. Raises CatalogError like read_document.
+def read_catalog(folder: str | PathLike[str]) -> list[tuple[str, Entry]]:
+    """Return (family, entry) for every entry of a catalog's folder, by family; an entry is as the JSON file has it.
 
-    >>> read_catalog(Path("catalog"))[0][1]["verdict"]
+    Raises CatalogError, naming file, entry and field, where a file cannot be read or is not right.
+
+    >>> read_catalog("catalog")[0][1]["verdict"]
     'found'
     """
-    return entries_in(read_documents(folder))
+    return entries_in(read_documents(Path(folder)))
 
 
 def entries_in(documents: Mapping[str, Document]) -> list[tuple[str, Entry]]:

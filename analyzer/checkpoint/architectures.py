@@ -67,14 +67,14 @@ MLP_WORDS = re.compile(
 )
 # What mixes tokens: attention, recurrences and their like.
 MIXING_WORDS = re.compile(
-    r"attn|attention|mamba|ssm|time_mix|retention|hyena|delta|short_conv|temporal_block|^rec$|^(self|cross)$",
+    r"attn|attention|mamba|ssm|time_mix|retention|hyena|delta|short_conv|temporal_block|token_mixer|indexer|^(rec|gdn)$|^(self|cross)$",
     re.IGNORECASE,
 )
 # What chooses experts, also where it is an MLP itself.
-ROUTERS = re.compile(r"(^|_)router|^gate$", re.IGNORECASE)
+ROUTERS = re.compile(r"(^|_)(router|gate$)", re.IGNORECASE)
 # What else is no MLP, though it may hold one: adapters, norms, embeddings, convolutions.
 OTHER_WORDS = re.compile(
-    r"(^|_)(lora|adapter|conv|norm|ln|embed|rotary|pos|latent)|(layer|rms|group)_?norm|embeddings?$",
+    r"(^|_)(lora|adapter|conv|norm|ln|embed|rotary|pos|latent)s?(?=_|\d|$)|(layer|rms|group)_?norm|embeddings?$",
     re.IGNORECASE,
 )
 # Of what no MLP has, the projections that name a mixer of tokens wherever they are.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from analyzer.base.errors import SourceError, shown
 from analyzer.checkpoint.contents import StoredTensor, read_contents
 from analyzer.checkpoint.reading import MatrixReading, UseTile, blocks_of
 from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
@@ -27,6 +28,8 @@ class Checkpoint:
         Raises CheckpointError (HeaderError for a shard) where they are missing or contradict each other, and
         SourceError where they cannot be read.
         """
+        if not isinstance(source, Source):
+            raise SourceError(f"{shown(repr(source), 80)} is no opened model: give what open_model returns")
         self.source = source
         self.bytes_read = 0
         self._counting = threading.Lock()

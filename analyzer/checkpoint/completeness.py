@@ -1,4 +1,4 @@
-"""The completeness check: what looks like a down projection, or is promised by config.json, and was not taken.
+"""The completeness check: what looks like a down projection and was not taken, or cannot be read.
 
 It looks at shapes and at what stands beside a matrix, not at the names by which down projections are found.
 """
@@ -7,44 +7,44 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from analyzer.base.config import (
-    NUM_EXPERTS_KEYS,
-    NUM_LAYERS_KEYS,
-    hidden_sizes,
-    language_part,
-    model_types,
-    quantization_name,
-    size_in,
-)
+from analyzer.base.config import hidden_sizes, model_types, quantization_name
 from analyzer.base.errors import ArchitectureError, UnreadableError, shown
 from analyzer.base.records import Unread
-from analyzer.checkpoint.architectures import AMBIGUOUS, INPUTS, MIXERS, WITHOUT_MLP, WRAPPERS
-from analyzer.checkpoint.names import NUMBER, ModuleName, is_mlp, is_other, mixes, starred
-from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
+from analyzer.checkpoint.architectures import AMBIGUOUS, INPUTS, MIXERS, TURNING, WITHOUT_MLP, WRAPPERS
+from analyzer.checkpoint.missing import find_missing, is_asked
+from analyzer.checkpoint.names import EXPERT_WORDS, NUMBER, ModuleName, is_mlp, is_other, mixes, starred
+from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.stacks import residual_widths
 from analyzer.encodings.finding import STORED_AS
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Shapes
 
 MAX_SHOWN_CANDIDATES = 4
-ROUTER = re.compile(r"[._](router|gate)(\.\w+)?\.weight$")
+PACKED = tuple(end for end in STORED_AS if end not in ("", ".weight"))
+QUERIES = re.compile(r"w?(q|k|v|qkv|query|key|value)(_?(proj|lin|a_proj|b_proj|a|b))?$", re.IGNORECASE)
 FIRST_NUMBER = re.compile(r"\.\d{1,5}(?=\.|$)", re.ASCII)
-EXPERT_IN_A_LIST = re.compile(r"(.+)\.\w*experts\.\d{1,5}\.", re.ASCII)
-EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class _Left:
-    """A module that is not taken: the number of its block is the first in its name."""
+    """A module that is not taken: the number of its block is the first in its name; `shape` is as it is stored."""
 
     module: str
+    tensor: str
     stack: str
     shape: tuple[int, ...]
+    packed: bool = False
+
+    @property
+    def layer(self) -> int:
+        """The number of its block."""
+        number = FIRST_NUMBER.search(self.module)
+        assert number is not None
+        return int(number[0][1:])
 
 
 def find_unread(
@@ -54,22 +54,26 @@ def find_unread(
     known: Mapping[str, ModuleName],
     found: Sequence[DownProjection],
     unreadable: Mapping[str, UnreadableError],
+    layers: Sequence[range] | None = None,
 ) -> tuple[Unread, ...]:
-    """Return what is not read, by kind of name.
+    """Return what is not read, by kind of name, of these layers where they are given.
 
     `known` are the modules that names tell, `found` the down projections among them, `unreadable` those of them whose
     encoding is not read. Raises ArchitectureError where a whole tower, or all of a tower's experts, would be missing.
     """
-    towers = {each.block.rpartition(".")[0]: each.tower for each in found}
-    with_experts = {each.block.rpartition(".")[0] for each in found if each.expert is not None}
+    towers = {each.stack for each in found}
+    with_experts = {each.stack for each in found if each.expert is not None}
     for module, error in unreadable.items():
         stack = known[module].stack
         if stack not in towers or (EXPERT_WORDS.search(module) and stack not in with_experts):
             raise error
     kinds: Counter[tuple[str, tuple[int, ...] | None, str]] = Counter()
     for module, error in unreadable.items():
-        kinds[starred(module), None, f"stored by {error.encoding}"] += 1
-    left = _left_over(tensors, config, {*known, *(name for each in known.values() for name in each.inputs)})
+        if is_asked(known[module].layer, layers):
+            kinds[starred(module), None, f"stored by {error.encoding}"] += 1
+    taken = {*known, *(name for each in known.values() for name in each.inputs)}
+    turning = {f"{block}.{name}" for block in {each.block for each in known.values()} for name in TURNING}
+    left = _left_over(tensors, config, taken | turning)
     for each in left:
         whole = not any(stack == each.stack or stack.startswith(f"{each.stack}.") for stack in towers)
         experts = EXPERT_WORDS.search(each.module) is not None and not any(
@@ -77,9 +81,12 @@ def find_unread(
         )
         if whole or experts:
             raise _missing(model, each, left, "tower" if whole else "experts")
-        kinds[starred(each.module), each.shape, "looks like a down projection, by a name that is not known"] += 1
+        if not is_asked(each.layer, layers):
+            continue
+        why = "packed, in an MLP" if each.packed else "looks like a down projection"
+        kinds[starred(each.module), None if each.packed else each.shape, f"{why}, by a name that is not known"] += 1
     unread = [Unread(names, count, shape, why) for (names, shape, why), count in sorted(kinds.items(), key=str)]
-    return (*unread, *_lacking(tensors, known), *_promised(model, tensors, config, found, unreadable))
+    return (*unread, *find_missing(model, tensors, config, known, found, unreadable, layers))
 
 
 def none_found(model: str, tensors: Shapes, config: Mapping[str, Any], pattern: str | None) -> ArchitectureError:
@@ -138,14 +145,13 @@ def _listed(left: Sequence[_Left]) -> str:
 
 def _kinds(left: Iterable[_Left]) -> list[tuple[tuple[str, tuple[int, ...]], int]]:
     """Return (pattern of tensors, shape) with how many there are, the most first."""
-    counts = Counter((f"{starred(each.module)}.weight", each.shape) for each in left)
+    counts = Counter((starred(each.tensor), each.shape) for each in left)
     return sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
 
 
-def _left_over(tensors: Shapes, config: Mapping[str, Any], taken: Iterable[str]) -> list[_Left]:
+def _left_over(tensors: Shapes, config: Mapping[str, Any], taken: Collection[str]) -> list[_Left]:
     """Return the modules in numbered places that look like down projections, beside those that are taken."""
-    taken = set(taken)
-    modules = {name.removesuffix(".weight"): shape for name, (dtype, shape) in tensors.items() if len(shape) in (2, 3)}
+    modules = {name.removesuffix(".weight"): name for name, (_, shape) in tensors.items() if len(shape) in (2, 3)}
     numbered = {
         module: stack for module in modules if module not in taken and (stack := _outermost_stack(module)) is not None
     }
@@ -153,27 +159,34 @@ def _left_over(tensors: Shapes, config: Mapping[str, Any], taken: Iterable[str])
         return []
     widths = residual_widths(set(numbered.values()), tensors, hidden_sizes(config))
     plain = {dtype for dtype, _ in tensors.values()} <= set(FORMATS)
-    left = [
-        _Left(module, stack, modules[module])
-        for module, stack in numbered.items()
-        if _may_write(modules[module], widths[stack], plain=plain) and _could_be(module)
-    ]
+    left = []
+    for module, stack in numbered.items():
+        shape = tensors[modules[module]][1]
+        packed = next((end for end in PACKED if module.endswith(end)), None)
+        if packed is not None:
+            if (name := module.removesuffix(packed)) not in taken and _could_be(name) and is_mlp(name.split(".")[:-1]):
+                left.append(_Left(name, modules[module], stack, shape, packed=True))
+        elif _may_write(shape, widths[stack], plain=plain) and _could_be(module):
+            left.append(_Left(module, modules[module], stack, shape))
     parents = {each.module.rpartition(".")[0] for each in left}
-    children: dict[str, list[tuple[int, ...]]] = {parent: [] for parent in parents}
-    for module, shape in modules.items():
-        if (parent := module.rpartition(".")[0]) in parents:
-            children[parent].append(shape)
+    children: dict[str, list[str]] = {parent: [] for parent in parents}
+    for module in modules:
+        parent, _, name = module.rpartition(".")
+        if parent in parents:
+            children[parent].append(name)
     with_one = {module.rpartition(".")[0] for module in taken}
 
-    def beside(each: _Left) -> Sequence[tuple[int, ...]]:
+    def is_one(each: _Left) -> bool:
         parent = each.module.rpartition(".")[0]
-        return () if len(each.shape) > 2 and parent in with_one else children[parent]
+        if each.packed:
+            return True
+        beside = () if len(each.shape) > 2 and parent in with_one else children[parent]
+        if any(map(QUERIES.match, beside)) and not NUMBER.fullmatch(parent.rpartition(".")[2]):
+            return False  # what mixes tokens, by any name
+        shapes = [tensors[modules[f"{parent}.{name}"]][1] for name in beside]
+        return _looks_like_one(each.module, each.shape, widths[each.stack], shapes, plain=plain)
 
-    return [
-        each
-        for each in sorted(left, key=lambda each: each.module)
-        if _looks_like_one(each.module, each.shape, widths[each.stack], beside(each), plain=plain)
-    ]
+    return sorted(filter(is_one, left), key=lambda each: each.module)
 
 
 def _outermost_stack(module: str) -> str | None:
@@ -216,121 +229,11 @@ def _looks_like_one(
     beside = [each[-2:] for each in children if len(each) == len(shape)]
     if width is None:  # what an MLP works in is wider than what it writes
         return says or (rows < cols and (cols, rows) in beside)
-    makes = any(each in ((cols, width), (2 * cols, width)) for each in beside)
+    experts = EXPERT_WORDS.search(module) is not None
+    low_rank = not experts and 2 * cols < rows  # an adapter, or an input of each layer
+    makes = not low_rank and any(each in ((cols, width), (2 * cols, width)) for each in beside)
     if fused:  # gate and up are two of one shape, or one twice as wide
         alone = beside.count((rows, cols)) == 1
         turned = alone and cols == width and (beside.count((width, rows)) > 1 or (width, 2 * rows) in beside)
         return (rows == width and (says or (makes and alone))) or turned
     return rows == width and (says or makes)
-
-
-def _lacking(tensors: Shapes, known: Mapping[str, ModuleName]) -> Iterator[Unread]:
-    """Yield the down projections of blocks that have all that other blocks of their stack have, but for an MLP's own.
-
-    Such a block was saved, or downloaded, in part; one of another kind lacks the MLP's norm or router too, or has
-    something else in its place.
-    """
-    mlps: dict[tuple[str, int], dict[str, int]] = {}  # of each block, the kinds of down projections, with how many
-    own: dict[str, set[str]] = {}  # of each stack, the kinds of modules that are part of an MLP
-    for module, parsed in known.items():
-        kinds = mlps.setdefault((parsed.stack, parsed.layer), {})
-        kind = starred(module[len(parsed.block) + 1 :])
-        kinds[kind] = kinds.get(kind, 0) + 1
-        inputs = (starred(name[len(parsed.block) + 1 :]) for name in parsed.inputs)
-        own.setdefault(parsed.stack, set()).update((kind, *inputs))
-    blocks: dict[str, dict[int, set[str]]] = {stack: {} for stack in own}
-    star = lru_cache(1 << 14)(starred)  # blocks have the same tails
-    for name in tensors:
-        for stack, layer, tail in _places(name, own):
-            blocks[stack].setdefault(layer, set()).add(star(tail))
-    for stack, layers in blocks.items():
-        of_kind: dict[frozenset[str], list[int]] = {}
-        for layer, tails in sorted(layers.items()):
-            of_kind.setdefault(frozenset(tails), []).append(layer)
-        for few, lacking in of_kind.items():
-            more = [tails for tails in of_kind if tails > few and all(_is_part(t, own[stack]) for t in tails - few)]
-            if not more:
-                continue
-            whole = of_kind[max(more, key=len)][0]
-            there = mlps.get((stack, lacking[0]), {})
-            for kind, count in mlps.get((stack, whole), {}).items():
-                if kind not in there:
-                    yield Unread(
-                        f"{stack}.{lacking[0] if len(lacking) == 1 else '*'}.{kind}",
-                        count * len(lacking),
-                        None,
-                        f"layer {whole} has it, and all else that is stored of these blocks",
-                    )
-
-
-def _places(name: str, stacks: Collection[str]) -> Iterator[tuple[str, int, str]]:
-    """Yield each of these stacks that a tensor lies in, with the number of the block and what follows it."""
-    parts = name.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if NUMBER.fullmatch(part) and (stack := ".".join(parts[:index])) in stacks:
-            yield stack, int(part), ".".join(parts[index + 1 :])
-
-
-def _is_part(tail: str, modules: Collection[str]) -> bool:
-    return any(tail == module or tail.startswith(f"{module}.") for module in modules)
-
-
-def _promised(
-    model: str,
-    tensors: Shapes,
-    config: Mapping[str, Any],
-    found: Sequence[DownProjection],
-    unreadable: Mapping[str, UnreadableError],
-) -> Iterator[Unread]:
-    """Yield the layers and experts that config.json promises for the stack that makes text, and that are not there.
-
-    Raises ArchitectureError where there is a router and none of what it chooses from.
-    """
-    main = [each for each in found if each.tower in MAIN_TOWERS]
-    stacks = {each.block.rpartition(".")[0] for each in main}
-    if len(stacks) != 1 or any(each.layers for each in main):
-        return
-    (stack,) = stacks
-    part = language_part(config)
-    if main[0].tower == "decoder":
-        return  # config.json counts the layers of encoders and decoders in too many ways
-    layers, experts = size_in(part, NUM_LAYERS_KEYS), size_in(part, NUM_EXPERTS_KEYS)
-    prefix = f"{stack}."
-    stored = {
-        int(number)
-        for name in tensors
-        if name.startswith(prefix) and NUMBER.fullmatch(number := name[len(prefix) :].split(".")[0])
-    }
-    absent = layers - sum(layer < layers for layer in stored) if layers is not None else 0
-    if absent:
-        yield Unread(f"{stack}.*", absent, None, f"config.json says it has {layers} blocks; nothing of these is stored")
-    of_layer: dict[int, set[int]] = {}
-    for each in main:
-        if each.expert is not None:
-            of_layer.setdefault(each.layer, set()).add(each.expert)
-    if experts is not None and not of_layer and not unreadable:
-        router = next((name for name in tensors if name.startswith(prefix) and ROUTER.search(name)), None)
-        if router is not None and experts in tensors[router][1]:
-            raise ArchitectureError(
-                f"{model} has no experts, but {shown(router)} chooses from {experts} of them: download it again"
-            )
-    if not of_layer or any(EXPERT_WORDS.search(module) for module in unreadable):
-        return
-    one_of = {each.layer: each for each in main if each.expert is not None}
-    fewer = sum(
-        max((experts or _experts_told(one_of[layer], numbers, tensors)) - len(numbers), 0)
-        for layer, numbers in of_layer.items()
-    )
-    if fewer:
-        told = f"config.json says it has {experts}" if experts else "routers, or the numbers of others, tell of more"
-        name = starred(next(iter(one_of.values())).module)
-        yield Unread(name, fewer, None, f"{told} experts a layer; these are not stored")
-
-
-def _experts_told(expert: DownProjection, numbers: Collection[int], tensors: Shapes) -> int:
-    """Return how many experts a layer has by the numbers of those that are there, and by the router beside one."""
-    beside = EXPERT_IN_A_LIST.match(expert.module)
-    routers = (f"{beside[1]}.{name}.weight" for name in ("gate", "router")) if beside else ()
-    shapes = (tensors[name][1] for name in routers if name in tensors)
-    outputs = (shape[0] for shape in shapes if len(shape) == 2 and shape[0] != expert.shape[0])
-    return max([1 + max(numbers), *outputs])

@@ -29,7 +29,7 @@ from analyzer.checkpoint.names import IN_A_NAME, ModuleName, find_modules, input
 from analyzer.checkpoint.projection import MAIN_TOWERS, DownProjection
 from analyzer.checkpoint.sharing import layers_sharing
 from analyzer.checkpoint.stacks import residual_widths, shapes_beside
-from analyzer.encodings.finding import STORED_AS, find_matrices
+from analyzer.encodings.finding import STORED_AS, find_matrices, unreadable_as
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Matrix, Shapes, turned
 from analyzer.encodings.module import ReadTensors, StoredTensors, read_nothing
@@ -50,13 +50,16 @@ class FoundProjections:
     notes: tuple[str, ...] = ()
 
 
-def find_projections(checkpoint: Checkpoint, *, pattern: str | None = None) -> FoundProjections:
+def find_projections(
+    checkpoint: Checkpoint, *, pattern: str | None = None, layers: Sequence[range] | None = None
+) -> FoundProjections:
     """Return a checkpoint's down projections; see find_down_projections."""
     return find_down_projections(
         checkpoint.source.model,
         checkpoint.shapes,
         checkpoint.config,
         pattern=pattern,
+        layers=layers,
         read=checkpoint.read_tensors,
     )
 
@@ -72,17 +75,19 @@ def find_down_projections(
     config: Mapping[str, Any],
     *,
     pattern: str | None = None,
+    layers: Sequence[range] | None = None,
     read: ReadTensors = read_nothing,
 ) -> FoundProjections:
     """Return the down projections among `tensors` (name -> dtype, shape), by tower, layer, MLP and expert.
 
     `pattern`, in the shell's way, names the tensors that are taken for down projections, in place of the names known
-    here. `read` brings small tensors that describe others. Raises ArchitectureError where there are none, where two
-    claim one place, where a shape or the way it is stored cannot be a down projection's, and where a whole tower or all
-    experts cannot be read.
+    here. `layers` are those of which it matters what is not read. `read` brings small tensors that describe others.
+    Raises ArchitectureError where there are none, where two claim one place, where a shape or the way it is stored
+    cannot be a down projection's, and where a whole tower or all experts cannot be read.
     """
+    held: dict[str, str] = {}
     if pattern is None:
-        known = _known_modules(tensors)
+        known, held = _known_modules(tensors)
         modules = {
             module: parsed for module, parsed in known.items() if parsed.known or _returns(module, parsed, tensors)
         }
@@ -100,6 +105,9 @@ def find_down_projections(
     mlps = _mlps_of_blocks(modules, tensors)
     others = cache(partial(shapes_beside, modules, tensors))  # few models need it
     for module, parsed in modules.items():
+        if module in held:
+            unreadable[module] = unreadable_as(stored, module, held[module])
+            continue
         try:
             matrices = find_matrices(stored, module)
         except UnreadableError as error:
@@ -114,21 +122,21 @@ def find_down_projections(
             raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
         tower = "mtp" if ahead else of_stack[parsed.stack]
-        layers = layers_sharing(config, parsed)
+        sharing = layers_sharing(config, parsed)
         lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack], others)
         for number, matrix in enumerate(matrices):
             expert = number if fused else parsed.expert
             matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
             projection = DownProjection(
                 tower=tower,
-                layer=layers[0] if layers else parsed.layer,
+                layer=sharing[0] if sharing else parsed.layer,
                 mlp=mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
                 expert=expert,
                 block=parsed.block,
                 module=module,
                 matrix=matrix,
                 inputs=parsed.inputs,
-                layers=layers,
+                layers=sharing,
                 writes="latent" if lying.is_latent(matrix) else None,
             )
             other = found.setdefault(projection.place, projection)
@@ -140,15 +148,27 @@ def find_down_projections(
     in_order = [found[place] for place in sorted(found)]
     unread: tuple[Unread, ...] = ()
     if pattern is None:
-        unread = find_unread(model, tensors, config, known, in_order, unreadable)
+        unread = find_unread(model, tensors, config, known, in_order, unreadable, layers)
     elif unreadable:  # what is asked for by name is all that is asked for
         raise next(iter(unreadable.values()))
     return FoundProjections(in_order, unread, tuple(notes((each.matrix for each in in_order), config)))
 
 
-def _known_modules(tensors: Shapes) -> dict[str, ModuleName]:
-    modules = [module for name in tensors for module in _modules_of(name)]
-    return find_modules(dict.fromkeys(modules))
+def _known_modules(tensors: Shapes) -> tuple[dict[str, ModuleName], dict[str, str]]:
+    """Return the modules that names tell to be down projections, and those whose matrix has no name that is known.
+
+    Of the latter, each has the name of a tensor that it holds.
+    """
+    modules = dict.fromkeys(module for name in tensors for module in _modules_of(name))
+    held: dict[str, str] = {}
+    for name, (_, shape) in tensors.items():
+        if len(shape) > 1 and not name.endswith(".weight"):
+            outer, _, inner = name.partition(".parametrizations.")
+            holder = outer if inner else outer.rpartition(".")[0].removesuffix(".weight")
+            if holder not in modules:
+                held.setdefault(holder, name)
+    known = find_modules({**modules, **held})
+    return known, {module: held[module] for module in known if module in held}
 
 
 def _modules_of(tensor: str) -> list[str]:

@@ -25,6 +25,7 @@ NUMBER = re.compile(r"\d{1,5}", re.ASCII)
 # Numbers between dots, and those that end the word expert.
 IN_A_NAME = re.compile(r"(?:(?<![^.])|(?<=expert_)|(?<=expert))\d{1,5}(?![^.])", re.ASCII)
 PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+EXPERT_WORDS = re.compile(r"expert|moe|switch", re.IGNORECASE)
 EXPERT = re.compile(r"experts?_?(\d{1,5})", re.ASCII)
 
 
@@ -185,9 +186,8 @@ def _block_number(parts: list[str], numbers: list[int], blocks: Collection[str])
 
     Where blocks share weights in groups, a group is what is stored of them.
     """
-    for index in numbers:
-        if parts[index - 1].endswith("groups"):
-            return index
+    if parts[numbers[0] - 1].endswith("groups"):
+        return numbers[0]
     for index in reversed(numbers):
         if ".".join(parts[: index + 1]) in blocks:
             return index

@@ -35,6 +35,11 @@ class DownProjection:
     writes: str | None = None
 
     @property
+    def stack(self) -> str:
+        """The name of its stack of blocks."""
+        return self.block.rpartition(".")[0]
+
+    @property
     def name(self) -> str:
         """The tensor's name."""
         return self.matrix.data.tensor

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
-from analyzer.checkpoint.names import ModuleName, starred
+from analyzer.checkpoint.names import NUMBER, ModuleName, starred
 from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.matrices import Shapes
 
@@ -21,10 +22,13 @@ def residual_widths(stacks: Collection[str], tensors: Shapes, sizes: Collection[
     tensors have. Of sizes that are as frequent it is the one that config.json names among `sizes`.
     """
     kinds: dict[str, dict[str, tuple[int, ...]]] = {stack: {} for stack in stacks}
+    star = lru_cache(1 << 14)(starred)  # blocks have the same tails
     for name, (dtype, shape) in tensors.items():
         if not shape or dtype not in PLAIN or (stack := _stack_of(name, kinds)) is None:
             continue
-        if (kind := starred(name)) not in kinds[stack] and not SCALES.search(name):
+        number, _, tail = name[len(stack) + 1 :].partition(".")
+        kind = star(tail) if NUMBER.fullmatch(number) else name
+        if kind not in kinds[stack] and not SCALES.search(name):
             kinds[stack][kind] = shape
     return {stack: _most_frequent(found.values(), sizes) for stack, found in kinds.items()}
 

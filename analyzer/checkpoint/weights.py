@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def read_weights(
     def wants() -> Iterator[Want]:
         for coordinate in coordinates:
             projection = by_place.get(coordinate.place)
-            if projection is None or coordinate.row >= projection.shape[0] or coordinate.col >= projection.shape[1]:
+            if projection is None or not _has(projection.shape, coordinate):
                 raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
             matrix = projection.matrix
             tile, index = matrix.tile_of(coordinate.row, coordinate.col)
@@ -42,6 +43,11 @@ def read_weights(
 
     stream(checkpoint.source, wants())
     return {coordinate: values[coordinate] for coordinate in coordinates}
+
+
+def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:
+    at = (coordinate.row, coordinate.col)
+    return all(isinstance(each, Integral) and 0 <= each < size for each, size in zip(at, shape, strict=True))
 
 
 def read_row(checkpoint: Checkpoint, projection: DownProjection, row: int) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from analyzer.base.errors import shown
+from analyzer.base.settings import DEVICE, DTYPES, SCORES, is_text
 from analyzer.verify.settings import PAPER_PROMPT
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -29,14 +29,14 @@ def with_options(*options: Decorator) -> Decorator:
 
 
 def _device(_ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", value, re.ASCII):
+    if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"{shown(value)!r} is none of auto, cpu, cuda, cuda:N, mps", param=param)
     return value
 
 
 def check_text(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Let through what can be stored and shown: no half characters, and in a name or a note no control characters."""
-    if value is not None and any("\ud800" <= c <= "\udfff" for c in value):
+    if value is not None and not is_text(value):
         raise click.BadParameter("is not text in UTF-8", param=param)
     if value is not None and param.name != "prompt" and (len(value) > 2000 or not value.isprintable()):
         raise click.BadParameter("must be one line of at most 2000 printable characters", param=param)
@@ -51,7 +51,7 @@ top_option = click.option(
 )
 score_option = click.option(
     "--score",
-    type=click.Choice(["magnitude", "gain"]),
+    type=click.Choice(SCORES),
     default="magnitude",
     show_default=True,
     help="What ranks a weight: |W|, or what |W| can amplify, for three times the bytes.",
@@ -109,7 +109,7 @@ _verify_options = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        type=click.Choice(DTYPES),
         default="auto",
         show_default=True,
         help="auto: float32 on a CPU, else the checkpoint's own.",

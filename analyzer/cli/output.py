@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from analyzer.diff.records import UnreadOf
     from analyzer.verify.records import VerifyResult
 
+MAX_SHOWN = 20  # kinds of names that were not read
+
 
 def print_json(value: Any) -> None:
     """Print the one JSON object that a command has on stdout."""
@@ -34,10 +36,13 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
 
 def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = (), *, where: str = "") -> None:
     """Say on stderr, a line each, what was not read of a model and what one should know of a result."""
-    for each in unread:
+    unread = list(unread)
+    for each in unread[:MAX_SHOWN]:
         shape = "" if each.shape is None else f" of shape {list(each.shape)}"
         what = f"{each.count:,} x {shown(each.names, 120)}{shape}{where and f' in {where}'}"
         click.echo(f"warning: not read: {what}: {shown(each.why, 200)}", err=True)
+    if len(unread) > MAX_SHOWN:
+        click.echo(f"warning: not read: {len(unread) - MAX_SHOWN:,} more kinds of names: --json has them all", err=True)
     for note in notes:
         click.echo(f"warning: {shown(note, 300)}", err=True)
 

@@ -79,7 +79,7 @@ def compare_models(
     settings: ScanSettings = DEFAULT_SCAN,
     *,
     token: str | None = None,
-    catalog: Path | None = None,
+    catalog: str | PathLike[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> DiffResult:
     """Compare two models, revisions or saved results; what the catalog knows of them are the super weights looked up.
@@ -91,7 +91,7 @@ def compare_models(
     >>> compare_models("./my-model", "./my-model").identical
     True
     """
-    documents = known_documents(catalog)
+    documents = known_documents(None if catalog is None else Path(catalog))
     opened = [_open(fspath(name), token, settings) for name in (old, new)]
     first, second = opened
     if isinstance(first, Model) and isinstance(second, Model):

@@ -57,6 +57,11 @@ def find_matrices(checkpoint: StoredTensors, module: str) -> list[Matrix] | None
     return matrices
 
 
+def unreadable_as(checkpoint: StoredTensors, module: str, name: str) -> UnreadableError:
+    """Return the error about a module of which a tensor of this name is stored, and none that can be read."""
+    return _unreadable(StoredModule(checkpoint, module), name)
+
+
 def _unreadable(module: StoredModule, name: str) -> UnreadableError:
     """Return the error about a quantization that is not known here, by its name: the tensor's own, or the model's."""
     ends = (said for end, said in UNREADABLE.items() if module.name + end in module.tensors)

@@ -1,4 +1,4 @@
-"""4-bit floats (E2M1), two a byte, the low one first: MXFP4 and NVFP4."""
+"""4-bit floats (E2M1), two a byte, the low one first: MXFP4, as in gpt-oss, and NVFP4."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-from analyzer.forward.edits import scaling
+from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens
@@ -25,21 +25,22 @@ class EditableModel:
 
     def __init__(self, runner: Runner, tokens: Tokens) -> None:
         self._runner, self._tokens = runner, tokens
-        self._factors: Mapping[Coordinate, float] = {}
+        self._intervention = UNTOUCHED
 
     @contextmanager
     def edited(self, factors: Mapping[Coordinate, float]) -> Iterator[None]:
         """While the context lasts, multiply each of these weights by its factor; 0 sets it to zero.
 
-        Contexts nest: the inner one's factor of a weight goes before the outer one's. Raises ArchitectureError, once
-        the model is run, where it has no such weight.
+        Contexts nest: the inner one's factor of a weight goes before the outer one's. Raises ForwardError where a
+        factor is no finite number; ArchitectureError, once the model is run, where it has no such weight.
         """
-        outer = self._factors
-        self._factors = {**outer, **factors}
+        outer = self._intervention
+        edits = {edit.key: edit for edit in (*outer.edits, *scaling(factors).edits)}
+        self._intervention = Intervention(tuple(edits.values()))
         try:
             yield
         finally:
-            self._factors = outer
+            self._intervention = outer
 
     def logits(self, text: str) -> NDArray[np.float32]:
         """Return what the model says after each token of a text, [tokens, vocabulary], unnormalized.
@@ -50,7 +51,7 @@ class EditableModel:
         most = self._tokens.max_tokens
         if not ids or (most is not None and len(ids) > most):
             raise ForwardError(f"{self._runner.name} cannot be run on {len(ids)} tokens: give 1 to {most or 'many'}")
-        states = self._runner.states([ids], [scaling(self._factors)])[0]
+        states = self._runner.states([ids], [self._intervention])[0]
         return self._runner.logits(states).to("cpu", torch.float32).numpy()
 
     def loss(self, text: str) -> float:
@@ -59,4 +60,4 @@ class EditableModel:
         Of each next token, or of every seventh, masked, where the model is a masked one. Raises ForwardError where the
         text is too short.
         """
-        return losses(self._runner, self._tokens.windows(text), [scaling(self._factors)])[0]
+        return losses(self._runner, self._tokens.windows(text), [self._intervention])[0]

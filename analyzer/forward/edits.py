@@ -1,41 +1,83 @@
 """What changes a model while it runs, as values: no weight is ever edited in place.
 
-To add an edit: a record here with the `layer` where it begins to act, and its doing in interception.py. The runner and
-all who call it hand interventions through as they are.
+To add an edit that acts in or after a block: a record here that is an `Edit`, and its doing in interception.py.
+`Intervention` and the runner ask an edit for what `Edit` names and for nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Protocol
 
+from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate
 
 
-@dataclass(frozen=True, slots=True)
-class WeightEdit:
-    """One weight times a factor; by 0 it is zeroed."""
-
-    coordinate: Coordinate
-    factor: float = 0.0
+class Edit(Hashable, Protocol):
+    """One change, as a frozen record; rows of a batch whose edits are equal may run once for all of them."""
 
     @property
     def layer(self) -> int:
         """The layer where it begins to act."""
+
+    @property
+    def key(self) -> Hashable:
+        """What it changes: an intervention holds one edit of it."""
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """The weights whose values its doing needs; the runner refuses those that the model does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightEdit:
+    """One weight times a factor; by 0 it is zeroed. Raises ForwardError where either is no such thing."""
+
+    coordinate: Coordinate
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not _is_coordinate(self.coordinate):
+            raise ForwardError(f"{shown(repr(self.coordinate))} is no weight: give a Coordinate of integers from 0")
+        if not _is_finite(self.factor):
+            raise ForwardError(f"weight {self.coordinate} times {shown(repr(self.factor))}: give a finite number")
+
+    @property
+    def layer(self) -> int:
+        """The layer of the weight."""
         return self.coordinate.layer
+
+    @property
+    def key(self) -> Coordinate:
+        """The weight."""
+        return self.coordinate
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """The weight alone."""
+        return (self.coordinate,)
 
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """What one row of a batch runs with: all of these edits in place at once; none of them is the untouched model."""
+    """What one row of a batch runs with: all of these edits in place at once; none of them is the untouched model.
 
-    edits: tuple[WeightEdit, ...] = ()
+    Raises ForwardError where two of them change the same thing.
+    """
+
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        if len({edit.coordinate for edit in self.edits}) < len(self.edits):
-            raise ValueError("an intervention edits a weight twice")
+        seen: set[Hashable] = set()
+        for edit in self.edits:
+            if edit.key in seen:
+                raise ForwardError(f"an intervention edits {shown(edit.key)} twice: give one edit of it")
+            seen.add(edit.key)
 
-    def until(self, layer: int) -> frozenset[WeightEdit]:
+    def until(self, layer: int) -> frozenset[Edit]:
         """Return those that act in the layers up to this one, itself included."""
         return frozenset(edit for edit in self.edits if edit.layer <= layer)
 
@@ -51,3 +93,17 @@ def zeroing(coordinates: Iterable[Coordinate]) -> Intervention:
 def scaling(factors: Mapping[Coordinate, float]) -> Intervention:
     """Return the intervention that multiplies each weight by its factor."""
     return Intervention(tuple(WeightEdit(coordinate, factor) for coordinate, factor in factors.items()))
+
+
+def _is_coordinate(value: object) -> bool:
+    if not isinstance(value, Coordinate):
+        return False
+    numbers = (value.layer, value.row, value.col, value.expert or 0, value.mlp or 0)
+    return all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

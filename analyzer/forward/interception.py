@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-from analyzer.forward.edits import Intervention
+from analyzer.forward.edits import Intervention, WeightEdit
 from analyzer.forward.experts import watched_experts
 from analyzer.forward.mlps import Mlp, Passage, Record
 
@@ -31,14 +32,17 @@ def intercepted(
 ) -> Iterator[None]:
     """While the context lasts, run row i of a batch with the edits of interventions[i], and record passages.
 
-    `values` are those of the edited weights. `rows` tells which rows of the batch the running block has in hand, each
-    of so many tokens; what is recorded is what the model goes on with.
+    `values` are those of the weights that edits need. `rows` tells which rows of the batch the running block has in
+    hand, each of so many tokens; what is recorded is what the model goes on with. Raises ForwardError where an edit is
+    of a kind that is not done here.
     """
     edited: dict[tuple[int, int | None], list[tuple[int, int, int, float]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
+            if not isinstance(edit, WeightEdit):
+                raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
             c = edit.coordinate
-            removed = values[c] * (1.0 - edit.factor)
+            removed = values[c] * (1.0 - float(edit.factor))
             edited.setdefault((c.layer, c.expert), []).append((batch_row, c.row, c.col, removed))
 
     def change(layer: int, expert: int | None, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor) -> Any:

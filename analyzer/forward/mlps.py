@@ -16,6 +16,8 @@ class Mlp:
     """Where one block has its MLP: a down projection of its own, fused experts, or both (shared experts)."""
 
     block: str
+    module: torch.nn.Module
+    """The block itself; what it gives is the residual stream after it."""
     dense: torch.nn.Module | None
     experts: torch.nn.Module | None
     whole: torch.nn.Module
@@ -62,11 +64,13 @@ def find_mlps(name: str, model: torch.nn.Module) -> dict[int, Mlp]:
     if not blocks:
         raise ForwardError(f"{name}: {type(model).__name__} has no down projection that this version knows")
     mlps = {}
-    for layer, block in sorted(blocks.items()):
+    for layer, name_of_block in sorted(blocks.items()):
+        block = modules[name_of_block]
         if layer in experts:
             experts_name, module = experts[layer]
             whole = modules[experts_name.rpartition(".")[0]]
-            mlps[layer] = Mlp(block, dense.get(layer), module, whole, getattr(whole, "shared_expert_gate", None))
+            gate = getattr(whole, "shared_expert_gate", None)
+            mlps[layer] = Mlp(name_of_block, block, dense.get(layer), module, whole, gate)
         else:
-            mlps[layer] = Mlp(block, dense[layer], None, dense[layer])
+            mlps[layer] = Mlp(name_of_block, block, dense[layer], None, dense[layer])
     return mlps

@@ -229,13 +229,12 @@ class Runner:
         # What watches is hung up after what changes, and so sees what the model goes on with.
         with intercepted(self.mlps, interventions, values, self._in_hand, ids.shape[1], record), ExitStack() as stack:
             for number, (layer, mlp) in enumerate(self.mlps.items()):
-                block = self.blocks.model.get_submodule(mlp.block)
                 if number == 0:
-                    handle = block.register_forward_pre_hook(watched.on_first, with_kwargs=True)
+                    handle = mlp.module.register_forward_pre_hook(watched.on_first, with_kwargs=True)
                     stack.callback(handle.remove)
                 if record is not None:
                     stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
-                stack.callback(block.register_forward_hook(watched.on_block(layer, ends)).remove)
+                stack.callback(mlp.module.register_forward_hook(watched.on_block(layer, ends)).remove)
             with suppress(_Enough), self.running():
                 self.blocks.body(ids)
         residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
@@ -267,8 +266,8 @@ class Runner:
         return self.blocks.rows.in_hand
 
     def _values_of(self, interventions: Sequence[Intervention]) -> dict[Coordinate, float]:
-        """Return the edited weights' values as the model has them."""
-        edited = {edit.coordinate for intervention in interventions for edit in intervention.edits}
+        """Return the values, as the model has them, of the weights that edits need."""
+        edited = {c for intervention in interventions for edit in intervention.edits for c in edit.weights}
         unknown = sorted(edited - self._values.keys(), key=lambda c: c.sort_key)
         values = read_weights(self.checkpoint, list(self._projections.values()), unknown)
         if self.blocks.change is not None:

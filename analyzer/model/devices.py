@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from analyzer.base.errors import ForwardError
+from analyzer.base.settings import check_device, check_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KEEP_BYTES = 1 << 30  # on a CPU, a model whose blocks take no more stays in memory
@@ -13,7 +14,11 @@ GPU_ROW_BYTES = 1 << 31
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name, auto being CUDA where there is one. Raises ForwardError where it is not there."""
+    """Return the device of a name, auto being CUDA where there is one.
+
+    Raises SettingsError where it is no device's name, ForwardError where it is not there.
+    """
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -30,8 +35,9 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     """Return the dtype of a name; auto is float32 on a CPU, elsewhere that of what is `stored` as F16 or BF16.
 
-    Anything else that is stored runs in float32: GPUs lack float64.
+    Anything else that is stored runs in float32: GPUs lack float64. Raises SettingsError for any other name.
     """
+    check_dtype(name)
     if name in DTYPES:
         return DTYPES[name]
     if device.type == "cpu":

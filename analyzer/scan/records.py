@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analyzer.base.records import Coordinate, Place, Unread
+from analyzer.base.settings import SCORES, is_text, require
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ScanSettings:
 
     `score` is "magnitude" or "gain"; the `top` best weights of the model are kept. `layers` null stands for all.
     `pattern` names the tensors taken for down projections, in the shell's way. `use_cache` keeps the result of each
-    tensor of the Hub, and uses what is kept.
+    tensor of the Hub, and uses what is kept. Raises AnalyzerError for any other value.
     """
 
     score: str = "magnitude"
@@ -22,6 +23,13 @@ class ScanSettings:
     layers: tuple[range, ...] | None = None
     pattern: str | None = None
     use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.score in SCORES, "score", self.score, " or ".join(SCORES))
+        require(isinstance(self.top, int) and self.top > 0, "top", self.top, "a whole number of 1 or more")
+        ranges = isinstance(self.layers, tuple | list) and all(isinstance(each, range) for each in self.layers)
+        require(self.layers is None or (ranges and bool(self.layers)), "layers", self.layers, "ranges, or None for all")
+        require(self.pattern is None or is_text(self.pattern), "pattern", self.pattern, "text, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +90,17 @@ class Outlier:
 class ScanResult:
     """What `scan` prints.
 
-    Sizes are null where the scanned tensors do not agree on one. `experts` is the largest number of experts in a layer,
-    null without any; `towers` are named where there are several; `encodings` counts matrices. `unread` is what looks
-    like a down projection and was not read, empty where the model is whole; `notes` say what else one should know.
+    `model` is its name, `revision` the one that was asked for, `commit` the Hub's, null for other folders;
+    `model_type` is config.json's. `num_layers` counts the blocks, also those that `layers` leaves out, but not those of
+    `mtp`. `hidden_size` is how many rows (output channels) the scanned down projections have, `intermediate_size` how
+    many columns, each null where they do not agree on one.
+
+    `score` is what the outliers rank by. `bytes_read` is what was read of the model, headers included, and less where
+    results were kept; `checkpoint_bytes` is what its weight files have in all. `seconds` is how long the scan
+    took. `experts` is the largest number of experts in a layer, null without any; `towers` are named where there are
+    several; `encodings` counts matrices by how they are stored. `unread` is what looks like a down projection and was
+    not read, empty where the model is whole; `notes` say what else one should know. `tensors` has the statistics of
+    each down projection, `outliers` the weights that rank highest, the best first.
     """
 
     model: str

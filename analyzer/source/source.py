@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 MEBIBYTE = 1 << 20
 # One word or owner/name, of the characters that the Hub allows.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 
 
+@runtime_checkable
 class Source(Protocol):
     """A model's files at one pinned state."""
 

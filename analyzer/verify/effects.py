@@ -12,7 +12,7 @@ import numpy as np
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
-from analyzer.forward.edits import Intervention, zeroing
+from analyzer.forward.edits import UNTOUCHED, Intervention, zeroing
 from analyzer.verify.preparation import Statics
 from analyzer.verify.records import JointZeroing, SuperWeight
 
@@ -55,60 +55,48 @@ def measure_effects(
     the loss is no number.
     """
     first, rest = windows[:1], windows[1:]
-    at_first = _run(losses, first, [(), *((weight.coordinate,) for weight in found)], "screening", progress)
-    if not math.isfinite(at_first[0]):
+    before, after = _judged(first), _judged(rest)
+    coordinates = [weight.coordinate for weight in found]
+    screened = _zeroed_alone(losses, first, coordinates, "screening", progress)
+    if not math.isfinite(screened[None]):
         raise ForwardError(
             f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
         )
-    screened = dict(zip([None, *(weight.coordinate for weight in found)], at_first, strict=True))
-    remaining = [c for c in screened if c and screened[c] - screened[None] >= SCREEN_INCREASE * screened[None]]
+    remaining = [c for c in coordinates if screened[c] - screened[None] >= SCREEN_INCREASE * screened[None]]
+    at_rest = _zeroed_alone(losses, rest, remaining, "evaluation text", progress)
+    whole = {c: (before * screened[c] + after * loss) / (before + after) for c, loss in at_rest.items()}
 
+    suspects = [c for c in remaining if whole[c] - whole[None] >= CRITICAL_INCREASE * whole[None]]
+    controls = {c: _controls(statics, c, set(coordinates)) for c in suspects}
+    distinct = list(dict.fromkeys(control for each in controls.values() for kind in each for control in kind))
     confirmed = tuple(weight.coordinate for weight in found if weight.status == "confirmed")
-    at_rest = _run(losses, rest, [(), *((c,) for c in remaining)], "evaluation text", progress)
-    before, after = _judged(first), _judged(rest)
-    by_weight = {
-        c: (before * screened[c] + after * loss) / (before + after)
-        for c, loss in zip([None, *remaining], at_rest, strict=True)
-    }
-    loss = by_weight[None]
-    avoid = {weight.coordinate for weight in found}
-    suspects = [c for c in remaining if by_weight[c] - loss >= CRITICAL_INCREASE * loss]
-    near = {c: _first(statics.nearest(c, NEAREST_CONTROLS + len(avoid)), avoid, NEAREST_CONTROLS) for c in suspects}
-    random = {c: _first(_random_weights(statics, c), avoid, RANDOM_CONTROLS) for c in suspects}
-    distinct = list(dict.fromkeys(control for c in suspects for control in (*near[c], *random[c])))
-    interventions: list[tuple[Coordinate, ...]] = [(c,) for c in distinct]
-    if len(confirmed) > 1:
-        interventions.append(confirmed)
-    measured = _run(losses, windows, interventions, "controls", progress)
-    joint = JointZeroing(confirmed, measured.pop()) if len(confirmed) > 1 else None
+    together = [zeroing(confirmed)] if len(confirmed) > 1 else []
+    measured = _run(losses, windows, [*(zeroing([c]) for c in distinct), *together], "controls", progress)
+    joint = JointZeroing(confirmed, measured.pop()) if together else None
     control_losses = dict(zip(distinct, measured, strict=True))
 
     def with_effect(weight: SuperWeight) -> SuperWeight:
         c = weight.coordinate
-        if c not in by_weight:
+        if c not in whole:
             return replace(weight, effect="inert", loss=screened[None], loss_zeroed=screened[c], loss_tokens=before)
-        worst_near = max((control_losses[control] for control in near.get(c, ())), default=None)
-        worst_random = max((control_losses[control] for control in random.get(c, ())), default=None)
-        worst = max((w for w in (worst_near, worst_random) if w is not None), default=None)
-        critical = worst is not None and by_weight[c] - loss >= CRITICAL_OVER_CONTROLS * max(worst - loss, 0.0)
-        return replace(
-            weight,
-            effect="critical" if critical else "inert",
-            loss=loss,
-            loss_zeroed=by_weight[c],
-            control_loss_max=worst,
-            control_loss_nearest=worst_near,
-            control_loss_random=worst_random,
-            loss_tokens=before + after,
-        )
+        near, random = ([control_losses[control] for control in kind] for kind in controls.get(c, ((), ())))
+        return _with_controls(replace(weight, loss_tokens=before + after), whole[None], whole[c], near, random)
 
     return [with_effect(weight) for weight in found], joint
+
+
+def _zeroed_alone(
+    losses: Losses, windows: Sequence[Window], coordinates: Sequence[Coordinate], what: str, progress: Progress
+) -> dict[Coordinate | None, float]:
+    """Return the loss with each weight zeroed alone, and of the untouched model by None."""
+    interventions = [UNTOUCHED, *(zeroing([c]) for c in coordinates)]
+    return dict(zip([None, *coordinates], _run(losses, windows, interventions, what, progress), strict=True))
 
 
 def _run(
     losses: Losses,
     windows: Sequence[Window],
-    interventions: Sequence[tuple[Coordinate, ...]],
+    interventions: Sequence[Intervention],
     what: str,
     progress: Progress,
 ) -> list[float]:
@@ -121,14 +109,38 @@ def _run(
         progress(what, done, total)
 
     progress(what, 0, total)
-    if not total:
-        return [0.0] * len(interventions)
-    return losses(windows, [zeroing(weights) for weights in interventions], advance)
+    return losses(windows, interventions, advance) if total else [0.0] * len(interventions)
+
+
+def _with_controls(
+    weight: SuperWeight, loss: float, loss_zeroed: float, near: Sequence[float], random: Sequence[float]
+) -> SuperWeight:
+    """Return a weight with its losses and its effect: without any control it is inert."""
+    worst = max((*near, *random), default=None)
+    critical = worst is not None and loss_zeroed - loss >= CRITICAL_OVER_CONTROLS * max(worst - loss, 0.0)
+    return replace(
+        weight,
+        effect="critical" if critical else "inert",
+        loss=loss,
+        loss_zeroed=loss_zeroed,
+        control_loss_max=worst,
+        control_loss_nearest=max(near, default=None),
+        control_loss_random=max(random, default=None),
+    )
 
 
 def _judged(windows: Sequence[Window]) -> int:
     """Return how many tokens a loss over these windows is a mean of."""
     return sum(len(window.places) for window in windows)
+
+
+def _controls(
+    statics: Statics, coordinate: Coordinate, avoid: set[Coordinate]
+) -> tuple[list[Coordinate], list[Coordinate]]:
+    """Return a weight's controls of both kinds, nearest in magnitude and random, none of those to avoid."""
+    near = statics.nearest(coordinate, NEAREST_CONTROLS + len(avoid))
+    random = _random_weights(statics, coordinate)
+    return _first(near, avoid, NEAREST_CONTROLS), _first(random, avoid, RANDOM_CONTROLS)
 
 
 def _first(candidates: Sequence[Coordinate], avoid: set[Coordinate], count: int) -> list[Coordinate]:

@@ -68,8 +68,10 @@ class Write:
 class SuperWeight:
     """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
-    `share` is its part of what the MLP adds at the super activation's position and row; `activation_collapse` the part
-    of the super activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
+    `status` is "confirmed", "coincident" or "rejected", `effect` "critical" or "inert", null where no loss was
+    measured; `static_rank` is its rank by magnitude among the weights of all down projections. `share` is its part of
+    what the MLP adds at the super activation's position and row; `activation_collapse` the part of the super
+    activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
     else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
     `control_loss_max` is the worst, the other two the worst of those of nearest magnitude and of the random ones.
     """
@@ -146,7 +148,19 @@ class Recurrence:
 class VerifyResult:
     """What `verify` prints.
 
-    `profile` is the first super weight's; `prompts` is how many `recurrences` are over; `bytes_read` the checkpoint's.
+    `model` is its name, `revision` the one that was asked for, `commit` the Hub's, null for other folders;
+    `model_type` is config.json's. `tokens` are those of `prompt`, as text; `dtype` and `device` are what the model ran
+    in and on. `verdict` is "found" where a super weight is confirmed, critical or not, else "none".
+
+    `layers` has the largest values of each block that ran, `super_activations` the largest first, `outlier_features`
+    what is as large at too many positions to be one, `writes` the blocks that made the activations. `super_weights`
+    are critical ones first, then confirmed, coincident and rejected ones. `joint` is the loss with all confirmed ones
+    zeroed at once, null with fewer than two; `masking` has the weights that, zeroed alone, take super activations of
+    other channels away or bring some; `profile` is the first super weight's, null without any. `prompts` is how many
+    `recurrences` are over.
+
+    With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
+    checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all.
     """
 
     model: str

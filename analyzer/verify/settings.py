@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
+from analyzer.base.settings import check_device, check_dtype, is_text, require
 
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
 MAX_TEXT_BYTES = 10_000_000
@@ -32,6 +34,12 @@ class Thresholds:
 
     The same as `share`: of a write that several weights share, each can take away no more than it brought.
     """
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            fits = isinstance(value, int | float) and 0 < value < math.inf
+            require(fits, each.name, value, "a number larger than 0")
 
 
 DEFAULT_THRESHOLDS = Thresholds()
@@ -76,7 +84,7 @@ class VerifySettings:
     Losses are over `text`. `prompts` are what super activations are looked for in beside `prompt`; null stands for the
     bundled ones or, with `early_stop`, for none. `early_stop` ends at the first super activation that has persisted,
     and leaves effects and ranks out. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
-    float16.
+    float16. Raises AnalyzerError for any other value.
     """
 
     prompt: str = PAPER_PROMPT
@@ -86,3 +94,12 @@ class VerifySettings:
     device: str = "auto"
     dtype: str = "auto"
     thresholds: Thresholds = DEFAULT_THRESHOLDS
+
+    def __post_init__(self) -> None:
+        texts = isinstance(self.prompts, tuple | list) and all(map(is_text, self.prompts))
+        require(is_text(self.prompt), "prompt", self.prompt, "text that UTF-8 can store")
+        require(is_text(self.text), "text", self.text, "text that UTF-8 can store")
+        require(self.prompts is None or texts, "prompts", self.prompts, "several texts, or None for the bundled ones")
+        check_device(self.device)
+        check_dtype(self.dtype)
+        require(isinstance(self.thresholds, Thresholds), "thresholds", self.thresholds, "Thresholds")

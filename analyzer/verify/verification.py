@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,11 +11,11 @@ from analyzer.base.progress import Progress
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
-from analyzer.forward.trace import Stream
+from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.detection import detect, layer_maxima
 from analyzer.verify.effects import EFFECT_PARAMETERS, measure_effects
 from analyzer.verify.preparation import MIN_TOKENS, Prepared, Statics
-from analyzer.verify.records import Recurrence, SuperWeight, VerifyResult
+from analyzer.verify.records import JointZeroing, Recurrence, SuperWeight, VerifyResult
 from analyzer.verify.search import MAX_ROUNDS, search, static_candidates
 from analyzer.verify.settings import Thresholds, VerifySettings
 
@@ -34,34 +34,17 @@ def verify(
     `prepared` is what `settings` ask for, as ids. Raises ForwardError where the model cannot be run on them.
     """
     thresholds, early_stop, tokens = settings.thresholds, settings.early_stop, prepared.tokens
-    if len(runner.layers) <= thresholds.persists:
-        raise ForwardError(
-            f"{runner.name} has {len(runner.layers)} block(s); a super activation shows only where it persists through "
-            f"{thresholds.persists} more"
-        )
-
-    def enough(layers: tuple[int, ...], residual: Stream) -> bool:
-        return early_stop and bool(detect(residual, layers, tokens, thresholds)[0])
-
     progress("prompt", 0, 1)
-    trace = runner.trace(prepared.ids, enough=enough)
-    causal = runner.is_causal(prepared.ids, trace)
-    if not causal and not runner.masked:
-        raise ForwardError(f"{runner.name} is no causal and no masked language model: its loss would mean nothing")
+    trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
     activations, features = detect(trace.residual, trace.layers, tokens, thresholds)
     found = search(runner, prepared, trace, activations, thresholds, early_stop=early_stop)
     progress("prompt", 1, 1)
-    weights, joint = list(found.weights), None
+    weights, joint = found.weights, None
     if not early_stop:
-        weights += static_candidates(trace, activations, statics.outliers, {w.coordinate for w in weights})
-        if weights:
-            weights, joint = measure_effects(partial(losses, runner), weights, prepared.windows, statics, progress)
-        on_channel = {activation.channel for activation in activations}
-        weights = [w for w in weights if w.status != "rejected" or w.row in on_channel or w.effect == "critical"]
-        ranks = statics.rank([weight.coordinate for weight in weights])
-        weights = [replace(weight, static_rank=ranks[weight.coordinate]) for weight in weights]
-    weights.sort(key=_importance)
-    profiles = found.profiles
+        candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in weights})
+        channels = {activation.channel for activation in activations}
+        weights, joint = _measured(runner, (*weights, *candidates), channels, prepared, statics, progress)
+    weights = tuple(sorted(weights, key=_importance))
     source = runner.checkpoint.source
     return VerifyResult(
         model=runner.name,
@@ -77,16 +60,57 @@ def verify(
         super_activations=activations,
         outlier_features=features,
         writes=found.writes,
-        super_weights=tuple(weights),
+        super_weights=weights,
         joint=joint,
         masking=found.masking,
-        profile=next((profiles[w.coordinate] for w in weights if w.coordinate in profiles), None),
+        profile=next((found.profiles[w.coordinate] for w in weights if w.coordinate in found.profiles), None),
         prompts=len(prepared.prompts),
         recurrences=_recurrences(runner, prepared, thresholds, causal=causal, progress=progress),
         early_stop=early_stop,
         bytes_read=runner.checkpoint.bytes_read,
         checkpoint_bytes=runner.checkpoint.total_bytes,
     )
+
+
+def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, early_stop: bool) -> tuple[Trace, bool]:
+    """Return what the prompt did in the model, and whether the model is causal.
+
+    Raises ForwardError where it has too few blocks, or is neither causal nor masked.
+    """
+    if len(runner.layers) <= thresholds.persists:
+        raise ForwardError(
+            f"{runner.name} has {len(runner.layers)} block(s); a super activation shows only where it persists through "
+            f"{thresholds.persists} more"
+        )
+
+    def enough(layers: tuple[int, ...], residual: Stream) -> bool:
+        return early_stop and bool(detect(residual, layers, prepared.tokens, thresholds)[0])
+
+    trace = runner.trace(prepared.ids, enough=enough)
+    causal = runner.is_causal(prepared.ids, trace)
+    if not causal and not runner.masked:
+        raise ForwardError(f"{runner.name} is no causal and no masked language model: its loss would mean nothing")
+    return trace, causal
+
+
+def _measured(
+    runner: Runner,
+    weights: Sequence[SuperWeight],
+    channels: Container[int],
+    prepared: Prepared,
+    statics: Statics,
+    progress: Progress,
+) -> tuple[tuple[SuperWeight, ...], JointZeroing | None]:
+    """Return the weights with their effects and ranks, and the joint zeroing.
+
+    Rejected ones that are not critical are left out, but for those that write to one of the `channels`.
+    """
+    if not weights:
+        return (), None
+    measured, joint = measure_effects(partial(losses, runner), weights, prepared.windows, statics, progress)
+    kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
+    ranks = statics.rank([weight.coordinate for weight in kept])
+    return tuple(replace(weight, static_rank=ranks[weight.coordinate]) for weight in kept), joint
 
 
 def _importance(weight: SuperWeight) -> tuple[object, ...]:

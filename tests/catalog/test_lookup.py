@@ -24,7 +24,7 @@ def test_lookup_by_id_name_and_commit(tmp_path):
     assert len(lookup(documents, "model-1b")[0]) == 2
     assert [e["commit"][0] for _, e in lookup(documents, "model-1b@bbb")[0]] == ["b"]
     assert [item["model"] for _, item in lookup(documents, "OTHER-7b-v0.1@ccc")[1]] == ["you/Other-7B-v0.1"]
-    assert read_catalog(tmp_path) == lookup(documents, "model-1b")[0]
+    assert read_catalog(tmp_path) == read_catalog(str(tmp_path)) == lookup(documents, "model-1b")[0]
     for near, meant in [
         ("mode-1b", "me/Model-1b"),
         ("other-7b", "you/Other-7B-v0.1"),

@@ -327,8 +327,10 @@ def test_what_is_asked_for_is_not_unread(tmp_path):
         "model.layers.1.extra.bwd.weight": (HIDDEN, INNER),
     }
     write(tmp_path, shapes, ("model.layers.1.mlp.down_proj.weight", 3, 5), CONFIG)
-    for settings in (ScanSettings(layers=(range(2),)), ScanSettings(pattern="*.mlp.down_proj.weight")):
+    for settings in (ScanSettings(layers=(range(1), range(2, 3))), ScanSettings(pattern="*.mlp.down_proj.weight")):
         assert scan_model(FolderSource(tmp_path), settings).unread == ()
+    (unread,) = scan_model(FolderSource(tmp_path), ScanSettings(layers=(range(1, 2),))).unread
+    assert (unread.names, unread.count) == ("model.layers.*.extra.bwd", 1)
 
 
 # Quantized: what each down projection stands for is known, and all else is a decoy

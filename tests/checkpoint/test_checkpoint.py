@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +242,10 @@ def test_how_a_model_was_found_is_among_its_notes(hub, tmp_path):
         "owner/old is now called owner/new",
         "not among the model's files, so not read: adapter_model.safetensors",
     )
+
+
+@pytest.mark.parametrize("source", ["folder", Path("folder"), None])
+def test_a_name_is_no_opened_model(source):
+    with pytest.raises(SourceError) as caught:
+        Checkpoint(source)
+    assert str(caught.value) == f"{source!r} is no opened model: give what open_model returns"

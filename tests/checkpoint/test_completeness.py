@@ -86,7 +86,7 @@ def test_of_fused_experts_only_the_down_projection_is_proposed(lying, gates):
         shapes |= {f"{block}.{name}": lying(ROUTED, HIDDEN) for name in gates}
         shapes[f"{block}.z_out"] = lying(HIDDEN, ROUTED)
     message = refuses("of experts by names", shapes, **EXPERTS)
-    assert message.endswith("--tensors 'model.layers.*.experts.z_out.weight'")
+    assert message.endswith("--tensors 'model.layers.*.experts.z_out'")
     assert "_in" not in message
 
 
@@ -127,6 +127,42 @@ def test_an_unreadable_encoding_of_all_experts_or_layers_is_refused(part):
     refuses("is stored as U8 by newq", shapes, **config)
 
 
+ENDS = [".W_q", ".trellis", ".weight_v", ".parametrizations.weight.original0", ".weight._data"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_way_of_storing_that_no_name_here_tells_is_said(end):
+    """Of these tensors none has the name of a matrix that is known."""
+
+    def otherwise(shapes, *parts):
+        return {
+            name.removesuffix(".weight") + end if any(part in name for part in parts) else name: shape
+            for name, shape in shapes.items()
+        }
+
+    found = look(otherwise(dense(), "layers.1.mlp."), **CONFIG, quantization_config={"quant_method": "newq"})
+    assert places(found)[0] == ["0", "2"]
+    why = "stored by " + {".W_q": "hqq", ".weight._data": "quanto"}.get(end, "newq")
+    assert found.unread == (Unread("model.layers.*.mlp.down_proj", 1, None, why),)
+    refuses(f"experts.0.down_proj{end} is stored as BF16", otherwise(mixture(), ".mlp.experts."), **EXPERTS)
+    refuses(f"layers.0.mlp.down_proj{end} is stored as BF16", otherwise(dense(), ".mlp."), **CONFIG)
+
+
+@pytest.mark.parametrize("end", [".qweight", ".weight_packed"])
+def test_a_packed_mlp_by_an_unknown_name_is_said(end):
+    shapes = dense() | {f"model.layers.{n}.second_mlp.{name}{end}": (3, 4) for n in range(3) for name in ("fwd", "bwd")}
+    why = "packed, in an MLP, by a name that is not known"
+    assert [(each.names, each.count, each.shape, each.why) for each in look(shapes, **CONFIG).unread] == [
+        ("model.layers.*.second_mlp.bwd", 3, None, why),
+        ("model.layers.*.second_mlp.fwd", 3, None, why),
+    ]
+
+
+@pytest.mark.parametrize("place", ["post", "position", "lnx", "conversion"])
+def test_words_that_only_begin_as_those_of_norms_and_convolutions_do(place):
+    assert [each.count for each in look(dense() | odd_mlps(place), **CONFIG).unread] == [3]
+
+
 def test_an_unreadable_tower_is_refused():
     vision = dense("model.visual.blocks", range(2), 12, 20)
     shapes = stored_as(dense() | vision, "U8", "visual.blocks.0.mlp", "visual.blocks.1.mlp")
@@ -163,7 +199,7 @@ def test_a_layer_within_the_stack_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("gone", "count"),
-    [(("layers.2.mlp.experts.3.",), 1), (("layers.2.mlp.experts.1.down",), 1), (("experts.3.", "experts.0."), 4)],
+    [(("layers.2.mlp.experts.3.",), 1), (("experts.3.", "experts.0."), 4)],
 )
 def test_experts_that_the_config_promises(gone, count):
     for key in ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"):
@@ -199,9 +235,70 @@ def test_a_layer_that_lacks_its_experts_or_its_mlp():
     for gone in ("layers.1.mlp.down_proj", "layers.1.mlp."):
         (unread,) = look(without(dense(), gone), **CONFIG).unread
         assert (unread.names, unread.count, unread.shape) == ("model.layers.1.mlp.down_proj", 1, None)
-        assert unread.why == "layer 0 has it, and all else that is stored of these blocks"
+        assert unread.why == (
+            "layer 0 has it, and all else that is stored of these blocks"
+            if gone.endswith(".mlp.")
+            else "what projects into it is stored, and it is not"
+        )
     (unread,) = look(without(dense(), "layers.1.mlp.", "layers.2.mlp."), **CONFIG).unread
     assert (unread.names, unread.count) == ("model.layers.*.mlp.down_proj", 2)
+
+
+@pytest.mark.parametrize("besides", [(), ("layers.2.input_layernorm", "layers.2.mlp.gate.")])
+def test_an_expert_whose_inputs_are_there(besides):
+    shapes = without(mixture(), "layers.2.mlp.experts.1.down", "layers.1.mlp.shared_experts.down", *besides)
+    for config in (CONFIG, EXPERTS):
+        assert [(each.names, each.count) for each in look(shapes, **config).unread] == [
+            ("model.layers.1.mlp.shared_experts.down_proj", 1),
+            ("model.layers.2.mlp.experts.1.down_proj", 1),
+        ]
+
+
+def test_experts_past_the_last_do_nothing():
+    """LongCat stores the inputs of experts that return what they are given."""
+    assert look(without(mixture(), "experts.3.down"), **CONFIG, n_routed_experts=3).unread == ()
+
+
+@pytest.mark.parametrize(("asked", "count"), [((range(1, 2),), 1), ((range(1),), 0), ((range(3),), 2), (None, 2)])
+def test_of_layers_that_are_asked_for_it_is_said(asked, count):
+    shapes = without(dense(), "layers.1.mlp.down", "layers.2.mlp.")
+    tensors = {name: ("BF16", shape) for name, shape in shapes.items()}
+    found = find_down_projections("m", tensors, CONFIG, layers=asked)
+    assert sum(each.count for each in found.unread) == count
+    assert places(found)[0] == ["0"]
+
+
+def test_groups_of_experts_are_not_groups_of_blocks():
+    shapes = {}
+    for layer in range(3):
+        shapes |= attention(f"model.layers.{layer}")
+        for group in range(2):
+            shapes |= mlp(f"model.layers.{layer}.mlp.groups.{group}.experts.1", ROUTED)
+            shapes |= mlp(f"model.layers.{layer}.mlp.groups.{group}.experts.0", ROUTED)
+    assert places(look(shapes, **CONFIG))[0] == [
+        f"{layer}.{group},{expert}" for layer in range(3) for group in range(2) for expert in range(2)
+    ]
+
+
+def test_blocks_between_others_of_which_nothing_is_stored():
+    towers = dense("thinker.model.layers", (0, 2, 3)) | dense("talker.model.layers", (1, 2, 5))
+    for config in ({"hidden_size": HIDDEN}, {"thinker_config": {"text_config": CONFIG}, "hidden_size": HIDDEN}):
+        assert [(each.names, each.count) for each in look(towers, **config).unread] == [
+            ("talker.model.layers.*", 2),
+            ("thinker.model.layers.*", 1),
+        ]
+
+
+def test_blocks_that_a_tower_has_by_its_own_part_of_the_config():
+    shapes = dense() | dense("vision_tower.blocks", (0, 1), hidden=12, inner=20)
+    (unread,) = look(shapes, text_config=CONFIG, vision_config={"depth": 4, "hidden_size": 12}).unread
+    assert (unread.names, unread.count) == ("vision_tower.blocks.*", 2)
+    assert look(shapes, text_config=CONFIG, vision_config={"depth": 2, "hidden_size": 12}).unread == ()
+
+
+def test_a_config_may_count_attention_and_mlp_apart():
+    kinds = ["full_attention", "mlp"] * 3
+    assert look(dense(), **CONFIG | {"num_hidden_layers": 6, "layer_types": kinds}).unread == ()
 
 
 def test_a_router_without_any_expert_is_refused():
@@ -244,6 +341,17 @@ WHOLE = {
     "mixers": (
         without(dense(), "layers.1.self_attn") | {"model.layers.1.mixer.in_proj.weight": (32, HIDDEN),
                                                   "model.layers.1.mixer.out_proj.weight": (HIDDEN, 32)}, CONFIG,
+    ),
+    "attention by other names": (
+        dense() | {f"model.layers.{n}.{k}.weight": v for n in range(3) for k, v in {
+            "sa.q": (INNER, HIDDEN), "sa.kv": (INNER, HIDDEN), "sa.proj": (HIDDEN, INNER),
+            "indexer.wk": (INNER, HIDDEN), "indexer.back": (HIDDEN, INNER), "token_mixer.a": (INNER, HIDDEN),
+            "token_mixer.b": (HIDDEN, INNER)}.items()}, CONFIG,
+    ),
+    "inputs of each layer, and maps of low rank": (
+        dense() | {f"model.layers.{n}.{k}.weight": v for n in range(3) for k, v in {
+            "per_layer_input_gate": (6, HIDDEN), "per_layer_projection": (HIDDEN, 6), "laurel.linear_left": (4, HIDDEN),
+            "laurel.linear_right": (HIDDEN, 4)}.items()}, CONFIG,
     ),
     "routers and norms": (
         dense() | {f"model.layers.{n}.{k}.weight": v for n in range(3) for k, v in {

@@ -5,7 +5,7 @@ import json
 import os
 
 from catalogs import REPORTED
-from commands import fails, superweight
+from commands import fails
 from models import COL, LAYER, PROMPT, ROW
 
 from analyzer.catalog.files import read_documents, save_reported
@@ -30,7 +30,7 @@ def test_analyze_of_a_model_with_a_published_record(here, planted, tmp_path):
 
 def test_analyze_writes_the_entry_once_and_the_catalog_commands_read_it(here, planted, tmp_path):
     options = ["--prompt", PROMPT, "--text", planted / "text.txt", "--catalog", tmp_path / "c", "--note", "Planted."]
-    first = superweight("analyze", planted, *options)
+    first = here("analyze", planted, *options)
     assert first.returncode == 0, first.stderr
     path = tmp_path / "c" / "planted.json"
     assert f"Catalog entry written to {path}" in first.stdout

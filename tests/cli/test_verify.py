@@ -9,6 +9,7 @@ import sys
 import termios
 
 from commands import ROOT, fails, superweight
+from gguf_files import write_llama_gguf
 from models import PROMPT
 
 
@@ -33,6 +34,14 @@ def test_a_text_or_prompt_that_is_wrong(here, planted, tmp_path):
     fails(here("verify", planted, "--text", "/dev/null"), "is not a text file")
     fails(here("verify", planted, "--prompt", "apple " * 65), "has 65 tokens", "has 64 positions")
     fails(here("verify", planted, "--prompt", "apple"), "has only 1")
+
+
+def test_what_cannot_be_verified_is_said_in_one_line(here, partly_known, tmp_path):
+    write_llama_gguf(tmp_path / "x.Q5_K.gguf", "Q5_K")
+    for command in ("verify", "analyze"):
+        catalog = ("--catalog", tmp_path) if command == "analyze" else ()
+        fails(here(command, tmp_path / "x.Q5_K.gguf", *catalog), "is a GGUF file: it can be scanned, but not yet ver")
+        fails(here(command, partly_known, *catalog), "has parts that are not read: model.layers.*.extra.bwd x 1")
 
 
 def drawn_on_a_terminal(*args, **env):

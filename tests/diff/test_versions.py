@@ -1,4 +1,4 @@
-"""Diff as a job and as a command: models, folders and saved results in any mix; what it prints, and what it refuses."""
+"""Diff as a job and as a command: models, folders and saved results in any mix; what report.py prints of them."""
 
 import csv
 import io
@@ -114,7 +114,7 @@ def test_a_saved_result_against_the_model_it_is_of_and_the_next(versions, empty)
 
 
 def test_the_super_weights_are_those_that_the_catalog_knows(versions, catalog):
-    result = compare_models("owner/tiny@v1", "owner/tiny@v2", catalog=catalog)
+    result = compare_models("owner/tiny@v1", "owner/tiny@v2", catalog=str(catalog))
     assert result.super_weights_from == "known"
     told = [(c.kind, c.layer, c.row, c.col, c.known, c.old, c.new) for c in result.super_weights]
     unchanged = {"value": float(DOWNS[1][0, 0])}

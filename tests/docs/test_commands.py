@@ -1,8 +1,10 @@
 """Every command line in the guide parses, and every command, option and variable of the environment is in it."""
 
 import ast
+import re
 import shlex
-from itertools import pairwise
+from itertools import dropwhile, groupby, pairwise
+from pathlib import PurePath
 
 import click
 import pytest
@@ -11,20 +13,38 @@ from guide_pages import PAGES, ROOT, blocks, inline_code
 from analyzer.cli.main import cli
 
 REFERENCE = ROOT / "docs" / "cli.md"
-SHELL = ("|", ">", "&&", ";", "2>&1")
 READ = ("--text", "--prompts")  # options whose files must be there
 
 
 def command_lines(text):
-    """Return the arguments of each `superweight …` in a text, a command of the shell a line."""
+    """Return the arguments of each `superweight …` or `python -m analyzer …` in a text of the shell's commands."""
     found = []
-    for line in text.splitlines():
-        line = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
-        if line.startswith("superweight "):
-            words = shlex.split(line, comments=True)
-            end = next((place for place, word in enumerate(words) if word in SHELL), len(words))
-            found.append(tuple(words[1:end]))
+    for line in text.replace("\\\n", " ").splitlines():
+        if re.search(r"superweight|-m analyzer", line):
+            words = shlex.shlex(re.sub(r"\b[012](?=>)", "", line), posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            for is_operator, part in groupby(words, key=lambda word: not word.strip("();<>|&")):
+                part = list(dropwhile(lambda word: word == "$" or re.match(r"\w+=", word), part))
+                length = 3 if part[1:3] == ["-m", "analyzer"] else 1
+                if not is_operator and (length == 3 or PurePath(*part[:1]).name == "superweight"):
+                    found.append(tuple(part[length:]))
     return found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("superweight scan x --top 3  # a remark", [("scan", "x", "--top", "3")]),
+        ("$ .venv/bin/superweight scan 'a b' > out.txt 2>&1", [("scan", "a b")]),
+        ("HF_HUB_OFFLINE=1 superweight scan x", [("scan", "x")]),
+        ("true && superweight scan x; superweight list | jq .a", [("scan", "x"), ("list",)]),
+        ("python -m analyzer scan x", [("scan", "x")]),
+        ("superweight scan x \\\n    --top 3\nsuperweight cache", [("scan", "x", "--top", "3"), ("cache",)]),
+        ("cat superweight.txt; echo superweight scan; superweighty scan", []),
+    ],
+)
+def test_command_lines_are_found_as_the_shell_finds_them(text, found):
+    assert command_lines(text) == found
 
 
 SHOWN = sorted({
@@ -90,39 +110,44 @@ def test_every_option_is_in_the_reference(names, command):
     chapter = REFERENCE.read_text("utf-8").split(f"### {path}\n")[1].split("\n### ")[0]
     for option in command.params:
         if isinstance(option, click.Option):
-            assert all(name in chapter for name in option.opts)
+            assert set(option.opts) <= set(re.findall(r"(?<![\w-])--?\w[\w-]*", chapter))
 
 
 HUB = {"ENDPOINT": "HF_ENDPOINT"}  # what the Hub's client calls otherwise than the variable it comes from
 
 
-def variables_of(path):
-    """Return the environment's variables that a file reads or sets: of os.environ, or the Hub client's constants."""
-    tree = ast.parse(path.read_text("utf-8"))
-    named = {
-        target.id: [node.value.value]
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+def variables_of(text):
+    """Return the environment's variables that Python code names: what looks like one, where it has the environment.
+
+    Also what it reads of the Hub client's constants.
+    """
+    tree = ast.parse(text)
+    has_environment = re.search(r"environ|getenv|putenv|envvar", text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.comprehension) and isinstance(node.iter, ast.Tuple):
-            named[ast.unparse(node.target)] = [ast.unparse(each).strip("'\"") for each in node.iter.elts]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "constants":
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("constants"):
             yield HUB.get(node.attr, node.attr)
-        key = None
-        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ":
-            key = node.slice
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
-            key = node.args[0]
-        if key is not None:
-            yield from named[key.id] if isinstance(key, ast.Name) else [ast.literal_eval(key)]
+        elif has_environment and isinstance(node, ast.Constant) and re.fullmatch(r"[A-Z][A-Z0-9_]+", str(node.value)):
+            yield node.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'AN_X' in os.environ",
+        "from os import environ, getenv\ngetenv('AN_X')",
+        "os.environ.setdefault('AN_X', '')",
+        "NAME = 'AN_X'\nos.environ.pop(NAME)",
+        "any(os.environ.get(name) for name in ('AN_X',))",
+        "click.option('--x', envvar='AN_X')",
+        "huggingface_hub.constants.AN_X",
+    ],
+)
+def test_a_variable_is_seen_in_any_form(text):
+    assert list(variables_of(text)) == ["AN_X"]
 
 
 def test_every_variable_of_the_environment_is_documented():
-    read = {name for path in (ROOT / "analyzer").rglob("*.py") for name in variables_of(path)}
+    read = {name for path in (ROOT / "analyzer").rglob("*.py") for name in variables_of(path.read_text("utf-8"))}
     assert {"SUPERWEIGHT_CACHE", "SUPERWEIGHT_DEBUG", "HF_ENDPOINT", "HF_HUB_OFFLINE"} <= read
     documented = set(inline_code(REFERENCE))
     assert read <= documented

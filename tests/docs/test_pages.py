@@ -51,6 +51,14 @@ def test_every_file_that_a_page_names_is_there(page):
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
 
 
+def test_every_constant_that_contributing_names_is_in_a_file_named_beside_it():
+    for token in tokens_of(ROOT / "CONTRIBUTING.md"):
+        code = [child.content for child in token.children or () if child.type == "code_inline"]
+        files = "".join((ROOT / path).read_text("utf-8") for path in code if (ROOT / path).is_file())
+        constants = [name for name in code if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)]
+        assert [name for name in constants if not re.search(rf"\b{name}\b", files)] == []
+
+
 def chapter_of(folder):
     """Return the part of the design's page where a folder's files are named."""
     start = f"### {folder.name}\n" if folder.parent == ROOT / "analyzer" else f"In `{folder.relative_to(ROOT)}/`:\n"
@@ -72,7 +80,7 @@ def test_every_file_is_named_in_the_design(folder):
 
 
 def test_every_file_of_the_top_is_named_in_the_design():
-    files = [path.name for path in ROOT.iterdir() if path.is_file() and path.suffix in ("", ".md", ".toml", ".cff")]
+    files = [path.name for path in ROOT.iterdir() if path.is_file()]
     top = DESIGN.split("At the top:\n")[1]
     assert [name for name in files if not name.startswith(".") and f"| `{name}` |" not in top] == []
     assert "| `.ci/run` |" in top

@@ -43,9 +43,9 @@ from quantized import (
     mxfp4_values,
     open_folder,
     pack_nibbles,
-    ranking,
     write,
 )
+from rankings import ranking
 
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate

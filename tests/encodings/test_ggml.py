@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 from gguf_files import open_gguf, random_blocks, values_of, write_gguf, write_llama_gguf
-from quantized import Model, check_coordinates, found, magnitudes, ranking
+from quantized import Model, check_coordinates, found
+from rankings import magnitudes, ranking
 
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ArchitectureError

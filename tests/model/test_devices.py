@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from analyzer.base.errors import ForwardError
+from analyzer.base.errors import ForwardError, SettingsError
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda:0", "mps"))
@@ -31,9 +31,15 @@ def test_auto_is_the_cpu_elsewhere(no_gpu):
     assert pick_device("auto") == CPU
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "cuda:99", "cpu:1", "xpu"])
-def test_an_unknown_device_is_one_line(two_gpus, name):
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:99"])
+def test_a_device_beyond_the_last_is_one_line(two_gpus, name):
     with pytest.raises(ForwardError, match=f"there is no device {name} here: use --device auto"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "xpu", "zap"])
+def test_what_is_no_device_is_one_line(two_gpus, name):
+    with pytest.raises(SettingsError, match=f"device is '{name}': give auto, "):
         pick_device(name)
 
 
@@ -60,6 +66,12 @@ def test_a_device_that_is_not_there_is_one_line(no_gpu, name):
 )
 def test_floats_are_those_asked_for_or_that_suit_the_device(name, device, stored, dtype):
     assert pick_dtype(name, device, stored) == dtype
+
+
+@pytest.mark.parametrize("name", ["zap", "float64"])
+def test_no_other_floats_are_run_in(name):
+    with pytest.raises(SettingsError, match=f"dtype is '{name}': give auto, float32, "):
+        pick_dtype(name, CPU, "BF16")
 
 
 def test_a_gpu_bears_a_part_of_what_is_free_there(monkeypatch):

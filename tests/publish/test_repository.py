@@ -5,7 +5,8 @@ from dataclasses import replace as changed
 
 import pytest
 from catalogs import entry
-from hub_server import NOTHING, Reply, on, status
+from hub_faults import on, status
+from hub_server import NOTHING, Reply
 from shelves import NAME, held, write_there
 
 from analyzer.base.errors import SourceError

@@ -17,6 +17,7 @@ from checkpoints import (
     write_llama,
     write_tensors,
 )
+from hub_faults import OTHER_RANGES, PASSING_FAULTS, on, once_a_read, status
 from hub_scans import (
     DOWN_BYTES,
     INTERRUPTED,
@@ -33,7 +34,7 @@ from hub_scans import (
     shards_of,
     wait_until,
 )
-from hub_server import OTHER_RANGES, PASSING_FAULTS, Reply, on, once_a_read, status
+from hub_server import Reply
 
 from analyzer.analyze.scanning import scan_model
 from analyzer.checkpoint.shards import CONFIG, INDEX

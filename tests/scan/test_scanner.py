@@ -263,6 +263,7 @@ def test_only_the_down_projections_are_read(tmp_path):
     assert down_projection_bytes(projections) == 3 * 8 * 20 * 2
 
 
+@pytest.mark.slow
 def test_200_000_tensors(tmp_path):
     """A header of 26 MB, each tensor with a read of its own."""
     header = {}

@@ -21,18 +21,6 @@ def test_a_folder_is_read_exactly(folder):
     assert source.folder([WEIGHTS]) == folder
 
 
-def test_the_name_in_results_is_never_a_path(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    assert open_model(".").model == "tiny"
-    assert open_model(f"{folder}/").model == "tiny"
-    assert open_model(str(folder), model_id="owner/name").model == "owner/name"
-
-
-def test_the_home_folder_is_expanded(folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder.parent))
-    assert open_model("~/tiny").model == "tiny"
-
-
 def test_links_to_files_are_followed(folder, tmp_path):
     # So does the Hub's cache keep a snapshot: as links to blobs.
     linked = tmp_path / "snapshot"
@@ -82,17 +70,6 @@ def test_a_subfolder_that_leads_out(folder, tmp_path, subfolder):
     (tmp_path / "tiny2").mkdir()
     (folder / "link").symlink_to(tmp_path)
     assert "leads out of" in refused(open_model, str(folder), subfolder=subfolder)
-
-
-def test_what_is_neither_a_folder_nor_a_hub_id(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    assert "is a file: give the folder" in refused(open_model, WEIGHTS)
-    assert "is a file: give the folder" in refused(open_model, str(folder / WEIGHTS))
-    for model in ["/no/such/folder", "a/b/c", "https://huggingface.co/a/b", "../x", "a b", "-x", "a/", "ä/b", "a\0b"]:
-        assert "is not a Hub id of the form owner/name" in refused(open_model, model)
-    for model in ["a" * 5000, "~nobody-of-that-name/x"]:
-        assert "cannot look for a folder" in refused(open_model, model)
-    assert "a local folder and has no revisions" in refused(open_model, ".", revision="main")
 
 
 @pytest.mark.parametrize(

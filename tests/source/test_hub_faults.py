@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 from checkpoints import refused
-from hub_server import NOTHING, OTHER_RANGES, PASSING_FAULTS, on, once_a_read, status
+from hub_faults import OTHER_RANGES, PASSING_FAULTS, on, once_a_read, status
+from hub_server import NOTHING
 
 from analyzer.source import patience
 from analyzer.source.opening import open_model

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from checkpoints import refused
-from hub_server import Reply, on, once_a_read, status
+from hub_faults import on, once_a_read, status
+from hub_server import Reply
 
 from analyzer.source import patience
 from analyzer.source.opening import open_model

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 from checkpoints import refused
-from hub_server import PASSING_FAULTS, Reply, on, once_a_read, status
+from hub_faults import PASSING_FAULTS, on, once_a_read, status
+from hub_server import Reply
 
 from analyzer.base.errors import SourceError
 from analyzer.source.opening import open_model

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from checkpoints import refused
-from hub_server import on, once_a_read, status
+from hub_faults import on, once_a_read, status
 
 from analyzer.source.opening import open_model
 from analyzer.source.signed_urls import HubFile

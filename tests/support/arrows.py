@@ -1,10 +1,12 @@
 """Checks the arrows of a package: which rooms import which, in what order, and that no files import each other."""
 
+import ast
 from graphlib import CycleError, TopologicalSorter
 
-from imports import files_of, imported_files
+from imports import files_of, imported_files, parsed
 
 LAST = "cli"
+CALLS = ("import_module", "__import__")
 VERSION = "__version__"
 
 
@@ -24,8 +26,10 @@ def faults(package, order):
     lines = [f"{room} is a room, or has a place in the order, but not both" for room in order.keys() ^ rooms]
     lines += _faults_of_order(order, {(room_of(name), room_of(to)) for name, found in graph.items() for to in found})
     for name, found in graph.items():
+        file = inside[name].relative_to(package)
+        lines += [f"{file}:{line}" for line in _hidden(inside[name], package.name)]
         for to, imports in found.items():
-            where = f"{inside[name].relative_to(package)}:{imports[0].line} imports {to}"
+            where = f"{file}:{imports[0].line} imports {to}"
             if to not in inside and not (to == package.name and all(each.name == VERSION for each in imports)):
                 lines.append(f"{where}: it stands above the rooms")
             elif to in inside and room_of(to) != room_of(name) and room_of(to) not in order.get(room_of(name), ()):
@@ -37,6 +41,17 @@ def faults(package, order):
     except CycleError as error:
         lines.append("a cycle of files: " + " <- ".join(error.args[1]))
     return lines
+
+
+def _hidden(path, package):
+    """Yield what imports without saying what: by a call, or as `import package.file`, which binds the package."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            whole = [each.name for each in node.names if each.name.startswith(f"{package}.") and not each.asname]
+            yield from (f"{node.lineno} imports the package with {name}: write `from … import`" for name in whole)
+        for name in (getattr(node, field, None) for field in ("id", "attr", "name")):
+            if name in CALLS:
+                yield f"{node.lineno} calls {name}: write the import"
 
 
 def _faults_of_order(order, arrows):

@@ -15,6 +15,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1096593461\n"
 LLAMA_DOWN = "model.layers.{}.mlp.down_proj.weight"
 GPT2_DOWN = "transformer.h.{}.mlp.c_proj.weight"
 

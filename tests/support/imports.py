@@ -46,8 +46,8 @@ def imports_in(node, later=False):
             if child.level:
                 raise ValueError(f"{child.lineno}: write a relative import in full")
             yield from (Import(child.module, alias.name, child.lineno, later) for alias in child.names)
-        else:
-            put_off = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        elif not isinstance(child, ast.expr):
+            put_off = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
             for_types = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
             yield from imports_in(child, later or put_off or for_types)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DTYPES, header_bytes, tensor_ranges, write_config, write_tensors
+from rankings import magnitudes, place_key, rank_of, ranking
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from analyzer.base.records import Coordinate
@@ -227,42 +228,6 @@ def write(folder, model, *, shards=1):
 
 
 # What a scan of them must say
-
-
-def magnitudes(down):
-    """Return what the weights are ranked by: -1 for those that are not."""
-    return np.where(np.isfinite(down), np.abs(down), -1)
-
-
-def place_key(place):
-    layer, expert = place
-    return layer, -1 if expert is None else expert
-
-
-def ranking(downs, top):
-    """Return the largest weights of all, in order: by magnitude, then by layer, expert, row and column."""
-    ranked = {place: magnitudes(down) for place, down in downs.items()}
-    lowest = np.partition(np.concatenate([down.ravel() for down in ranked.values()]), -top)[-top]
-    found = [
-        (*place, int(row), int(col), float(downs[place][row, col]))
-        for place, down in ranked.items()
-        for row, col in np.argwhere(down >= lowest)
-    ]
-    return sorted(found, key=lambda entry: (-abs(entry[4]), place_key(entry[:2]), entry[2:4]))[:top]
-
-
-def rank_of(ranked, weight):
-    """Return the rank of a weight among these magnitudes by place."""
-    own = weight.layer, weight.expert
-    magnitude = ranked[own][weight.row, weight.col]
-    before = 0
-    for place, others in ranked.items():
-        before += np.count_nonzero(others > magnitude)
-        if place == own:
-            before += np.count_nonzero(others.ravel()[: weight.row * others.shape[1] + weight.col] == magnitude)
-        elif place_key(place) < place_key(own):
-            before += np.count_nonzero(others == magnitude)
-    return 1 + before
 
 
 def expected_bytes(folder, names):

@@ -2,8 +2,16 @@
 
 import pytest
 
-from analyzer.base.errors import SourceError
-from analyzer.verify.settings import MAX_TEXT_BYTES, bundled_prompts, evaluation_text, read_prompts, read_text
+from analyzer.base.errors import SettingsError, SourceError
+from analyzer.verify.settings import (
+    MAX_TEXT_BYTES,
+    Thresholds,
+    VerifySettings,
+    bundled_prompts,
+    evaluation_text,
+    read_prompts,
+    read_text,
+)
 
 
 def test_the_evaluation_text_has_the_length_that_is_said():
@@ -42,3 +50,34 @@ def test_what_is_no_text_is_refused(tmp_path):
     for path in (tmp_path / "long.txt", tmp_path, tmp_path / "nowhere.txt"):
         with pytest.raises(SourceError, match="is not a text file of at most 10,000,000 bytes"):
             read_text(path)
+
+
+def test_what_a_verification_may_be_asked_for():
+    assert VerifySettings().text == evaluation_text()
+    VerifySettings(prompts=(), early_stop=True, device="cuda:1", dtype="float16", thresholds=Thresholds(share=1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"prompt": None}, "prompt is None: give text that UTF-8 can store"),
+        ({"prompt": "\ud800"}, r"prompt is '\ud800': give text that UTF-8 can store"),
+        ({"text": b"x"}, "text is b'x': give text that UTF-8 can store"),
+        ({"prompts": "one"}, "prompts is 'one': give several texts, or None for the bundled ones"),
+        ({"prompts": (1,)}, "prompts is (1,): give several texts, or None for the bundled ones"),
+        ({"device": "zap"}, "device is 'zap': give auto, cpu, cuda, cuda:N or mps"),
+        ({"dtype": "float64"}, "dtype is 'float64': give auto, float32, bfloat16 or float16"),
+        ({"thresholds": None}, "thresholds is None: give Thresholds"),
+    ],
+)
+def test_any_other_value_is_one_line(setting, line):
+    with pytest.raises(SettingsError) as caught:
+        VerifySettings(**setting)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", None])
+def test_a_threshold_is_a_number_larger_than_zero(value):
+    for name in vars(Thresholds()):
+        with pytest.raises(SettingsError, match=f"^{name} is .*: give a number larger than 0$"):
+            Thresholds(**{name: value})
