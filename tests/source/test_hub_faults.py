@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from checkpoints import refused
-from hub_faults import PASSING_FAULTS, on, once_a_read, status
+from hub_faults import OTHER_RANGES, PASSING_FAULTS, on, once_a_read, status
 from hub_server import NOTHING
 
 from analyzer.source import patience
@@ -28,9 +28,6 @@ def test_what_passes_is_tried_again(hub, folder, fault, origin):
         data = (folder / filename).read_bytes()
         for start, stop in [(8, 16), (1, len(data))]:
             assert source.read(filename, start, stop) == data[start:stop]
-
-
-OTHER_RANGES = ("shifted", "short, and says so")
 
 
 @pytest.mark.parametrize("fault", [fault for fault in PASSING_FAULTS if fault not in OTHER_RANGES])

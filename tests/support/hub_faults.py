@@ -48,6 +48,7 @@ PASSING_FAULTS = {
         429, RateLimit='"resolvers";r=0;t=0', RateLimit_Policy='"fixed window";"resolvers";q=3000;w=300'
     ),
 }
+OTHER_RANGES = ("shifted", "short, and says so")  # of them, those that are none where they come twice
 
 
 def on(origin, change):
