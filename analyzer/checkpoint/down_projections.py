@@ -89,7 +89,9 @@ def find_down_projections(
     if pattern is None:
         known, held = _known_modules(tensors)
         modules = {
-            module: parsed for module, parsed in known.items() if parsed.known or _returns(module, parsed, tensors)
+            module: parsed
+            for module, parsed in known.items()
+            if parsed.known or (_returns(module, parsed, tensors) and not _projects_into(module, known, tensors))
         }
     else:
         known = modules = _matching_modules(model, tensors, pattern)
@@ -186,6 +188,21 @@ def _returns(module: str, parsed: ModuleName, tensors: Shapes) -> bool:
     if down is None or not inputs or any(shape is None or len(shape) != len(down) for shape in inputs):
         return True
     return all(shape is not None and down[-2:] in _outputs_of(shape[-2:]) for shape in inputs)
+
+
+def _projects_into(module: str, known: Mapping[str, ModuleName], tensors: Shapes) -> bool:
+    """Tell whether a module is what projects into one beside it that names take for its input in turn (w2 and w3).
+
+    What projects into an MLP is stored in one shape, however it is encoded.
+    """
+    return not _stored_alike(known[module].inputs, tensors) and any(
+        other in known and module in known[other].inputs and _stored_alike(known[other].inputs, tensors)
+        for other in known[module].inputs
+    )
+
+
+def _stored_alike(modules: Sequence[str], tensors: Shapes) -> bool:
+    return len({tensors[module + end][1] for module in modules for end in STORED_AS if module + end in tensors}) == 1
 
 
 def _outputs_of(shape: tuple[int, ...]) -> set[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from analyzer.base.errors import CheckpointError, HeaderError, shown
 from analyzer.checkpoint.files import Read, intruder_in
-from analyzer.checkpoint.gguf import GgufHeader, gguf_config, read_gguf_header
+from analyzer.checkpoint.gguf import MAGIC, GgufHeader, gguf_config, read_gguf_header
 from analyzer.checkpoint.header import TensorRecord
 from analyzer.source.source import Source
 from analyzer.source.streaming import in_parallel
@@ -51,5 +51,6 @@ def _read_gguf_header(source: Source, read: Read, filename: str) -> GgufHeader:
     try:
         return read_gguf_header(partial(read, filename), source.sizes[filename])
     except HeaderError as error:
-        said = intruder_in(source, read, filename) or error
+        begun = read(filename, 0, min(len(MAGIC), source.sizes[filename])) == MAGIC
+        said = error if begun else intruder_in(source, read, filename) or error
         raise HeaderError(f"{source.model}: {shown(filename)} {said}") from error

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from checkpoints import DTYPES, write_config, write_tensors
-from encoders import nvfp4
+from encoders import mxfp4_pairs, nvfp4
 from layouts import CONFIG, GATED, HIDDEN, INNER, ROUTED, attention, dense, mixture, mlp, without
 from quantized import fp8
 
@@ -370,6 +370,34 @@ def check_encoded(folder, values, dtypes):
     return result
 
 
+POWERS_OF_BLOCKS = fp8(name="scale", scale_dtype="F8_E8M0")
+
+
+@pytest.mark.parametrize(
+    ("routed", "dtype", "said"),
+    [(mxfp4_pairs(), "MXFP4", {"expert_dtype": "fp4"}), (POWERS_OF_BLOCKS, "F8_E4M3", {})],
+    ids=["fp4", "fp8"],
+)
+def test_deepseeks_own_names_and_numbers(tmp_path, routed, dtype, said):
+    """Routed experts in FP4 and the shared ones in FP8, both with powers of two; or all of them in FP8."""
+    modules, dtypes, shapes = {}, {}, {}
+    for block, (tower, layer) in {"layers.0": (None, 0), "layers.1": (None, 1), "mtp.0": ("mtp", 0)}.items():
+        shapes |= {f"{block}.ffn_norm.weight": (64,), f"{block}.ffn.gate.weight": (2, 64)}
+        for expert in (0, 1, None):
+            module = f"{block}.ffn." + ("shared_experts" if expert is None else f"experts.{expert}")
+            encode = POWERS_OF_BLOCKS if expert is None else routed
+            modules[f"{module}.w2", (tower, layer, expert)] = (encode, 64, 32)
+            dtypes[tower, layer, expert] = "F8_E4M3" if expert is None else dtype
+    tensors, values = encoded(modules, shapes)
+    write_tensors(tmp_path, tensors)
+    quantization = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128], **said}
+    write_config(
+        tmp_path, model_type="deepseek_v4", hidden_size=64, num_hidden_layers=2, n_routed_experts=2,
+        num_nextn_predict_layers=1, quantization_config=quantization,
+    )  # fmt: skip
+    assert check_encoded(tmp_path, values, dtypes).num_layers == 2
+
+
 @pytest.mark.parametrize("prefix", ["backbone.layers", "language_model.backbone.layers"])
 def test_nemotrons_routed_experts_in_nvfp4(tmp_path, prefix):
     """Of mixed precision: the shared ones stay BF16."""
@@ -399,7 +427,7 @@ def plain(generator, rows, cols, size):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("number", ["BF16"])
+@pytest.mark.parametrize("number", ["BF16", "F8_E4M3"])
 def test_mistrals_own_format(tmp_path, shards, number):
     """`consolidated` files, their index and params.json, and nothing else; FP8 with a `qscale_weight` of the tensor."""
     encode = plain if number == "BF16" else fp8(scale="scalar", scale_dtype="BF16", name="qscale_weight")
