@@ -101,39 +101,23 @@ def find_down_projections(
     of_stack = towers_of((each.stack for each in modules.values()), TOWERS)
     main = next((stack for stack, tower in of_stack.items() if tower in MAIN_TOWERS), None)
     depth = _depth(model, main, modules.values(), config, decoder=of_stack.get(main or "") == "decoder")
-    found: dict[Place, DownProjection] = {}
-    unreadable: dict[str, UnreadableError] = {}
     stored = StoredTensors(model, tensors, config, read)
+    matrices_of, unreadable = _matrices_of(stored, modules, held, told=pattern is None)
     mlps = _mlps_of_blocks(modules, tensors)
     others = cache(partial(shapes_beside, modules, tensors))  # few models need it
-    for module, parsed in modules.items():
-        if module in held:
-            unreadable[module] = unreadable_as(stored, module, held[module])
-            continue
-        try:
-            matrices = find_matrices(stored, module)
-        except UnreadableError as error:
-            unreadable[module] = error
-            continue
-        assert matrices is not None  # the module's name comes from a tensor's
-        if len(matrices) > 1 and parsed.expert is not None:
-            raise ArchitectureError(f"{model}: {shown(module)} names an expert, but holds {len(matrices)}")
-        fused = _is_fused(tensors, matrices)
-        if fused and pattern is None and not _holds_experts(module, parsed, tensors):
-            name = matrices[0].data.tensor
-            raise ArchitectureError(f"{model}: {shown(name)} has three dimensions, so is no matrix")
+    found: dict[Place, DownProjection] = {}
+    for module, matrices in matrices_of.items():
+        parsed, fused = modules[module], _is_fused(tensors, matrices)
         ahead = parsed.stack == main and depth is not None and parsed.layer >= depth
-        tower = "mtp" if ahead else of_stack[parsed.stack]
         sharing = layers_sharing(config, parsed)
         lying = _Lying(model, module, parsed, tensors, config, widths[parsed.stack], others)
         for number, matrix in enumerate(matrices):
-            expert = number if fused else parsed.expert
             matrix = lying.right_way_round(matrix, fused=fused, known=pattern is None)
             projection = DownProjection(
-                tower=tower,
+                tower="mtp" if ahead else of_stack[parsed.stack],
                 layer=sharing[0] if sharing else parsed.layer,
                 mlp=mlps.get((parsed.block, parsed.mlp.rpartition(".")[0])),
-                expert=expert,
+                expert=number if fused else parsed.expert,
                 block=parsed.block,
                 module=module,
                 matrix=matrix,
@@ -154,6 +138,34 @@ def find_down_projections(
     elif unreadable:  # what is asked for by name is all that is asked for
         raise next(iter(unreadable.values()))
     return FoundProjections(in_order, unread, tuple(notes((each.matrix for each in in_order), config)))
+
+
+def _matrices_of(
+    stored: StoredTensors, modules: Mapping[str, ModuleName], held: Mapping[str, str], *, told: bool
+) -> tuple[dict[str, list[Matrix]], dict[str, UnreadableError]]:
+    """Return the matrices of each module, and what is wrong with those that are stored in a way that is not read.
+
+    `held` has a tensor of each module that has no matrix by a known name; `told` are modules by their names.
+    """
+    found: dict[str, list[Matrix]] = {}
+    unreadable: dict[str, UnreadableError] = {}
+    for module, parsed in modules.items():
+        if module in held:
+            unreadable[module] = unreadable_as(stored, module, held[module])
+            continue
+        try:
+            matrices = find_matrices(stored, module)
+        except UnreadableError as error:
+            unreadable[module] = error
+            continue
+        assert matrices is not None  # the module's name comes from a tensor's
+        if len(matrices) > 1 and parsed.expert is not None:
+            raise ArchitectureError(f"{stored.model}: {shown(module)} names an expert, but holds {len(matrices)}")
+        if told and _is_fused(stored.tensors, matrices) and not _holds_experts(module, parsed, stored.tensors):
+            name = matrices[0].data.tensor
+            raise ArchitectureError(f"{stored.model}: {shown(name)} has three dimensions, so is no matrix")
+        found[module] = matrices
+    return found, unreadable
 
 
 def _known_modules(tensors: Shapes) -> tuple[dict[str, ModuleName], dict[str, str]]:
