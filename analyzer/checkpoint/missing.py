@@ -19,6 +19,7 @@ from analyzer.encodings.matrices import Shapes
 
 ROUTER = re.compile(r"[._](router|gate)(\.\w+)?\.weight$")
 EXPERT_IN_A_LIST = re.compile(r"(.+)\.\w*experts\.\d{1,5}\.", re.ASCII)
+LAST_NUMBER = re.compile(r"(?<!\d)\d{1,5}$", re.ASCII)
 DEPTH_KEYS = (*NUM_LAYERS_KEYS, "depth")  # of a tower that has a part of config.json for itself
 
 Blocks = Mapping[str, Mapping[int, Collection[str]]]
@@ -101,7 +102,8 @@ def _named_like(module: str, like: str, parsed: ModuleName) -> ModuleName:
     at = parsed.block.count(".")
     expert = None
     for part, other in zip(parts[at + 1 :], others[at + 1 :], strict=True):
-        if parsed.expert is not None and (number := re.search(r"\d+$", other)) and int(number[0]) == parsed.expert:
+        number = LAST_NUMBER.search(other) if parsed.expert is not None else None
+        if number is not None and int(number[0]) == parsed.expert:
             expert = int(part[number.start() :])
     return replace(parsed, stack=".".join(parts[:at]), layer=int(parts[at]), expert=expert, inputs=())
 
@@ -167,7 +169,7 @@ def _absent(blocks: Blocks, config: Mapping[str, Any], found: Sequence[DownProje
             continue
         part = config.get(f"{tower}_config")
         if [stack] == mains and tower != "decoder":  # config.json counts those of encoders and decoders in many ways
-            said = _depth_said(language_part(config), len(numbers))
+            said = _depth_said(language_part(config), numbers)
         else:
             said = size_in(part, DEPTH_KEYS) if isinstance(part, Mapping) else None
         if said is not None:
@@ -180,11 +182,11 @@ def _absent(blocks: Blocks, config: Mapping[str, Any], found: Sequence[DownProje
             yield Unread(f"{stack}.*", absent, None, why)
 
 
-def _depth_said(part: Mapping[str, Any], stored: int) -> int | None:
+def _depth_said(part: Mapping[str, Any], stored: Collection[int]) -> int | None:
     """Return how many blocks config.json says there are, which may count the attention and the MLP of each apart."""
     types = part.get("layer_types")
-    if isinstance(types, list) and types.count("mlp") == stored:
-        return stored
+    if isinstance(types, list) and set(stored) == set(range(types.count("mlp"))):
+        return len(stored)
     return size_in(part, NUM_LAYERS_KEYS)
 
 
@@ -206,7 +208,8 @@ def _fewer_experts(
     experts = size_in(language_part(config), NUM_EXPERTS_KEYS)
     one_of = {each.layer: each for each in main if each.expert is not None}
     of_layer: dict[int, set[int]] = {layer: set() for layer in one_of}
-    there = [*((each.layer, each.expert) for each in main), *((each.layer, each.expert) for each in lost.values())]
+    gone = [each for each in lost.values() if each.stack == stack]
+    there = [*((each.layer, each.expert) for each in main), *((each.layer, each.expert) for each in gone)]
     for layer, expert in there:
         if expert is not None and layer in of_layer:
             of_layer[layer].add(expert)

@@ -116,9 +116,8 @@ def diff(
         for revision in result.revisions:
             for each in revision.unread:
                 of_unread.setdefault(each, []).append(revision.revision)
-        for each, names in of_unread.items():
-            more_of_them = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            warn_of([each], where=f"revision {shown(names[0], 40)}{more_of_them}")
+        others = [f" and {len(names) - 1} more" if len(names) > 1 else "" for names in of_unread.values()]
+        first = [shown(names[0], 40) for names in of_unread.values()]
+        warn_of(of_unread, where=[f"revision {name}{more}" for name, more in zip(first, others, strict=True)])
     else:
-        for each_of in result.unread:
-            warn_of([each_of], where=f"the {each_of.side} one")
+        warn_of(result.unread, where=[f"the {each.side} one" for each in result.unread])

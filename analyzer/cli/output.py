@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,15 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
         click.echo(render(result))
 
 
-def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = (), *, where: str = "") -> None:
-    """Say on stderr, a line each, what was not read of a model and what one should know of a result."""
+def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = (), *, where: Sequence[str] = ()) -> None:
+    """Say on stderr, a line each, what was not read of a model and what one should know of a result.
+
+    `where` says of each what was not read in which of several models it is.
+    """
     unread = list(unread)
-    for each in unread[:MAX_SHOWN]:
+    for each, place in zip(unread[:MAX_SHOWN], where or [""] * MAX_SHOWN, strict=False):
         shape = "" if each.shape is None else f" of shape {list(each.shape)}"
-        what = f"{each.count:,} x {shown(each.names, 120)}{shape}{where and f' in {where}'}"
+        what = f"{each.count:,} x {shown(each.names, 120)}{shape}{place and f' in {place}'}"
         click.echo(f"warning: not read: {what}: {shown(each.why, 200)}", err=True)
     if len(unread) > MAX_SHOWN:
         click.echo(f"warning: not read: {len(unread) - MAX_SHOWN:,} more kinds of names: --json has them all", err=True)

@@ -254,6 +254,23 @@ def test_an_expert_whose_inputs_are_there(besides):
         ]
 
 
+def test_what_another_tower_lost_is_not_counted_for_the_experts_of_the_text():
+    shapes = without(mixture(), "layers.2.mlp.experts.3.") | without(
+        mixture("vision_tower.blocks"), "blocks.2.mlp.experts.3.down"
+    )
+    assert [(each.names, each.count) for each in look(shapes, text_config=EXPERTS).unread] == [
+        ("vision_tower.blocks.2.mlp.experts.3.down_proj", 1),
+        ("model.layers.*.mlp.experts.*.down_proj", 1),
+    ]
+
+
+def test_a_lost_expert_in_an_mlp_of_a_long_number():
+    """5,000 digits are more than Python makes a number of without being told to."""
+    block = f"model.layers.1.mlp{'9' * 5000}.experts"
+    shapes = dense() | mlp(f"{block}.0", ROUTED) | without(mlp(f"{block}.1", ROUTED), "down_proj")
+    assert f"{block}.1.down_proj" in {each.names for each in look(shapes, **CONFIG).unread}
+
+
 def test_experts_past_the_last_do_nothing():
     """LongCat stores the inputs of experts that return what they are given."""
     assert look(without(mixture(), "experts.3.down"), **CONFIG, n_routed_experts=3).unread == ()

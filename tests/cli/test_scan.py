@@ -112,12 +112,13 @@ def test_what_is_left_out_on_purpose_is_not_unread(partly_known):
         assert (result.stderr, json.loads(result.stdout)["unread"]) == ("", [])
 
 
-def test_of_many_kinds_that_are_not_read_some_are_shown(capsys):
-    warn_of(Unread(f"model.layers.*.odd{number}", 1, None, "why") for number in range(3000))
+@pytest.mark.parametrize(("where", "said"), [((), ""), (["the new one"] * 3000, " in the new one")])
+def test_of_many_kinds_that_are_not_read_some_are_shown(capsys, where, said):
+    warn_of((Unread(f"model.layers.*.odd{number}", 1, None, "why") for number in range(3000)), where=where)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 21
     assert lines[19:] == [
-        "warning: not read: 1 x model.layers.*.odd19: why",
+        f"warning: not read: 1 x model.layers.*.odd19{said}: why",
         "warning: not read: 2,980 more kinds of names: --json has them all",
     ]
 
