@@ -77,7 +77,7 @@ def hub(tmp_path, monkeypatch):
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr("analyzer.source.patience.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("analyzer.source.hub.patience.PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.setenv("SUPERWEIGHT_CACHE", str(tmp_path / "superweight-cache"))
     yield server
     close_session()  # its kept connections would outlive the server
@@ -87,7 +87,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def clock(hub, monkeypatch):
     """Takes the place of the time between tries: nobody waits, and `slept` is what was to be waited."""
-    from analyzer.source import patience
+    from analyzer.source.hub import patience
 
     slept = []
     clock = SimpleNamespace(slept=slept, sleep=slept.append, time=time.time, monotonic=time.monotonic)

@@ -7,6 +7,7 @@ import pytest
 from arrows import faults, rooms_of
 
 ROOT = Path(__file__).parents[1]
+MOST_FILES, MOST_LINES = 9, 400
 ORDER = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text("utf-8"))
 
 
@@ -19,6 +20,14 @@ def test_every_room_is_in_the_package_list():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "analyzer").rglob("*.py")}
     assert setuptools["packages"] == sorted([*(".".join(folder.parts) for folder in folders), "analyzer.record"])
     assert setuptools["package-dir"] == {"analyzer.record": "catalog"}
+
+
+def test_rooms_and_files_are_small():
+    folders = [path.parent for path in (ROOT / "analyzer").rglob("__init__.py")]
+    files = {folder: [path for path in folder.glob("*.py") if path.name[0] != "_"] for folder in folders}
+    assert [folder.name for folder, inside in files.items() if len(inside) > MOST_FILES] == []
+    lines = {path.name: len(path.read_text("utf-8").splitlines()) for inside in files.values() for path in inside}
+    assert [name for name, count in lines.items() if count > MOST_LINES] == []
 
 
 HOUSE = {

@@ -27,8 +27,8 @@ from tabulate import tabulate
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.checkpoint.projection import down_projection_bytes
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.projection import down_projection_bytes
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 

@@ -11,8 +11,8 @@ from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, size_i
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import find_projections
-from analyzer.checkpoint.projection import DownProjection
+from analyzer.projections.down_projections import find_projections
+from analyzer.projections.projection import DownProjection
 from analyzer.source.folder import FolderSource
 from analyzer.source.source import Source
 

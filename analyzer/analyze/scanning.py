@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import find_projections
-from analyzer.checkpoint.projection import DownProjection, down_projection_bytes, in_layers, num_layers_of
+from analyzer.projections.down_projections import find_projections
+from analyzer.projections.projection import DownProjection, down_projection_bytes, in_layers, num_layers_of
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.scan.scanner import scan

@@ -1,1 +1,1 @@
-"""A checkpoint, of safetensors or GGUF: headers, index and shards, and which of its tensors are down projections."""
+"""A checkpoint, of safetensors or GGUF: headers, index and shards, and the bytes of its tensors."""

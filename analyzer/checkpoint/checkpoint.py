@@ -13,8 +13,8 @@ import numpy as np
 from analyzer.base.errors import SourceError, shown
 from analyzer.checkpoint.contents import StoredTensor, read_contents
 from analyzer.checkpoint.reading import MatrixReading, UseTile, blocks_of
-from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
-from analyzer.encodings.matrices import Matrix, Part
+from analyzer.numbers.encoding import NUMPY_DTYPES, Tile
+from analyzer.numbers.matrices import Matrix, Part
 from analyzer.source.source import Source
 from analyzer.source.streaming import Want, stream
 

@@ -10,7 +10,6 @@ from analyzer.base.errors import CheckpointError, HeaderError, shown
 from analyzer.checkpoint.files import ENTRY_BYTES, GUESS_BYTES, Read, read_header, read_json
 from analyzer.checkpoint.gguf_parts import read_gguf_parts
 from analyzer.checkpoint.header import LENGTH_BYTES, TensorRecord
-from analyzer.checkpoint.names import IN_A_NAME, starred
 from analyzer.checkpoint.params import PARAMS, config_of_params
 from analyzer.checkpoint.shards import (
     CONFIG,
@@ -22,6 +21,7 @@ from analyzer.checkpoint.shards import (
     listed,
     unread_files,
 )
+from analyzer.numbers.module import IN_A_NAME, starred
 from analyzer.source.single_file import GGUF_SUFFIX
 from analyzer.source.source import Source
 from analyzer.source.streaming import in_parallel

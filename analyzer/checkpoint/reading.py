@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from analyzer.base.errors import CheckpointError, shown
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.floats import Unsigned
-from analyzer.encodings.matrices import Matrix
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Unsigned
+from analyzer.numbers.matrices import Matrix
 
 UseTile = Callable[[int, Tile, Unsigned], None]
 """Takes a tile of a matrix, the how manieth it is, and its decoded bits, [lines, numbers along them]; on any thread."""

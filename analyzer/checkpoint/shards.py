@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from analyzer.base.errors import CheckpointError, shown
 from analyzer.checkpoint.files import MAX_INDEX_BYTES, Read, read_json
-from analyzer.checkpoint.names import IN_A_NAME
+from analyzer.numbers.module import IN_A_NAME
 from analyzer.source.source import Source, is_plain_path
 
 CONFIG = "config.json"

@@ -23,7 +23,7 @@ from analyzer.cli.output import check_picture, print_json, warn_of
 
 if TYPE_CHECKING:
     from analyzer.base.records import Unread
-    from analyzer.diff.records import DiffResult
+    from analyzer.diff.records import DiffResult, History
     from analyzer.scan.records import ScanSettings
 
 
@@ -80,8 +80,8 @@ def diff(
     """
     from analyzer.base.records import plain
     from analyzer.diff.records import History
-    from analyzer.diff.report import render_diff, render_history
-    from analyzer.diff.table import diff_csv, history_csv
+    from analyzer.diff.reports.report import render_diff, render_history
+    from analyzer.diff.reports.table import diff_csv, history_csv
     from analyzer.diff.versions import compare_models, compare_revisions
 
     if (new is None) == (not revisions):
@@ -103,7 +103,7 @@ def diff(
             text = history_csv(result) if as_csv else render_history(result)
     try:
         if plot and isinstance(result, History):
-            from analyzer.diff.pictures import plot_history
+            from analyzer.diff.reports.pictures import plot_history
 
             plot_history(result, plot)
     finally:  # a full disk must not cost the result as well
@@ -111,13 +111,19 @@ def diff(
             print_json({**plain(result), **more})
         else:
             click.echo(text, nl=not as_csv)
-    if isinstance(result, History):
-        of_unread: dict[Unread, list[str]] = {}
-        for revision in result.revisions:
-            for each in revision.unread:
-                of_unread.setdefault(each, []).append(revision.revision)
-        others = [f" and {len(names) - 1} more" if len(names) > 1 else "" for names in of_unread.values()]
-        first = [shown(names[0], 40) for names in of_unread.values()]
-        warn_of(of_unread, where=[f"revision {name}{more}" for name, more in zip(first, others, strict=True)])
-    else:
+    _warn(result)
+
+
+def _warn(result: DiffResult | History) -> None:
+    from analyzer.diff.records import DiffResult
+
+    if isinstance(result, DiffResult):
         warn_of(result.unread, where=[f"the {each.side} one" for each in result.unread])
+        return
+    of_unread: dict[Unread, list[str]] = {}
+    for revision in result.revisions:
+        for each in revision.unread:
+            of_unread.setdefault(each, []).append(revision.revision)
+    others = [f" and {len(names) - 1} more" if len(names) > 1 else "" for names in of_unread.values()]
+    first = [shown(names[0], 40) for names in of_unread.values()]
+    warn_of(of_unread, where=[f"revision {name}{more}" for name, more in zip(first, others, strict=True)])

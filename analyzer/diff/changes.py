@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.floats import Int64, Unsigned
-from analyzer.encodings.matrices import Matrix
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Int64, Unsigned
+from analyzer.numbers.matrices import Matrix
 from analyzer.scan.outliers import exact_sum
 
 # Numbers compared at once, whose float64 values stay in a core's cache.

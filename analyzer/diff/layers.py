@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from analyzer.base.records import Coordinate, Outliers
-from analyzer.checkpoint.projection import DownProjection
 from analyzer.diff.pairs import NEW, OLD, Pair, PairScan
 from analyzer.diff.records import Change, LargestChange, LayerChange
+from analyzer.projections.projection import DownProjection
 
 
 def overlap(old: Sequence[Coordinate], new: Sequence[Coordinate]) -> tuple[int, float | None]:

@@ -11,10 +11,10 @@ from functools import partial
 
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection, num_layers_of
 from analyzer.diff.changes import Comparison, MatrixChange, comparable
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.floats import Unsigned
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Unsigned
+from analyzer.projections.projection import DownProjection, num_layers_of
 from analyzer.scan.kept import ResultCache
 from analyzer.scan.outliers import TensorSummary
 from analyzer.scan.records import ScanResult
@@ -71,15 +71,7 @@ def scan_pair(
     they lie in files of the same content. Raises ArchitectureError where the gain cannot be told, SourceError where
     bytes cannot be read.
     """
-    by_place = [{projection.place: projection for projection in side} for side in projections]
-    both: list[tuple[DownProjection, DownProjection]] = []
-    unpaired: list[tuple[DownProjection | None, DownProjection | None]] = []
-    for place in sorted({**by_place[OLD], **by_place[NEW]}):
-        old, new = by_place[OLD].get(place), by_place[NEW].get(place)
-        if old is None or new is None or old.shape != new.shape:
-            unpaired.append((old, new))
-        else:
-            both.append((old, new))
+    both, unpaired = _paired(projections)
     total = sum(projection.matrix.stored_bytes for pair in both for projection in pair)
     advance = counted(progress, "scan", total)
     readers = tuple(
@@ -117,6 +109,22 @@ def scan_pair(
     ]
     shared = sum(pair.projections[NEW].matrix.stored_bytes for pair in pairs if pair.shared)
     return PairScan(pairs, tuple(unpaired), (scans[OLD], scans[NEW]), shared)
+
+
+def _paired(
+    projections: tuple[Sequence[DownProjection], Sequence[DownProjection]],
+) -> tuple[list[tuple[DownProjection, DownProjection]], list[tuple[DownProjection | None, DownProjection | None]]]:
+    """Return what is at one place in both and of one shape, and what is not, in the order of places."""
+    both: list[tuple[DownProjection, DownProjection]] = []
+    unpaired: list[tuple[DownProjection | None, DownProjection | None]] = []
+    by_place = [{projection.place: projection for projection in side} for side in projections]
+    for place in sorted({**by_place[OLD], **by_place[NEW]}):
+        old, new = by_place[OLD].get(place), by_place[NEW].get(place)
+        if old is None or new is None or old.shape != new.shape:
+            unpaired.append((old, new))
+        else:
+            both.append((old, new))
+    return both, unpaired
 
 
 class _Reading:

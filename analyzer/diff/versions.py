@@ -14,15 +14,15 @@ from analyzer.catalog.documents import Document
 from analyzer.catalog.files import known_documents
 from analyzer.catalog.lookup import known_of
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import find_projections
-from analyzer.checkpoint.projection import DownProjection, down_projection_bytes
-from analyzer.checkpoint.weights import read_weights
 from analyzer.diff.comparison import compare
 from analyzer.diff.history import follow, followed
 from analyzer.diff.layers import layers_of_pairs
 from analyzer.diff.pairs import NEW, OLD, scan_pair
 from analyzer.diff.records import DiffResult, History
 from analyzer.diff.sides import Side, known_weights, parse_side, side_of_scan
+from analyzer.projections.down_projections import find_projections
+from analyzer.projections.projection import DownProjection, down_projection_bytes
+from analyzer.projections.weights import read_weights
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.scan.scanner import kept_weights, scan

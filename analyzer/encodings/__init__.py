@@ -1,1 +1,1 @@
-"""How a matrix's numbers are stored, one file an encoding, and what they stand for."""
+"""The formats that weights are stored in, one file each, and what finds which of them a matrix has."""

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.encodings.blocks import blocks
-from analyzer.encodings.encoding import BYTE, Companions, Float32, Tile
-from analyzer.encodings.floats import FORMATS, Unsigned
-from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import StoredModule
-from analyzer.encodings.packing import BYTES, Packing, numbers
+from analyzer.numbers.blocks import blocks
+from analyzer.numbers.encoding import BYTE, Companions, Float32, Tile
+from analyzer.numbers.floats import FORMATS, Unsigned
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import StoredModule
+from analyzer.numbers.packing import BYTES, Packing, numbers
 
 PAIRS = Packing(4, high_first=True)
 NAMES = {".weight.quant_state.bitsandbytes__nf4": "NF4", ".weight.quant_state.bitsandbytes__fp4": "FP4"}

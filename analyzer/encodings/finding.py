@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from analyzer.base.config import quantization_name
 from analyzer.base.errors import UnreadableError, shown
-from analyzer.encodings.awq import find_awq
-from analyzer.encodings.bitnet import find_bitnet
 from analyzer.encodings.bitsandbytes import find_4_bits
 from analyzer.encodings.bitsandbytes import find_int8 as find_bnb_int8
-from analyzer.encodings.compressed import find_int8, find_pack_quantized
 from analyzer.encodings.fp4 import find_gpt_oss, find_mxfp4, find_nvfp4
 from analyzer.encodings.fp8 import find_fp8
 from analyzer.encodings.ggml import find_ggml
-from analyzer.encodings.gptq import find_gptq
-from analyzer.encodings.matrices import Matrix
+from analyzer.encodings.integers.awq import find_awq
+from analyzer.encodings.integers.bitnet import find_bitnet
+from analyzer.encodings.integers.compressed import find_int8, find_pack_quantized
+from analyzer.encodings.integers.gptq import find_gptq
 from analyzer.encodings.mlx import find_mlx
-from analyzer.encodings.module import StoredModule, StoredTensors
-from analyzer.encodings.plain import find_plain
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import StoredModule, StoredTensors
+from analyzer.numbers.plain import find_plain
 
 FINDERS = (
     find_ggml, find_plain, find_fp8, find_gpt_oss, find_mxfp4, find_nvfp4, find_mlx, find_gptq, find_awq,

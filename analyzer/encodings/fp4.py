@@ -7,11 +7,11 @@ from collections.abc import Collection
 
 from analyzer.base.config import quantization
 from analyzer.base.errors import shown
-from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import FLOAT_SCALES, MAX_EXPERTS, POWERS, SCALES, StoredModule
-from analyzer.encodings.packing import NIBBLES
-from analyzer.encodings.plain import float_shape
-from analyzer.encodings.scaled import Scaled
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import FLOAT_SCALES, MAX_EXPERTS, POWERS, SCALES, StoredModule
+from analyzer.numbers.packing import NIBBLES
+from analyzer.numbers.plain import float_shape
+from analyzer.numbers.scaled import Scaled
 
 MXFP4 = Scaled("MXFP4", "E2M1", (1, 32), NIBBLES)
 """32 along a line share a power of two (OCP MX 1.0)."""

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.base.config import quantization, weight_schemes
-from analyzer.encodings.encoding import BYTE, Companions, Tile
-from analyzer.encodings.floats import FORMATS, Unsigned
-from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import EIGHT_BIT_FLOATS, FLOAT_SCALES, POWERS, SCALES, StoredModule
-from analyzer.encodings.packing import BYTES, numbers
-from analyzer.encodings.plain import float_shape, float_tensor
-from analyzer.encodings.scaled import Scaled, Sizes, find_scales
+from analyzer.numbers.encoding import BYTE, Companions, Tile
+from analyzer.numbers.floats import FORMATS, Unsigned
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import EIGHT_BIT_FLOATS, FLOAT_SCALES, POWERS, SCALES, StoredModule
+from analyzer.numbers.packing import BYTES, numbers
+from analyzer.numbers.plain import float_shape, float_tensor
+from analyzer.numbers.scaled import Scaled, Sizes, find_scales
 
 MX_BLOCK = (1, 32)  # of OCP MX 1.0
 

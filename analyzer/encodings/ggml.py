@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from analyzer.base.config import is_gguf
 from analyzer.base.errors import UnreadableError, shown
-from analyzer.encodings.encoding import Companions, Float32, Tile
-from analyzer.encodings.floats import FORMATS, Unsigned
-from analyzer.encodings.matrices import Matrix, Part
-from analyzer.encodings.module import StoredModule
-from analyzer.encodings.plain import float_shape
+from analyzer.numbers.encoding import Companions, Float32, Tile
+from analyzer.numbers.floats import FORMATS, Unsigned
+from analyzer.numbers.matrices import Matrix, Part
+from analyzer.numbers.module import StoredModule
+from analyzer.numbers.plain import float_shape
 
 PREFIX = "GGML_"  # of a dtype that safetensors does not have
 AS_IN_SAFETENSORS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")

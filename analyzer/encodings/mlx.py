@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.base.config import quantizations
-from analyzer.encodings.blocks import blocks
-from analyzer.encodings.encoding import Companions, Tile
-from analyzer.encodings.floats import FORMATS, Unsigned
 from analyzer.encodings.fp4 import MXFP4, NVFP4
-from analyzer.encodings.matrices import Matrix
-from analyzer.encodings.module import FLOAT_SCALES, StoredModule
-from analyzer.encodings.packing import PACKED_BITS, Packing, floats, numbers
-from analyzer.encodings.plain import float_shape
-from analyzer.encodings.scaled import Scaled
+from analyzer.numbers.blocks import blocks
+from analyzer.numbers.encoding import Companions, Tile
+from analyzer.numbers.floats import FORMATS, Unsigned
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import FLOAT_SCALES, StoredModule
+from analyzer.numbers.packing import PACKED_BITS, Packing, floats, numbers
+from analyzer.numbers.plain import float_shape
+from analyzer.numbers.scaled import Scaled
 
 # Without biases the codes are floats, and how many words share a scale tells which, and what the scales are.
 FLOATS_BY_WORDS = {

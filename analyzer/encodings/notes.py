@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analyzer.base.config import ternary_when_run
-from analyzer.encodings.floats import FORMATS
 from analyzer.encodings.fp8 import Unscaled8
-from analyzer.encodings.matrices import Matrix
+from analyzer.numbers.floats import FORMATS
+from analyzer.numbers.matrices import Matrix
 
 
 def notes(matrices: Iterable[Matrix], config: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from analyzer.base.errors import ForwardError
-from analyzer.checkpoint.names import find_modules
+from analyzer.projections.names import find_modules
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection
-from analyzer.checkpoint.weights import read_row, read_weights
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import intercepted
 from analyzer.forward.mlps import Passage, find_mlps
@@ -29,6 +27,8 @@ from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 from analyzer.model.stock import is_masked, loading, read_config
 from analyzer.model.weights import ChangeTensor
+from analyzer.projections.projection import DownProjection
+from analyzer.projections.weights import read_row, read_weights
 
 Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
 """Asked after each block, with the layers and the first row's residual stream so far, whether to stop there."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import SourceError, shown
-from analyzer.source.patience import PASSING, Passing, in_time, patiently
-from analyzer.source.refusals import hub_errors
-from analyzer.source.replies import without_body
+from analyzer.source.hub.patience import PASSING, Passing, in_time, patiently
+from analyzer.source.hub.refusals import hub_errors
+from analyzer.source.hub.replies import without_body
 
 if TYPE_CHECKING:
     import huggingface_hub

@@ -17,13 +17,13 @@ import numpy as np
 from analyzer.base.config import is_gguf, model_types
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection
 from analyzer.checkpoint.reading import UseTile
-from analyzer.encodings.encoding import NUMPY_DTYPES, Tile
 from analyzer.encodings.finding import find_matrices
-from analyzer.encodings.floats import FORMATS, Float64, Int64, Unsigned
-from analyzer.encodings.matrices import Matrix, Part, turned
-from analyzer.encodings.module import StoredTensors
+from analyzer.numbers.encoding import NUMPY_DTYPES, Tile
+from analyzer.numbers.floats import FORMATS, Float64, Int64, Unsigned
+from analyzer.numbers.matrices import Matrix, Part, turned
+from analyzer.numbers.module import StoredTensors
+from analyzer.projections.projection import DownProjection
 from analyzer.scan.outliers import Magnitudes, TensorSummary, TopK
 from analyzer.source.streaming import Want
 

@@ -23,7 +23,7 @@ import platformdirs
 from analyzer.base.config import model_types, quantization
 from analyzer.base.errors import SourceError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.encodings.matrices import Matrix, Part
+from analyzer.numbers.matrices import Matrix, Part
 from analyzer.scan.outliers import TensorSummary
 
 METHOD = 2  # raise it when the same bytes give another result

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.encodings.encoding import TILE_NUMBERS
-from analyzer.encodings.floats import Float64, FloatFormat, Int64, Unsigned
+from analyzer.numbers.encoding import TILE_NUMBERS
+from analyzer.numbers.floats import Float64, FloatFormat, Int64, Unsigned
 
 TIES_AT_ONCE = 1 << 16
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection
-from analyzer.checkpoint.weights import read_weights
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.floats import Int64, Unsigned
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Int64, Unsigned
+from analyzer.projections.projection import DownProjection
+from analyzer.projections.weights import read_weights
 from analyzer.scan.outliers import TopK, count_before
 from analyzer.source.streaming import Want, stream
 

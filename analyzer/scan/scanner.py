@@ -12,11 +12,11 @@ import numpy as np
 
 from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.projection import DownProjection, num_layers_of
 from analyzer.checkpoint.reading import UseTile
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.floats import Unsigned
-from analyzer.encodings.matrices import Part
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Unsigned
+from analyzer.numbers.matrices import Part
+from analyzer.projections.projection import DownProjection, num_layers_of
 from analyzer.scan.gain import GainScan
 from analyzer.scan.kept import ResultCache, describe
 from analyzer.scan.outliers import Magnitudes, TensorSummary

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
 from analyzer.source.folder import FolderSource
-from analyzer.source.hub_cache import cached_model, open_cached
+from analyzer.source.hub.cache import cached_model, open_cached
 from analyzer.source.single_file import GGUF_SUFFIX, FileSource, only_gguf
 from analyzer.source.source import HUB_ID, Source
 
@@ -88,6 +88,6 @@ def _open_whole(
         raise SourceError(f"{shown(model)} and --revision {shown(revision)} name two revisions: give one")
     if model_id is not None and model_id != name:
         raise SourceError(f"--model-id names a local folder; {name} already has its name on the Hub")
-    from analyzer.source.hub import open_hub
+    from analyzer.source.hub.hub import open_hub
 
     return open_hub(name, revision=revision or at_revision or None, subfolder=subfolder, token=token)

@@ -12,11 +12,11 @@ from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
-from analyzer.verify.detection import detect, layer_maxima
+from analyzer.verify.activations.detection import detect, layer_maxima
+from analyzer.verify.activations.search import MAX_ROUNDS, search, static_candidates
 from analyzer.verify.effects import EFFECT_PARAMETERS, measure_effects
 from analyzer.verify.preparation import MIN_TOKENS, Prepared, Statics
 from analyzer.verify.records import JointZeroing, Recurrence, SuperWeight, VerifyResult
-from analyzer.verify.search import MAX_ROUNDS, search, static_candidates
 from analyzer.verify.settings import Thresholds, VerifySettings
 
 PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}

@@ -7,8 +7,8 @@ import pytest
 from checkpoints import LLAMA_DOWN, write_config, write_tensors
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
 from analyzer.checkpoint.reading import MatrixReading, blocks_of
+from analyzer.projections.down_projections import down_projections
 from analyzer.source.folder import FolderSource
 
 DOWN = np.random.default_rng(0).standard_normal((2100, 1000), np.float32)  # in tiles of 524 lines

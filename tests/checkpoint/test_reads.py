@@ -12,7 +12,7 @@ from hub_server import Reply
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.checkpoint.shards import INDEX
 from analyzer.source.folder import FolderSource
-from analyzer.source.hub import HubSource
+from analyzer.source.hub.hub import HubSource
 from analyzer.source.opening import open_model
 
 

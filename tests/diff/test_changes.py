@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.diff.changes import Comparison, MatrixChange, comparable
-from analyzer.encodings import matrices
-from analyzer.encodings.awq import AWQ
-from analyzer.encodings.encoding import Tile
-from analyzer.encodings.gptq import GPTQ
-from analyzer.encodings.matrices import Matrix, Part
-from analyzer.encodings.plain import Plain
-from analyzer.encodings.scaled import Scaled
+from analyzer.encodings.integers.awq import AWQ
+from analyzer.encodings.integers.gptq import GPTQ
+from analyzer.numbers import matrices
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.matrices import Matrix, Part
+from analyzer.numbers.plain import Plain
+from analyzer.numbers.scaled import Scaled
 
 
 def stored(dtype, shape, *, transposed=False):

@@ -6,9 +6,9 @@ import pytest
 from checkpoints import DTYPES, LLAMA_DOWN, edited, random_downs, write_config, write_gpt2, write_llama, write_tensors
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
 from analyzer.diff.layers import layers_of_pairs
 from analyzer.diff.pairs import _Both, _in_step, scan_pair
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan.kept import ResultCache
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource

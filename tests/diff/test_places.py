@@ -12,8 +12,8 @@ from layouts import HIDDEN, INNER, attention, mlp
 from analyzer.analyze.scanning import scan_model
 from analyzer.base.records import Coordinate, Unread, plain
 from analyzer.diff.comparison import compare
+from analyzer.diff.reports.table import DIFF_COLUMNS, diff_csv
 from analyzer.diff.sides import parse_side, side_of_scan
-from analyzer.diff.table import DIFF_COLUMNS, diff_csv
 from analyzer.diff.versions import compare_models
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource

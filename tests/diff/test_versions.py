@@ -20,11 +20,11 @@ from analyzer.analyze.scanning import scan_model
 from analyzer.base.records import Coordinate, plain
 from analyzer.catalog.files import save_reported
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
 from analyzer.cli.main import cli
 from analyzer.diff.records import FollowedWeight, History, RevisionSummary
-from analyzer.diff.report import render_history
+from analyzer.diff.reports.report import render_history
 from analyzer.diff.versions import Model, compare_models, compare_revisions
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan.kept import ResultCache
 from analyzer.scan.records import ScanSettings
 from analyzer.scan.scanner import kept_weights

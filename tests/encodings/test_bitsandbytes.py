@@ -9,7 +9,7 @@ from encoders import FP4, NF4, bnb_4bit, bnb_int8
 from quantized import DENSE, check, dense, linears, open_folder, write
 
 from analyzer.base.errors import AnalyzerError, ArchitectureError
-from analyzer.checkpoint.down_projections import find_down_projections
+from analyzer.projections.down_projections import find_down_projections
 from analyzer.scan.scanner import scan
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -50,9 +50,9 @@ from rankings import ranking
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.checkpoint.projection import in_layers
-from analyzer.checkpoint.weights import read_weights
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.projection import in_layers
+from analyzer.projections.weights import read_weights
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 

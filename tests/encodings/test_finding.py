@@ -24,9 +24,9 @@ from quantized import AWQ, FP8, GPTQ, GPTQ_V2, awq, fp8
 
 from analyzer.base.errors import AnalyzerError
 from analyzer.checkpoint.header import DTYPE_BITS
-from analyzer.encodings.encoding import NUMPY_DTYPES
 from analyzer.encodings.finding import find_matrices
-from analyzer.encodings.module import StoredTensors
+from analyzer.numbers.encoding import NUMPY_DTYPES
+from analyzer.numbers.module import StoredTensors
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

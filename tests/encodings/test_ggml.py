@@ -13,9 +13,9 @@ from rankings import magnitudes, ranking
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate, Unread
-from analyzer.checkpoint.down_projections import find_projections
-from analyzer.checkpoint.weights import read_row, read_weights
 from analyzer.encodings.ggml import GGML, ggml_type
+from analyzer.projections.down_projections import find_projections
+from analyzer.projections.weights import read_row, read_weights
 from analyzer.scan.scanner import scan
 from analyzer.source.opening import open_model
 

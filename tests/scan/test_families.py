@@ -9,8 +9,8 @@ from families import FAMILIES, HIDDEN, LLAMA4, ROUTED, build, plant
 from safetensors.torch import load_file, save_file
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import find_projections
 from analyzer.checkpoint.shards import INDEX, SINGLE
+from analyzer.projections.down_projections import find_projections
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 

@@ -12,9 +12,9 @@ from sample_model import sample_model_folder
 
 from analyzer.base.errors import ArchitectureError
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.encodings.matrices import Matrix, Part
-from analyzer.encodings.plain import Plain
+from analyzer.numbers.matrices import Matrix, Part
+from analyzer.numbers.plain import Plain
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan.gain import SquaredLengths
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
@@ -162,7 +162,7 @@ def scan_in_blocks(folder, block_bytes, readers, **options):
 
 
 def test_the_result_does_not_depend_on_blocks_or_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr("analyzer.encodings.matrices.TILE_NUMBERS", 1000)  # less than two rows
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 1000)  # less than two rows
     write_gated(tmp_path)
     results = [scan_in_blocks(tmp_path, size, readers) for size, readers in ((1, 1), (1, 7), (50_000, 3), (1 << 22, 8))]
     for result in results[1:]:
@@ -170,7 +170,7 @@ def test_the_result_does_not_depend_on_blocks_or_threads(tmp_path, monkeypatch):
 
 
 def test_sums_over_tiles_do_not_depend_on_the_order_in_which_these_come(monkeypatch):
-    monkeypatch.setattr("analyzer.encodings.matrices.TILE_NUMBERS", 8)
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 8)
     matrix = Matrix(Part("w", "F64", (2, 800), 0, 12_800), (), Plain("F64"), (2, 800), transposed=False)
     tiles = list(enumerate(matrix.tiles()))
     totals = set()

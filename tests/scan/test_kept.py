@@ -12,8 +12,8 @@ from checkpoints import random_downs, write_llama
 from results import SUMMARY, same
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.encodings.matrices import turned
+from analyzer.numbers.matrices import turned
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan import kept as cache_module
 from analyzer.scan.kept import MAX_ENTRY_BYTES, MAX_TOP, ResultCache, cache_folder, describe
 from analyzer.scan.outliers import TensorSummary

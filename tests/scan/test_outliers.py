@@ -10,7 +10,7 @@ from checkpoints import DTYPES
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from analyzer.encodings.floats import FORMATS
+from analyzer.numbers.floats import FORMATS
 from analyzer.scan.outliers import TILE_NUMBERS, Magnitudes, TopK, count_before
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's warnings of NaN would reach the user

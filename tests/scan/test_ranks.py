@@ -14,7 +14,7 @@ from rankings import by_layer, sort_all
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan.ranks import nearest_weights, static_ranks
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource

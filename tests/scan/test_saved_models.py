@@ -4,9 +4,9 @@ import pytest
 from rankings import sort_all
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.checkpoint.projection import in_layers
 from analyzer.checkpoint.shards import INDEX
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.projection import in_layers
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 

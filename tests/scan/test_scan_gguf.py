@@ -14,8 +14,8 @@ from sample_model import sample_gguf, sample_model_folder
 from analyzer.analyze.scanning import scan_model
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.gguf import FIRST_READ
-from analyzer.checkpoint.weights import read_weights
 from analyzer.diff.versions import compare_models
+from analyzer.projections.weights import read_weights
 from analyzer.scan.records import ScanSettings
 from analyzer.scan.report import render_scan
 from analyzer.scan.scanner import scan

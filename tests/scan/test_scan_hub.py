@@ -40,7 +40,7 @@ from analyzer.analyze.scanning import scan_model
 from analyzer.checkpoint.shards import CONFIG, INDEX
 from analyzer.scan.kept import ResultCache, cache_folder
 from analyzer.scan.records import ScanSettings
-from analyzer.source.hub import HubSource
+from analyzer.source.hub.hub import HubSource
 from analyzer.source.opening import open_model
 
 # What is read
@@ -81,7 +81,7 @@ def test_tensors_side_by_side_are_one_request(hub, tmp_path):
 
 def test_large_tensors_are_read_in_blocks(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(HubSource, "block_bytes", 4096)
-    monkeypatch.setattr("analyzer.encodings.matrices.TILE_NUMBERS", 1000)
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 1000)
     write_llama(tmp_path / "large", random_downs(layers=2, hidden=64, intermediate=200))
     hub.add("owner/large", tmp_path / "large")
     result = scan_hub("owner/large")
@@ -177,7 +177,7 @@ def test_faults_that_pass_change_nothing(hub, sharded, fault):
 
 
 def test_a_storm_of_faults(hub, sharded, monkeypatch):
-    monkeypatch.setattr("analyzer.source.patience.PAUSES", (0.0,) * 40)
+    monkeypatch.setattr("analyzer.source.hub.patience.PAUSES", (0.0,) * 40)
     faults, chance, counting = list(PASSING_FAULTS.values()), random.Random(0), threading.Lock()
     faulty = 0
 
@@ -206,7 +206,7 @@ def test_stalled_connections_change_nothing(hub, sharded, monkeypatch, cut):
 
 
 def test_trickling_bodies_change_nothing(hub, sharded, monkeypatch):
-    monkeypatch.setattr("analyzer.source.patience.SLOW_S", 0.05)
+    monkeypatch.setattr("analyzer.source.hub.patience.SLOW_S", 0.05)
     hub.tamper = once_a_read("cdn", lambda reply: replace(reply, drip=0.005))
     assert facts(scan_hub()) == facts(scan_folder(sharded))
 

@@ -31,7 +31,7 @@ from hub_scans import (
 from hub_server import Reply
 
 from analyzer.checkpoint.shards import INDEX
-from analyzer.source.hub import HubSource
+from analyzer.source.hub.hub import HubSource
 
 # What is kept
 

@@ -27,9 +27,9 @@ from rankings import by_layer, sort_all
 from analyzer.base.errors import ArchitectureError, SourceError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
-from analyzer.checkpoint.projection import down_projection_bytes, in_layers
 from analyzer.checkpoint.shards import INDEX
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.projection import down_projection_bytes, in_layers
 from analyzer.scan.ranks import static_ranks
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource

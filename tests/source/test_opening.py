@@ -5,7 +5,7 @@ import shutil
 from checkpoints import refused
 
 from analyzer.source.folder import FolderSource
-from analyzer.source.hub import HubSource
+from analyzer.source.hub.hub import HubSource
 from analyzer.source.opening import open_model
 
 WEIGHTS = "model.safetensors"

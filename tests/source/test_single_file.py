@@ -7,7 +7,7 @@ import pytest
 from checkpoints import random_downs, refused, write_llama
 
 from analyzer.source.folder import FolderSource
-from analyzer.source.hub import HubSource
+from analyzer.source.hub.hub import HubSource
 from analyzer.source.opening import open_model
 from analyzer.source.single_file import MAX_PARTS, gguf_files, parts_of_file
 

@@ -5,7 +5,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
+from analyzer.projections.down_projections import down_projections
 from analyzer.source.opening import open_model
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}

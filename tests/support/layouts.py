@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from analyzer.checkpoint.down_projections import find_down_projections
+from analyzer.projections.down_projections import find_down_projections
 
 HIDDEN, INNER, ROUTED = 16, 24, 8
 CONFIG = {"model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 3}

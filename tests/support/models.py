@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
 from analyzer.forward.edits import zeroing
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
+from analyzer.projections.down_projections import down_projections
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.verify.settings import VerifySettings

@@ -13,9 +13,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.checkpoint.down_projections import down_projections
 from analyzer.checkpoint.shards import INDEX
-from analyzer.checkpoint.weights import read_weights
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.weights import read_weights
 from analyzer.scan.ranks import static_ranks
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource

@@ -224,7 +224,6 @@ def test_no_command_without_a_plot_imports_matplotlib():
     rooms = "analyzer.cli.main, analyzer.analyze.verifying, analyzer.verify.report"
     script = f"import sys, {rooms}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0
-    script = (
-        "import sys, analyzer.verify.pictures, analyzer.diff.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
+    pictures = "analyzer.verify.pictures, analyzer.diff.reports.pictures"
+    script = f"import sys, {pictures}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0

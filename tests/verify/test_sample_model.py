@@ -16,7 +16,7 @@ from sample_model import sample_model_folder
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.shards import INDEX
-from analyzer.verify.detection import detect
+from analyzer.verify.activations.detection import detect
 from analyzer.verify.settings import Thresholds, evaluation_text
 
 SAMPLE = sample_model_folder()

@@ -35,7 +35,7 @@ from analyzer.base.errors import ArchitectureError, ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
-from analyzer.verify.detection import Thresholds
+from analyzer.verify.activations.detection import Thresholds
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""A diff as text, as a table of CSV, and drawn."""

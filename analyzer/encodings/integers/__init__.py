@@ -1,0 +1,1 @@
+"""The encodings that hold integers, with scales and zero points."""

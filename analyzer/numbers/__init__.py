@@ -1,0 +1,1 @@
+"""How a matrix's numbers are stored, whatever the format: tiles, floats, blocks with a scale, packed integers."""

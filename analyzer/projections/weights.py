@@ -1,0 +1,71 @@
+"""Single weights and rows of down projections, each read on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import Unsigned
+from analyzer.projections.projection import DownProjection
+from analyzer.source.streaming import Want, stream
+
+
+def read_weights(
+    checkpoint: Checkpoint, projections: Sequence[DownProjection], coordinates: Sequence[Coordinate]
+) -> dict[Coordinate, float]:
+    """Return these weights, each read on its own.
+
+    Raises ArchitectureError where the tensors have no such weight, SourceError where bytes cannot be read.
+    """
+    by_place = {projection.place: projection for projection in projections}
+    values: dict[Coordinate, float] = {}
+
+    def wants() -> Iterator[Want]:
+        for coordinate in coordinates:
+            projection = by_place.get(coordinate.place)
+            if projection is None or not _has(projection.shape, coordinate):
+                raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
+            matrix = projection.matrix
+            tile, index = matrix.tile_of(coordinate.row, coordinate.col)
+
+            def use(_: int, __: Tile, bits: Unsigned, *, at=coordinate, index=index, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
+                values[at] = float(matrix.encoding.decoded.decode(bits.ravel()[index : index + 1])[0])
+
+            yield from checkpoint.read_matrix(matrix, use, only=tile)
+
+    stream(checkpoint.source, wants())
+    return {coordinate: values[coordinate] for coordinate in coordinates}
+
+
+def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:
+    at = (coordinate.row, coordinate.col)
+    return all(isinstance(each, Integral) and 0 <= each < size for each, size in zip(at, shape, strict=True))
+
+
+def read_row(checkpoint: Checkpoint, projection: DownProjection, row: int) -> NDArray[np.float64]:
+    """Return the weights of one output channel, [cols]; reads all of a matrix that is stored by input channels.
+
+    Raises SourceError where bytes cannot be read.
+    """
+    matrix = projection.matrix
+    values = np.empty(projection.shape[1])
+    line = None if matrix.transposed else replace(matrix.tile_of(row, 0)[0], units=matrix.data.shape[1])
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        lines, places = matrix.axes(tile)
+        decoded = matrix.encoding.decoded.decode(bits)
+        if not matrix.transposed:
+            values[places] = decoded[lines == row][0]
+        elif places.start <= row < places.stop:
+            values[lines] = decoded[:, row - places.start]
+
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=line))
+    return values

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub as a source: pinned, read by ranges, patient, and distrusted."""

@@ -1,0 +1,1 @@
+"""Super activations: where they are, and which weights write them."""

@@ -1,0 +1,107 @@
+"""Pure NumPy: the blocks that write a super activation, and the weights behind a write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.base.records import Coordinate
+from analyzer.forward.trace import Stream, Trace
+from analyzer.verify.activations.detection import medians
+from analyzer.verify.records import SuperActivation, Write
+from analyzer.verify.settings import Thresholds
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A weight, the write it has a part in, and the part: term / output of the down projection."""
+
+    coordinate: Coordinate
+    value: float
+    share: float
+    write: Write
+
+
+def find_writes(
+    entering: NDArray[np.float32],
+    residual: Stream,
+    layers: Sequence[int],
+    activations: Sequence[SuperActivation],
+    thresholds: Thresholds,
+) -> list[tuple[int, int, int, float]]:
+    """Return (layer, position, channel, change) of each block that writes a super activation, removing ones too.
+
+    `entering` is the residual stream before the first block, [T, hidden_size]. A write counts from the layer where
+    the activation first appears at that place to the one after it was last seen.
+    """
+    before = np.concatenate((entering[None], residual[:-1]))
+    bounds = thresholds.write_ratio * medians(residual)
+    writes = []
+    for position, channel in sorted({(a.position, a.channel) for a in activations}):
+        here = [a for a in activations if (a.position, a.channel) == (position, channel)]
+        start = layers.index(min(a.layer for a in here))
+        stop = layers.index(max(a.last_layer for a in here)) + 1
+        for index in range(start, min(stop, len(layers) - 1) + 1):
+            change = float(residual[index, position, channel] - before[index, position, channel])
+            if abs(change) >= bounds[index] > 0:
+                writes.append((layers[index], position, channel, change))
+    return writes
+
+
+def attribute(
+    write: tuple[int, int, int, float],
+    trace: Trace,
+    weight_row: Callable[[int, int | None, int], NDArray[np.float64]],
+    thresholds: Thresholds,
+) -> tuple[Write, list[Attribution]]:
+    """Return a write and the weights with a share of at least the threshold in it, largest share first.
+
+    What the MLP adds at (position, row) is the sum over c of W[row, c] * input[position, c] plus a bias, and over the
+    experts that had the position: an exact decomposition, also where a norm follows that scales all channels alike.
+    `weight_row` gives W[row] of a (layer, expert, row), [intermediate_size].
+    """
+    layer, position, channel, change = write
+    total = float(trace.outputs[layer][position, channel])
+    found: list[Attribution] = []
+    largest = 0.0
+    record = Write(layer, channel, position, change, 0.0)
+    for expert, entered in trace.at(layer, position):
+        row = weight_row(layer, expert, channel)
+        shares = row * entered / total if total else np.zeros_like(row)
+        largest = max(largest, float(shares.max()))
+        found += [
+            Attribution(Coordinate(layer, expert, channel, int(col)), float(row[col]), float(shares[col]), record)
+            for col in np.flatnonzero(shares >= thresholds.share)
+        ]
+    record = replace(record, largest_share=largest)
+    found = [replace(attribution, write=record) for attribution in found]
+    return record, sorted(found, key=lambda attribution: (-attribution.share, attribution.coordinate.sort_key))
+
+
+def collapse(
+    coordinate: Coordinate,
+    position: int,
+    activations: Sequence[SuperActivation],
+    layers: Sequence[int],
+    residual: Stream,
+    residual_zeroed: Stream,
+) -> float:
+    """Return the part of the super activation's magnitude that zeroing the weight takes away.
+
+    Each run of the activation at the weight's row that ends at or after the weight's layer is judged at its peak
+    from that layer on; the hardest hit counts, for one write can prepare a later one. Negative where it grows.
+    """
+    parts = []
+    for activation in activations:
+        if (activation.channel, activation.position) != (coordinate.row, position):
+            continue
+        first = layers.index(max(activation.layer, coordinate.layer))
+        along = np.abs(residual[first : layers.index(activation.last_layer) + 1, position, coordinate.row])
+        if along.size:
+            peak = first + int(np.argmax(along))
+            zeroed = abs(float(residual_zeroed[peak, position, coordinate.row]))
+            parts.append(1.0 - zeroed / float(along.max()))
+    return max(parts, default=0.0)

@@ -1,0 +1,62 @@
+"""Single weights and rows of down projections, each read on its own."""
+
+import numpy as np
+import pytest
+from checkpoints import random_downs, write_gpt2, write_llama
+
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.projections.down_projections import down_projections
+from analyzer.projections.weights import read_row, read_weights
+from analyzer.source.folder import FolderSource
+
+ROWS, COLS = 8, 20
+DOWNS = random_downs(hidden=ROWS, intermediate=COLS)
+WEIGHTS = [Coordinate(2, None, 7, 19), Coordinate(0, None, 0, 0), *(Coordinate(1, None, 3, col) for col in (11, 12))]
+
+
+@pytest.fixture(params=[write_llama, write_gpt2], ids=["by rows", "by columns"])
+def opened(request, tmp_path):
+    request.param(tmp_path, DOWNS)
+    checkpoint = Checkpoint(FolderSource(tmp_path))
+    return checkpoint, down_projections(checkpoint)
+
+
+def test_weights_come_in_the_order_asked_for_and_nothing_else_is_read(opened):
+    checkpoint, projections = opened
+    before = checkpoint.bytes_read
+    values = read_weights(checkpoint, projections, WEIGHTS)
+    assert list(values) == WEIGHTS
+    assert list(values.values()) == [float(DOWNS[c.layer][c.row, c.col]) for c in WEIGHTS]
+    assert checkpoint.bytes_read - before == 2 * len(WEIGHTS)
+    assert read_weights(checkpoint, projections, []) == {}
+
+
+@pytest.mark.parametrize(
+    "coordinate",
+    [
+        Coordinate(1, None, ROWS, 0),
+        Coordinate(1, None, 0, COLS),
+        Coordinate(1, None, -1, 11),
+        Coordinate(1, None, 3, -1),
+        Coordinate(1, None, 3, None),
+        Coordinate(1, None, 3.0, 11),
+        Coordinate(3, None, 0, 0),
+        Coordinate(-1, None, 0, 0),
+        Coordinate(1, 0, 0, 0),
+        Coordinate(1, None, 0, 0, "vision"),
+    ],
+    ids=str,
+)
+def test_a_weight_that_is_nowhere_is_one_line(opened, coordinate):
+    checkpoint, projections = opened
+    with pytest.raises(ArchitectureError) as caught:
+        read_weights(checkpoint, projections, [WEIGHTS[0], coordinate])
+    assert str(caught.value) == f"{checkpoint.source.model} has no weight {coordinate}"
+
+
+@pytest.mark.parametrize("row", [0, 3, ROWS - 1])
+def test_a_row_is_read_whichever_way_it_is_stored(opened, row):
+    checkpoint, projections = opened
+    np.testing.assert_array_equal(read_row(checkpoint, projections[1], row), DOWNS[1][row].astype(np.float64))
