@@ -50,6 +50,7 @@ def analyze_model(
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
     assert done.scanned is not None  # without early_stop there is always a scan
     verified = replace(done.result, commit=source.commit or content_hash(done.checkpoint))
+    done.checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed
     default = VerifySettings()
     chosen = (settings.prompt, settings.text, scan.score, scan.top)
     method = {

@@ -60,7 +60,7 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     # Fails, where it must, before gigabytes are read or a lying config is built.
     projections = _that_run(checkpoint)
     folder = source.folder(checkpoint.shards if download else ())
-    if download:
+    if download and not isinstance(source, FolderSource):
         checkpoint = Checkpoint(
             FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         )

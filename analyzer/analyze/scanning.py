@@ -35,6 +35,7 @@ def scan_model(
     if settings.layers is not None:
         projections = in_layers(source.model, projections, settings.layers)
     result = scan_projections(checkpoint, projections, settings, progress, num_layers=num_layers)
+    source.check_unchanged()
     return replace(result, unread=found.unread, notes=(*checkpoint.notes, *found.notes))
 
 

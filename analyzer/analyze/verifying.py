@@ -82,4 +82,5 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
 
     prepared = prepare(settings, tokens, source.model)
     result = verify(runner, prepared, Statics(source.model, candidates, rank, nearest, shape), settings, progress)
+    checkpoint.source.check_unchanged()
     return Verified(checkpoint, scanned, result)

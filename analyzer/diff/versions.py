@@ -100,7 +100,10 @@ def compare_models(
         ranked = all(isinstance(each, Model) or each.outliers is not None for each in opened)
         sides = [each if isinstance(each, Side) else _side_of(each, progress, ranked) for each in opened]
         result = compare(*(_with_known(side, documents) for side in sides))
-    return replace(result, bytes_read=sum(each.checkpoint.bytes_read for each in opened if isinstance(each, Model)))
+    models = [each for each in opened if isinstance(each, Model)]
+    for each in models:
+        each.checkpoint.source.check_unchanged()
+    return replace(result, bytes_read=sum(each.checkpoint.bytes_read for each in models))
 
 
 def compare_revisions(
@@ -130,7 +133,10 @@ def compare_revisions(
     places = {projection.place for each in models for projection in each.projections}
     known = known_weights(known_of(documents, scans[0].model), places)
     coordinates = followed(scans, list(known), settings.top)
-    return follow(scans, revisions, known, [each.weights(coordinates) for each in models], settings.top)
+    weights = [each.weights(coordinates) for each in models]
+    for source in sources:
+        source.check_unchanged()
+    return follow(scans, revisions, known, weights, settings.top)
 
 
 def _diff_models(models: tuple[Model, Model], documents: Documents, progress: Progress) -> DiffResult:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
+from analyzer.source.local_files import LocalFiles
 from analyzer.source.sizes import Sizes
 from analyzer.source.source import MEBIBYTE, is_plain_path
+
+# What libraries read of a model's folder by themselves: config and tokenizer.
+BESIDE = (".json", ".model", ".jinja", "vocab.txt", "merges.txt")
 
 
 class FolderSource:
@@ -41,14 +44,15 @@ class FolderSource:
         self._folder = resolved / subfolder if subfolder else resolved
         if not self._folder.resolve().is_relative_to(resolved):
             raise SourceError(f"--subfolder {shown(subfolder)} leads out of {shown(path)}")
+        self._files = LocalFiles()
         try:
-            self.sizes: Mapping[str, int] = Sizes(dict(_file_sizes(self._folder)), self._size_in_subfolder)
+            self.sizes: Mapping[str, int] = Sizes(dict(self._listed()), self._size_in_subfolder)
         except OSError as error:
             raise SourceError(f"cannot list {shown(self._folder)}: {error.strerror}") from error
 
     def read(self, filename: str, start: int, stop: int) -> bytes:
         """See Source.read."""
-        return read_file(self._folder / filename, start, stop)
+        return self._files.read(self._folder / filename, start, stop)
 
     def content(self, filename: str) -> str | None:
         """See Source.content: reading a local file again is as fast as hashing it."""
@@ -56,50 +60,28 @@ class FolderSource:
 
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
+        for name in self.sizes:
+            if name.endswith(BESIDE):
+                self._files.hand_out(self._folder / name)
         return self._folder
+
+    def check_unchanged(self) -> None:
+        """See Source.check_unchanged."""
+        self._files.check()
+
+    def _listed(self) -> Iterator[tuple[str, int]]:
+        """Yield the regular files of the folder; a link that leads nowhere, or in a circle, is none."""
+        for path in self._folder.iterdir():
+            with suppress(OSError):
+                if path.is_file():
+                    self._files.see(path, status := path.stat())
+                    yield path.name, status.st_size
 
     def _size_in_subfolder(self, filename: str) -> int | None:
         """Return the size of a file that is not in the folder itself: an index may name shards in a subfolder."""
         with suppress(OSError):
             path = self._folder / filename
             if "/" in filename and is_plain_path(filename) and path.is_file():
-                return path.stat().st_size
+                self._files.see(path, status := path.stat())
+                return status.st_size
         return None
-
-
-def read_file(path: Path, start: int, stop: int) -> bytes:
-    """Return the bytes of a regular file from `start` up to, but not including, `stop`.
-
-    Links are followed: the Hub's own cache consists of them. Raises SourceError where the bytes cannot be had.
-    """
-    try:
-        # O_NONBLOCK: opening a FIFO that took a file's place must fail, not wait.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SourceError(f"{shown(path)} is not a regular file")
-            data = _read_range(descriptor, start, stop)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise SourceError(f"cannot read {shown(path)}: {error.strerror}") from error
-    if len(data) != stop - start:
-        raise SourceError(f"{shown(path)} ends at byte {start + len(data)}, expected {stop}: it is truncated")
-    return data
-
-
-def _file_sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the regular files of a folder; a link that leads nowhere, or in a circle, is none."""
-    for entry in os.scandir(folder):
-        with suppress(OSError):
-            if entry.is_file():
-                yield entry.name, entry.stat().st_size
-
-
-def _read_range(descriptor: int, start: int, stop: int) -> bytes:
-    """Return what the file has of the range: a read may stop short of it, at 2 GiB on Linux for one."""
-    os.lseek(descriptor, start, os.SEEK_SET)
-    data = os.read(descriptor, stop - start)
-    while len(data) < stop - start and (more := os.read(descriptor, stop - start - len(data))):
-        data += more
-    return data

@@ -48,6 +48,10 @@ class FileSource:
         """See Source.folder."""
         return self._source.folder(weights)
 
+    def check_unchanged(self) -> None:
+        """See Source.check_unchanged."""
+        self._source.check_unchanged()
+
 
 def only_gguf(source: Source, *, folder: str = "") -> Source:
     """Return the source of the one GGUF model that a source has in place of safetensors, else the source as it is.

@@ -47,6 +47,13 @@ class Source(Protocol):
         """
         ...
 
+    def check_unchanged(self) -> None:
+        """Raise SourceError where a local file that was read has changed since it was first looked at.
+
+        A job ends with it: its result would be of neither state.
+        """
+        ...
+
 
 def is_plain_path(name: str) -> bool:
     """Tell whether this is a relative path that stays inside its folder, on any system and in any URL."""

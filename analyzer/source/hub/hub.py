@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import SourceError, shown
-from analyzer.source.folder import read_file
 from analyzer.source.hub.cache import cache_folder, open_cached
 from analyzer.source.hub.patience import PASSING, Passing, in_time, patiently
 from analyzer.source.hub.refusals import hub_errors
 from analyzer.source.hub.replies import check_reply, check_status, is_elsewhere, total_size
 from analyzer.source.hub.signed_urls import HubFile, SignedUrlRefused
+from analyzer.source.local_files import LocalFiles
 from analyzer.source.sizes import Sizes
 from analyzer.source.source import HUB_ID, MEBIBYTE, Source, is_plain_path
 
@@ -87,6 +87,7 @@ class HubSource:
             for sibling in info.siblings
             if sibling.rfilename.startswith(self._prefix)
         }
+        self._local = LocalFiles()
         for file in self._files.values():
             file.cached = self._in_cache(file)
         self.sizes: Mapping[str, int] = Sizes({name: file.size for name, file in self._files.items()}, self._measure)
@@ -95,7 +96,7 @@ class HubSource:
         """See Source.read. What is in the Hub's local cache is read from there."""
         file = self._files.get(filename) or HubFile(self._prefix + filename, stop, None)
         if file.cached is not None:
-            return read_file(file.cached, start, stop)
+            return self._local.read(file.cached, start, stop)
         if file.size is None:
             file.size = self.sizes[filename]
         data = bytearray(stop - start)
@@ -141,6 +142,10 @@ class HubSource:
                 allow_patterns=[glob.escape(self._prefix + name) for name in wanted],
             )
         return Path(snapshot) / self._prefix
+
+    def check_unchanged(self) -> None:
+        """See Source.check_unchanged: of a pinned commit, what is in the Hub's local cache could change."""
+        self._local.check()
 
     def _list(self, model: str) -> huggingface_hub.ModelInfo:
         """Return what the Hub tells of a model, its files among it."""
