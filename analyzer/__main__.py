@@ -5,14 +5,18 @@ What a run needs is imported inside, so that a Ctrl-C meanwhile ends it as quiet
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 MAX_MESSAGE = 1000
+NO_MEMORY = ("can't start new thread", "not enough memory", "can't allocate memory", "out of memory")
 
 
 def main() -> NoReturn:
@@ -25,18 +29,16 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    _open_standard_streams()
     import click
 
     from analyzer.base.errors import AnalyzerError, shown
     from analyzer.cli.main import cli
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+    stdout = sys.stdout
     try:
         status = cli.main(prog_name="superweight", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.Abort as error:
         raise KeyboardInterrupt from error
@@ -46,21 +48,79 @@ def _run() -> int:
     except BrokenPipeError:  # the reader of a pipe had enough
         _discard_output()
         return 0
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        _discard_output()  # click has met such a pipe, and put something else in place of stdout
+        return 0
     except Exception as error:
         if os.environ.get("SUPERWEIGHT_DEBUG") == "1":
             raise
         if isinstance(error, AnalyzerError):
             message = str(error)
-        elif isinstance(error, OSError):  # sources and catalogs have errors of their own: this is the output
-            _discard_output()
-            message = f"cannot write the output: {error.strerror}"
+        elif isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            message = f"there is not enough memory ({shown(error)}): close other programs, or take a larger machine"
+        elif isinstance(error, OSError):
+            message = _of_system(error)
         else:
             message = (
                 f"this is a bug in superweight ({type(error).__name__}: {shown(error)}): "
                 "run it again with SUPERWEIGHT_DEBUG=1 and report what it says"
             )
         print(f"error: {shown(message, MAX_MESSAGE)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
         return EXIT_ERROR
+
+
+def _of_system(error: OSError) -> str:
+    """Return what an error of the system is about: sources and catalogs have errors of their own."""
+    if error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() may not ask
+    except OSError:
+        return "the current folder is gone: change into another"
+    if error.errno == errno.ENOMEM:
+        return "there is not enough memory: close other programs, or take a larger machine"
+    return f"cannot write the output: {error.strerror}"
+
+
+class _Forgiving(io.TextIOWrapper):
+    """A stderr that may be full, or closed by who read it: what it cannot take is lost, and the run goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def _open_standard_streams() -> None:
+    """Give a place to standard streams that are closed, so that no file that is opened later is taken for one.
+
+    What goes to such a stderr is lost; writing to such a stdout fails.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
+    elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _Forgiving(sys.stderr.detach(), sys.stderr.encoding, line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
 
 
 def _discard_output() -> None:

@@ -1,26 +1,85 @@
-"""Writes a file whole or not at all."""
+"""Writes a file whole or not at all, and clears away what writers that were killed have left."""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, which lets nobody remove a file that is open
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX, SUFFIX = ".writing.", ".tmp"
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file atomically; one that already has this content is left alone.
 
-    Raises OSError where it cannot be written; the file that was there is then as it was.
+    A link is followed, what it leads to is written. A new file has the mode that the umask leaves, one that is there
+    keeps its own. `durable` waits until the disk has it. Raises OSError where it cannot be written; the file that was
+    there is then as it was.
     """
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
     if path.is_file() and path.read_bytes() == data:
         return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
+    for left in leftovers(path.parent):
+        with suppress(OSError):
+            left.unlink()
+    with _temporary(path) as (temporary, file):
+        file.write(data)
+        file.flush()
+        if durable:
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; what is written is for others to read
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        if fcntl is None:
+            file.close()  # Windows renames nothing that is open
+        temporary.replace(path)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the files in a folder that writers began and did not finish, and that no writer holds any longer."""
+    return [path for path in sorted(folder.glob(f"{PREFIX}*{SUFFIX}")) if _is_left(path)]
+
+
+def _is_left(path: Path) -> bool:
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return stat.S_ISREG(os.fstat(descriptor).st_mode)
+        finally:
+            os.close(descriptor)
+    return False
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield a new file beside `path`, its name and itself, which is locked until it is closed; gone afterwards."""
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    while True:
+        temporary = path.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            with os.fdopen(os.open(temporary, flags, 0o666 if mode is None else mode & 0o777), "wb") as file:
+                if fcntl is not None:
+                    with suppress(OSError):  # of a file system without locks, where what is left stays
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                if not temporary.exists():
+                    continue  # another writer took it for left before it was locked
+                if mode is not None:
+                    temporary.chmod(mode)  # whatever the umask says
+                yield temporary, file
+                return
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -163,6 +163,14 @@ DEFAULTS_OF_2 = {
 }
 
 
+def fault_of_name(model: str) -> str | None:
+    """Return why no catalog may hold a model of this name; null where it may."""
+    fault = next(_validator().descend(model, {"$ref": "#/$defs/entry/properties/model"}), None)
+    if fault is None:
+        return None
+    return "it has control or invisible characters" if fault.validator == "not" else shown(fault.message, 120)
+
+
 def problems(document: Any, family: str) -> Iterator[str]:
     """Yield what is wrong with a file's content, each as entry, field and fault."""
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -266,14 +274,20 @@ def write_document(path: Path, family: str, *, entries: Iterable[Entry], reporte
     if fault := next(problems(document, family), None):
         raise CatalogError(f"refusing to write {shown(path)}: {fault}")
     write_whole(path, (_formatted(document) + "\n").encode("ascii"))
-    if _is_older_schema(path.parent / SCHEMA_FILE):
-        write_whole(path.parent / SCHEMA_FILE, schema_text().encode("utf-8"))
+    schema = path.parent / SCHEMA_FILE
+    if _is_older_schema(schema):
+        try:
+            write_whole(schema, schema_text().encode("utf-8"))
+        except OSError as error:
+            raise CatalogError(
+                f"{shown(path)} is written, but not {SCHEMA_FILE} beside it: {error.strerror}; the next write adds it"
+            ) from error
 
 
 def _is_older_schema(path: Path) -> bool:
     """Tell whether there is no schema yet, or one of an earlier version; any other is left alone."""
-    if not path.exists():
-        return True
+    if not path.is_file():
+        return not (path.exists() or path.is_symlink())  # a pipe would be waited for
     try:
         version = json.loads(path.read_text("utf-8"))["properties"]["schema_version"]["const"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

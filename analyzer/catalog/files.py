@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analyzer.base.atomic import leftovers
 from analyzer.base.errors import CatalogError, shown
 from analyzer.catalog.documents import (
     SCHEMA_FILE,
     Document,
     Reported,
     entry_key,
+    fault_of_name,
     load,
     problems,
     read_document,
@@ -31,17 +33,15 @@ LOCK_FILE = ".lock"
 LOCK_TIMEOUT_S = 30
 
 
-def check_destination(folder: Path, family: str) -> None:
-    """Raise the CatalogError that save_entry would, as far as it can be known before there is an entry."""
-    path = _family_path(folder, family)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+def check_destination(folder: Path, family: str, model: str) -> None:
+    """Raise the CatalogError that saving an entry of this model would, as far as it is known before there is one."""
+    if fault := fault_of_name(model):
+        raise CatalogError(f"no catalog may hold the name {shown(model)}: {fault}: give another (--model-id)")
+    with _changing(folder, family) as (path, _):
         if not os.access(folder, os.W_OK):
             raise CatalogError(f"cannot write to the catalog folder {shown(folder)}: permission denied")
-        if path.exists():
-            read_document(path)
-    except OSError as error:
-        raise CatalogError(f"cannot write {shown(path)}: {error.strerror}") from error
+        if path.is_symlink() and not path.exists():
+            raise CatalogError(f"{shown(path)} is a link that leads nowhere: remove it, or make what it leads to")
 
 
 def _family_path(folder: Path, family: str) -> Path:
@@ -81,15 +81,23 @@ def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
     """Yield a family's file and its content, or that of an empty one, with all other writers locked out."""
     import filelock
 
-    path = _family_path(folder, family)
+    path, lock = _family_path(folder, family), filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S):
-            yield path, read_document(path) if path.exists() else {"entries": [], "reported": []}
+        lock.acquire()
     except filelock.Timeout as error:
         raise CatalogError(f"{shown(folder)} is locked by another writer: try again when it is done") from error
+    except FileExistsError as error:
+        raise CatalogError(f"{shown(folder)} is a file: give a folder for the catalog (--catalog)") from error
+    except OSError as error:
+        what = f"the lock {shown(folder / LOCK_FILE)}" if _is_there(folder) else f"the folder {shown(folder)}"
+        raise CatalogError(f"cannot make {what}: {error.strerror}: give another catalog (--catalog)") from error
+    try:
+        yield path, read_document(path) if path.exists() else {"entries": [], "reported": []}
     except OSError as error:
         raise CatalogError(f"cannot write {shown(path)}: {error.strerror}; what was there is unchanged") from error
+    finally:
+        lock.release()
 
 
 def known_documents(folder: Path | None) -> dict[str, Document]:
@@ -107,7 +115,7 @@ def with_record(folder: Path) -> dict[str, Document]:
     Raises CatalogError like read_document.
     """
     record = read_documents(_record_folder())
-    if not folder.is_dir() or folder.samefile(_record_folder()):
+    if not _is_there(folder) or folder.samefile(_record_folder()):
         return record
     own = read_documents(folder)
     nothing: Document = {"entries": [], "reported": []}
@@ -155,8 +163,23 @@ def validate(folder: Path) -> tuple[int, int, list[str]]:
     return len(paths), entries, found
 
 
+def left_in(folder: Path) -> list[str]:
+    """Return the names of files in a catalog's folder that a writer began, and was killed before it was done."""
+    return [path.name for path in leftovers(folder)]
+
+
 def files(folder: Path) -> list[Path]:
-    """Return the catalog's files in order. Raises CatalogError where there is no such folder."""
-    if not folder.is_dir():
-        raise CatalogError(f"there is no catalog folder {shown(folder)}: give another (--catalog)")
-    return sorted(path for path in folder.glob("*.json") if path.name != SCHEMA_FILE)
+    """Return the catalog's files in order. Raises CatalogError where there is no such folder, or it cannot be read."""
+    try:
+        if folder.is_dir():
+            return sorted(path for path in folder.iterdir() if path.suffix == ".json" and path.name != SCHEMA_FILE)
+    except OSError as error:
+        raise CatalogError(f"cannot read the catalog {shown(folder)}: {error.strerror}") from error
+    raise CatalogError(f"there is no catalog folder {shown(folder)}: give another (--catalog)")
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # no name that a folder can have, or one that may not be looked for
+        return False

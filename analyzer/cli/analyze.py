@@ -18,7 +18,7 @@ from analyzer.cli.options import (
     top_option,
     verify_options,
 )
-from analyzer.cli.output import check_picture, draw_verification, print_json, warn_of
+from analyzer.cli.output import check_picture, draw_verification, print_json, printing, warn_of
 
 if TYPE_CHECKING:
     from analyzer.scan.records import ScanSettings
@@ -71,15 +71,13 @@ def analyze(
     with progress_bars(quiet) as progress:
         source = open_model(**where, model_id=model_id)
         family = family or family_of(source.model)
-        check_destination(folder, family)  # before minutes of work
+        check_destination(folder, family, source.model)  # before minutes of work
         reported = reported_on(with_record(folder), source.model)
         done = analyze_model(source, settings, scan=scan, note=note, progress=progress)
     agreed = agreement(done.entry, reported)
     path: Path | None = None
-    try:
-        path = save_entry(folder, family, done.entry)
-        draw_verification(done.verified, plot)
-    finally:  # a full disk must not cost the result as well
+
+    def show() -> None:
         if as_json:
             print_json(
                 {
@@ -92,4 +90,8 @@ def analyze(
             )
         else:
             click.echo(render_verify(done.verified, path, render_agreement(agreed)))
+
+    with printing(show):
+        path = save_entry(folder, family, done.entry)
+        draw_verification(done.verified, plot)
     warn_of(done.scanned.unread, done.scanned.notes)

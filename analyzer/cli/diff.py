@@ -19,7 +19,7 @@ from analyzer.cli.options import (
     token_option,
     top_option,
 )
-from analyzer.cli.output import check_picture, print_json, warn_of
+from analyzer.cli.output import check_picture, print_json, printing, warn_of
 
 if TYPE_CHECKING:
     from analyzer.base.records import Unread
@@ -101,16 +101,18 @@ def diff(
         else:
             result = compare_revisions(old, revisions, settings, token=token, catalog=folder, progress=progress)
             text = history_csv(result) if as_csv else render_history(result)
-    try:
-        if plot and isinstance(result, History):
-            from analyzer.diff.reports.pictures import plot_history
 
-            plot_history(result, plot)
-    finally:  # a full disk must not cost the result as well
+    def show() -> None:
         if as_json:
             print_json({**plain(result), **more})
         else:
             click.echo(text, nl=not as_csv)
+
+    with printing(show):
+        if plot and isinstance(result, History):
+            from analyzer.diff.reports.pictures import plot_history
+
+            plot_history(result, plot)
     _warn(result)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyzer.base.errors import shown
+from analyzer.base.errors import AnalyzerError, shown
 
 if TYPE_CHECKING:
     from analyzer.base.records import Unread
@@ -32,6 +33,18 @@ def print_result(result: Any, as_json: bool, render: Callable[[Any], str]) -> No
         print_json(plain(result))
     else:
         click.echo(render(result))
+
+
+@contextmanager
+def printing(show: Callable[[], None]) -> Iterator[None]:
+    """Run a block that writes files, then print the result; where a file fails, too: a full disk must not cost both."""
+    try:
+        yield
+    except AnalyzerError:
+        with suppress(OSError):  # which must not hide the first failure
+            show()
+        raise
+    show()
 
 
 def warn_of(unread: Iterable[Unread | UnreadOf], notes: Iterable[str] = (), *, where: Sequence[str] = ()) -> None:

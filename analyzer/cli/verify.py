@@ -9,7 +9,7 @@ import click
 
 from analyzer.base.progress import progress_bars
 from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options
-from analyzer.cli.output import check_picture, draw_verification, print_result
+from analyzer.cli.output import check_picture, draw_verification, print_result, printing
 
 if TYPE_CHECKING:
     from analyzer.verify.settings import VerifySettings
@@ -37,7 +37,5 @@ def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | No
     check_picture(plot)
     with progress_bars(quiet) as progress:
         result = verify_model(open_model(**where), settings, progress=progress)
-    try:
+    with printing(lambda: print_result(result, as_json, render_verify)):
         draw_verification(result, plot)
-    finally:  # a full disk must not cost the result as well
-        print_result(result, as_json, render_verify)

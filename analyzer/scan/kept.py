@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 
+from analyzer.base.atomic import write_whole
 from analyzer.base.config import model_types, quantization
 from analyzer.base.errors import SourceError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
@@ -125,14 +125,12 @@ class ResultCache:
         """Keep what JSON has under a key; whole or not at all."""
         keyed = {"key": key, **body}
         path = self._path(key)
-        temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(json.dumps({"sha256": _digest(keyed), "body": keyed}))
-                temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)  # a full disk needs the room
+            if path.is_symlink() or path.is_fifo():
+                path.unlink()
+            # What a disk loses of it is noticed by its hash.
+            write_whole(path, json.dumps({"sha256": _digest(keyed), "body": keyed}).encode("ascii"), durable=False)
 
     def size(self) -> tuple[int, int]:
         """Return the number of entries, and their bytes."""

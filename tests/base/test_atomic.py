@@ -1,18 +1,38 @@
-"""A file is written whole or not at all."""
+"""A file is written whole or not at all, with the modes that its user wants, and what was left is cleared away."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from analyzer.base.atomic import write_whole
+from analyzer.base.atomic import leftovers, write_whole
 
 
-def test_a_file_is_written_for_all_to_read(tmp_path):
-    write_whole(tmp_path / "x", b"new")
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "x", b"new")
+    finally:
+        os.umask(before)
     assert (tmp_path / "x").read_bytes() == b"new"
-    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
+    assert mode_of(tmp_path / "x") == mode
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_a_file_keeps_its_mode(tmp_path, mode):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(mode)
+    write_whole(tmp_path / "x", b"new")
+    assert (mode_of(tmp_path / "x"), (tmp_path / "x").read_bytes()) == (mode, b"new")
 
 
 def test_the_same_content_again_is_not_written(tmp_path, monkeypatch):
@@ -31,3 +51,50 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "x", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "y").write_bytes(b"old")
+    (tmp_path / "x").symlink_to("there/y")
+    write_whole(tmp_path / "x", b"new")
+    assert (tmp_path / "x").is_symlink()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == {"y": b"new"}
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="not a regular file"):
+        write_whole(tmp_path / "pipe", b"new")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_whole(tmp_path / "a", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "pipe"]
+
+
+WRITER = """
+import os, pathlib, sys, time
+def wait(_):
+    print("writing", flush=True)
+    time.sleep(60)
+os.fsync = wait
+from analyzer.base.atomic import write_whole
+write_whole(pathlib.Path(sys.argv[1]), b"half")
+"""
+
+
+def test_the_next_writer_clears_away_what_a_killed_one_left_and_not_what_another_holds(tmp_path):
+    write_whole(tmp_path / "x", b"old")
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "x")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        (begun,) = tmp_path.glob(".writing.*.tmp")
+        write_whole(tmp_path / "x", b"new")
+        assert begun.exists()
+        assert leftovers(tmp_path) == []
+        writer.send_signal(signal.SIGKILL)
+    assert leftovers(tmp_path) == [begun]
+    assert (tmp_path / "x").read_bytes() == b"new"
+    write_whole(tmp_path / "x", b"newer")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"newer"}

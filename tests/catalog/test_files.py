@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, failing):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if failing == "write":
-        monkeypatch.setattr("analyzer.base.atomic.tempfile.mkstemp", full)
+        monkeypatch.setattr("analyzer.base.atomic.secrets.token_hex", full)
     elif failing == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
