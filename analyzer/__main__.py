@@ -5,10 +5,11 @@ What a run needs is imported inside, so that a Ctrl-C meanwhile ends it as quiet
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
+import threading
+import warnings
 from contextlib import suppress
 from typing import NoReturn
 
@@ -16,26 +17,32 @@ EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 MAX_MESSAGE = 1000
-NO_MEMORY = ("can't start new thread", "not enough memory", "can't allocate memory", "out of memory")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with the status of the contract."""
     try:
-        sys.exit(_run())
+        status = _run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        status = EXIT_INTERRUPTED
+    # The interpreter would wait for the threads of what was given up.
+    if status and any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run() -> int:
     _open_standard_streams()
     import click
 
-    from analyzer.base.errors import AnalyzerError, shown
+    from analyzer.base.errors import AnalyzerError, is_out_of_memory, reason_of, shown
     from analyzer.cli.main import cli
 
-    stdout = sys.stdout
+    stdout, debug = sys.stdout, os.environ.get("SUPERWEIGHT_DEBUG") == "1"
+    if not (debug or sys.warnoptions):
+        warnings.simplefilter("ignore")  # libraries' own, which name lines of code
     try:
         status = cli.main(prog_name="superweight", standalone_mode=False)
         sys.stdout.flush()
@@ -54,12 +61,12 @@ def _run() -> int:
         _discard_output()  # click has met such a pipe, and put something else in place of stdout
         return 0
     except Exception as error:
-        if os.environ.get("SUPERWEIGHT_DEBUG") == "1":
+        if debug:
             raise
         if isinstance(error, AnalyzerError):
             message = str(error)
-        elif isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-            message = f"there is not enough memory ({shown(error)}): close other programs, or take a larger machine"
+        elif is_out_of_memory(error):
+            message = reason_of(error)
         elif isinstance(error, OSError):
             message = _of_system(error)
         else:
@@ -83,8 +90,6 @@ def _of_system(error: OSError) -> str:
         os.getcwd()  # noqa: PTH109 - Path.cwd() may not ask
     except OSError:
         return "the current folder is gone: change into another"
-    if error.errno == errno.ENOMEM:
-        return "there is not enough memory: close other programs, or take a larger machine"
     return f"cannot write the output: {error.strerror}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, size_in, ternary_when_run
+from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, not_a_number_in, size_in, ternary_when_run
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
@@ -113,6 +113,8 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
             f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
             "yet verified"
         )
+    if nan := not_a_number_in(config):
+        raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
     towers = sorted({each.tower for each in projections if each.tower is not None})
     if towers:
         raise ArchitectureError(

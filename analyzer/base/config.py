@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,15 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
             break
         config = inner
     return config
+
+
+def not_a_number_in(value: Any, name: str = "", *, depth: int = MAX_DEPTH) -> str | None:
+    """Return the name of what is NaN in a config, at any depth; null where all its numbers are ones."""
+    if isinstance(value, float) and math.isnan(value):
+        return name
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    found = (not_a_number_in(each, f"{name}{name and '.'}{key}", depth=depth - 1) for key, each in inner if depth)
+    return next((each for each in found if each is not None), None)
 
 
 def sizes_in(config: Mapping[str, Any], keys: tuple[str, ...]) -> set[int]:

@@ -15,6 +15,8 @@ AnalyzerError
 
 from __future__ import annotations
 
+import errno
+
 
 class AnalyzerError(Exception):
     """Base of all of them; the message is one line that says what is wrong and what to do next."""
@@ -62,6 +64,40 @@ class SettingsError(AnalyzerError):
 
 class ResultError(AnalyzerError):
     """A saved result that cannot be compared."""
+
+
+# What libraries say where the system gave them no memory, or no thread.
+OUT_OF_MEMORY = (
+    "can't start new thread",
+    "can't allocate",
+    "ot enough memory",
+    "ut of memory",
+    "failed to map segment",
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error of a library says, as one line in words: many hold no more than a key or a name."""
+    said = shown(" ".join(str(error).split()))
+    if is_out_of_memory(error):
+        return "there is not enough memory: close other programs, or take a larger machine"
+    if isinstance(error, KeyError) and " " not in said:
+        return f"there is no {said}"
+    if isinstance(error, ZeroDivisionError):
+        return "a size in it is 0"
+    if isinstance(error, AttributeError | TypeError | IndexError | AssertionError) or not said:
+        return f"a part of it has not the form that is expected ({type(error).__name__}{said and ': '}{said})"
+    return said
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or what it came from, is that the system gave no memory."""
+    while error is not None:
+        no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if isinstance(error, MemoryError) or no_memory or any(words in str(error) for words in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def shown(text: object, limit: int = 200) -> str:

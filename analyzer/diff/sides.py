@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analyzer.base.errors import ResultError, shown
+from analyzer.base.errors import ResultError, reason_of, shown
 from analyzer.base.records import Coordinate, Fields, Outliers, Place, Unread
 from analyzer.base.text import name_at
 from analyzer.catalog.lookup import KnownCoordinate
@@ -21,6 +21,8 @@ COORDINATE_FIELDS = ("layer", "expert", "row", "col")
 STATUSES = ("confirmed", "coincident", "rejected")
 EFFECTS = ("critical", "inert", None)
 MAX_INDEX = 1 << 31
+MAX_RECORDS = 100_000  # outliers or super weights: the most that a scan keeps
+MAX_PARTS = 10_000_000  # commas and brackets of a result; of 200,000 tensors and as many outliers it has 4 million
 WHAT_TO_GIVE = "give what scan, verify or analyze printed with --json"
 
 Lookup = Callable[[Sequence[Coordinate]], Mapping[Coordinate, float]]
@@ -73,6 +75,8 @@ def parse_side(text: str, name: str) -> Side:
 
     Raises ResultError where the text is none of them.
     """
+    if sum(map(text.count, ",[{")) > MAX_PARTS:  # each takes some 100 bytes when it is read
+        raise ResultError(f"{shown(name)} has more than {MAX_PARTS:,} parts, too many to be a saved result")
     try:
         loaded = json.loads(text)
         if "old_commit" in loaded:
@@ -84,7 +88,9 @@ def parse_side(text: str, name: str) -> Side:
         unread = tuple(_unread(each) for each in loaded.get("unread") or ())
         texts = [loaded.get(key) for key in ("model", "commit", "model_type", "score", "prompt")]
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError) as error:
-        raise ResultError(f"{shown(name)} is not a result saved with --json ({shown(error, 80)})") from error
+        raise ResultError(
+            f"{shown(name)} is not a result saved with --json ({shown(reason_of(error), 120)})"
+        ) from error
     if outliers is None and super_weights is None:
         raise ResultError(f"{shown(name)} holds neither outliers nor super weights: {WHAT_TO_GIVE}")
     model, commit, model_type, score, prompt = (text if isinstance(text, str) else None for text in texts)
@@ -139,6 +145,8 @@ def _coordinate(record: Mapping[str, Any]) -> Coordinate:
 def _by_coordinate(records: Any, keys: Sequence[str]) -> dict[Coordinate, Fields] | None:
     if records is None:
         return None
+    if len(records) > MAX_RECORDS:
+        raise ValueError(f"{len(records):,} records in a list, a scan keeps at most {MAX_RECORDS:,}")
     found: dict[Coordinate, Fields] = {}
     for record in records:
         coordinate, value = _coordinate(record), record["value"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analyzer.base.errors import ForwardError, shown
+from analyzer.base.errors import AnalyzerError, ForwardError, reason_of
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
@@ -25,7 +25,7 @@ from analyzer.forward.mlps import Passage, find_mlps
 from analyzer.forward.trace import Entry, Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
-from analyzer.model.stock import is_masked, loading, read_config
+from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection
 from analyzer.projections.weights import read_row, read_weights
@@ -71,7 +71,7 @@ class Runner:
                 f"{self.name} holds an adapter, which would change its weights: merge it, or move it away"
             )
         place = pick_device(device)
-        with loading(f"the model {self.name}"):
+        with trusting_nobody(f"cannot load the model {self.name}", "config.json"):
             self.blocks = BlockwiseModel(
                 checkpoint,
                 read_config(folder),
@@ -196,13 +196,20 @@ class Runner:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run without gradients; what goes wrong inside (no memory left, say) becomes one line."""
+        """Run without gradients; what goes wrong inside (no memory left, say) becomes one line.
+
+        A fault of our own code, or of a caller's, stays what it is.
+        """
         try:
             with torch.inference_mode():
                 yield
-        except (RuntimeError, IndexError, MemoryError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ForwardError(f"{self.name} cannot be run: {shown(reason)}") from error
+        except (AnalyzerError, _Enough):
+            raise
+        except Exception as error:
+            if not (isinstance(error, RuntimeError | IndexError | MemoryError) or raised_by_model(error)):
+                raise
+            kind = self.checkpoint.model_type
+            raise ForwardError(f"{self.name} ({kind}) cannot be run: {reason_of(error)}") from error
 
     def _watch(
         self,
@@ -239,7 +246,8 @@ class Runner:
                 self.blocks.body(ids)
         residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
-            cure = "its weights hold NaN or Inf" if self.dtype == "float32" else "run in float32 (--dtype)"
+            cure = "its weights hold NaN or Inf, or its config.json is not theirs"
+            cure = cure if self.dtype == "float32" else "run in float32 (--dtype)"
             raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
         return residual, watched.entering[0], watched.outputs
 

@@ -5,6 +5,9 @@ A new version of the library may change any of it; `tests/model/test_stock.py` n
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,26 +27,53 @@ from transformers.core_model_loading import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import LoadStateDictConfig
 
-from analyzer.base.errors import AnalyzerError, ForwardError, shown
+from analyzer.base.errors import AnalyzerError, ForwardError, is_out_of_memory, reason_of
+
+LIBRARIES = [Path(str(library.__file__)).parent for library in (torch, transformers)]
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turn whatever third-party loaders raise on files that nobody vouches for into one line, and warn of nothing."""
+def trusting_nobody(what: str, files: str) -> Iterator[None]:
+    """Turn whatever third-party code raises on files that nobody vouches for into one line, and warn of nothing.
+
+    `what` begins the line, `files` are those to look at.
+    """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), _unprinted():
             yield
-    except AnalyzerError:
+    except (AnalyzerError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if "trust_remote_code" in reason:
+    except BaseException as error:  # the tokenizers library's panics are no Exception
+        reason = reason_of(error)
+        if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
-        elif "ignore_mismatched_sizes" in reason:
+        elif "ignore_mismatched_sizes" in str(error):
             reason = "its config.json does not fit its weights"
-        raise ForwardError(f"cannot load {what}: {shown(reason)}") from error
+        elif not is_out_of_memory(error):
+            reason = f"{reason}; compare its {files} with the original's"
+        raise ForwardError(f"{what}: {reason}") from error
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Let nothing come to stderr: a panic of the tokenizers library prints itself, whoever catches it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def raised_by_model(error: BaseException) -> bool:
+    """Tell whether an error was raised inside of the libraries, as by a stock model that a config makes no sense to."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).is_relative_to(library) for library in LIBRARIES)
 
 
 def read_config(folder: Path) -> Any:

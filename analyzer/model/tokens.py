@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import transformers
 
 from analyzer.base.errors import ForwardError
-from analyzer.model.stock import loading
+from analyzer.model.stock import trusting_nobody
 
 WINDOW_TOKENS = 512
 MASKED_EVERY = 7  # of a masked language model's text, so that its loss means something
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+TOKENIZERS = "tokenizer files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Tokens:
 
         Raises ForwardError where the model has no tokenizer or the ids do not fit the model.
         """
-        ids: list[int] = list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        with self._trusting_nobody("cannot read text"):
+            ids: list[int] = list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
         if any(i >= self._vocabulary for i in ids):
             raise ForwardError(
                 f"{self._model}: its tokenizer makes ids up to {max(ids)}, its embedding has {self._vocabulary} rows"
@@ -54,7 +57,8 @@ class Tokens:
 
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return each token as the text it stands for."""
-        return tuple(self._tokenizer.decode([i]) for i in ids)
+        with self._trusting_nobody("cannot make text"):
+            return tuple(self._tokenizer.decode([i]) for i in ids)
 
     def windows(self, text: str) -> list[Window]:
         """Return a text in windows of equal length, the last one shorter.
@@ -90,7 +94,10 @@ class Tokens:
     def _tokenizer(self) -> Any:
         if not any((self._folder / file).exists() for file in TOKENIZER_FILES):
             raise ForwardError(f"{self._model} has no tokenizer: add its tokenizer files to the folder")
-        with loading(f"the tokenizer of {self._model}"):
+        with trusting_nobody(f"cannot load the tokenizer of {self._model}", TOKENIZERS):
             return transformers.AutoTokenizer.from_pretrained(
                 self._folder, trust_remote_code=False, local_files_only=True
             )
+
+    def _trusting_nobody(self, fault: str) -> AbstractContextManager[None]:
+        return trusting_nobody(f"the tokenizer of {self._model} {fault}", TOKENIZERS)

@@ -16,11 +16,13 @@ from analyzer.base.errors import SourceError, shown
 from analyzer.source.hub.patience import PASSING, Passing, in_time, patiently
 from analyzer.source.hub.refusals import hub_errors
 from analyzer.source.hub.replies import without_body
+from analyzer.source.streaming import interruptible
 
 if TYPE_CHECKING:
     import huggingface_hub
 
 
+COMMIT_S, SLOWEST_RATE = 120.0, 50_000  # how long a commit may take, and the bytes a second that add to it
 ANSWER_S = 60.0  # how long the Hub may think about a request; its client would wait for ever
 
 
@@ -131,17 +133,27 @@ class Repository:
 
     def commit(self, upload: Mapping[str, bytes], delete: Sequence[str], message: str) -> huggingface_hub.CommitInfo:
         """Make one commit on top of the head; it fails where there is another commit by now."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, constants
 
         # A file object, since a small file goes by plain HTTP then, by which errors can be told, in place of hf_xet.
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationAdd(path, io.BytesIO(data)) for path, data in upload.items()),
             *(CommitOperationDelete(path, is_folder=False) for path in delete),
         ]
+        within_s = COMMIT_S + sum(map(len, upload.values())) / SLOWEST_RATE
         with _refusals(self.name, writing=True):
-            return self._api.create_commit(
-                self._id, operations, commit_message=message, repo_type="dataset", parent_commit=self.head
-            )
+            try:
+                return interruptible(
+                    lambda: self._api.create_commit(
+                        self._id, operations, commit_message=message, repo_type="dataset", parent_commit=self.head
+                    ),
+                    within_s=within_s,
+                )
+            except TimeoutError as error:
+                raise SourceError(
+                    f"{constants.ENDPOINT} did not take the files for {self.name} within {within_s:.0f} s: look "
+                    "whether they are there, then run it again"
+                ) from error
 
 
 @contextmanager

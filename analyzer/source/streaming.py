@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
+from analyzer.base.errors import SourceError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -86,6 +88,29 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], *, th
     return [results[number] for number in range(len(items))]
 
 
+def interruptible(function: Callable[[], Result], *, within_s: float | None = None) -> Result:
+    """Return what a call returns; Ctrl-C, and what it takes longer than `within_s`, need not wait for its end.
+
+    Raises TimeoutError then. It is for calls of libraries that wait for threads of their own.
+    """
+    ended: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            ended.put((function(), None))
+        except BaseException as error:
+            ended.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        result, error = ended.get(timeout=within_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
 def _run(jobs: Iterator[Callable[[threading.Event], None]], threads: int) -> None:
     """Run jobs, begun in their order and so many at once; each is handed the event that says to wait no longer."""
     taking, stopped = threading.Lock(), threading.Event()
@@ -108,14 +133,24 @@ def _run(jobs: Iterator[Callable[[threading.Event], None]], threads: int) -> Non
     # Daemons, so that Ctrl-C need not wait for a server that does not answer.
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     try:
-        for worker in workers:
-            worker.start()
-        for _ in workers:
+        working = sum(1 for worker in workers if _begins(worker))
+        if workers and not working:
+            raise SourceError("the system gives this process no thread: close other programs, or raise its limits")
+        for _ in range(working):
             error = ended.get()
             if error is not None:
                 raise error
     finally:
         stopped.set()
+
+
+def _begins(worker: threading.Thread) -> bool:
+    """Start a thread, if the system gives one: with fewer of them the work takes longer."""
+    try:
+        worker.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _side_by_side(wants: Iterable[Want], block_bytes: int) -> Iterator[list[Want]]:

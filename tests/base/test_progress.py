@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from analyzer.base.progress import counted, progress_bars
+from analyzer.base.progress import Estimates, counted, duration, progress_bars
 
 
 def drawn(monkeypatch, *told, terminal=True, quiet=False):
@@ -44,3 +44,29 @@ def test_quiet_silences_the_hubs_client_too(monkeypatch):
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
     assert drawn(monkeypatch, ("scan", 1, 2), quiet=True) == ""
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+
+
+def test_a_line_says_now_and_then_how_long_it_will_take():
+    told, now = [], [0.0]
+    estimate = Estimates(told.append, lambda: now[0])
+    for second in range(0, 4001, 10):  # of 40,000, at one a second
+        now[0] = second
+        estimate("evaluation text", second, 40_000)
+    assert told[:2] == [
+        "evaluation text: 0% done, about 11 hours left",
+        "evaluation text: 2% done, about 11 hours left",
+    ]
+    assert len(told) == 7  # one each ten minutes
+
+
+def test_what_is_soon_done_is_not_spoken_of():
+    told, now = [], [0.0]
+    estimate = Estimates(told.append, lambda: now[0])
+    for what in ("scan", "prompts"):
+        for second in range(0, 110, 10):
+            now[0] += 10
+            estimate(what, second, 110)
+    assert told == []
+    assert [duration(seconds) for seconds in (20, 90, 5000, 7200, 200_000)] == [
+        "1 min", "2 min", "83 min", "2 hours", "2 days",
+    ]  # fmt: skip

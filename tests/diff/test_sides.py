@@ -89,3 +89,33 @@ def test_what_is_no_result_is_refused_in_one_line(text):
         parse_side(text, "evil\x1b[2J.json")
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+def records(count):
+    return [{"layer": 0, "expert": None, "row": row, "col": 1, "rank": row + 1, "value": 0.5} for row in range(count)]
+
+
+def test_a_result_of_more_than_a_scan_keeps_is_refused_before_it_is_compared():
+    assert len(parse_side(json.dumps({"outliers": records(100_000)}), "x.json").outliers) == 100_000
+    with pytest.raises(ResultError, match=r"100,001 records in a list, a scan keeps at most 100,000"):
+        parse_side(json.dumps({"outliers": records(100_001)}), "x.json")
+
+
+@pytest.mark.parametrize("part", ["{},", "[],", "1,", "[[],"])
+def test_a_result_of_too_many_parts_is_not_even_read(monkeypatch, part):
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it is read"))
+    with pytest.raises(ResultError, match=r"x\.json has more than 10,000,000 parts, too many to be a saved result"):
+        parse_side(f"[{part * 10_000_001}1]", "x.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"outliers": [{}]}', "there is no 'layer'"),
+        ('{"outliers": [[]]}', "a part of it has not the form that is expected"),
+        ("[1]", "a part of it has not the form that is expected"),
+    ],
+)
+def test_a_broken_result_is_said_in_words(text, why):
+    with pytest.raises(ResultError, match=f"x.json is not a result saved with --json \\({why}"):
+        parse_side(text, "x.json")

@@ -253,6 +253,16 @@ def test_datasets_reads_the_published_repository(shelf, catalog, tmp_path):
     assert json.loads(result.stdout) == [list(COLUMNS), rows_of(read_documents(catalog))]
 
 
+@pytest.mark.parametrize("more", [(), ("--quiet",)])
+def test_no_bar_is_drawn_where_there_is_no_terminal(shelf, catalog, monkeypatch, more):
+    monkeypatch.setattr("hub_server.LARGE", (".parquet", ".json"))  # of several such files the client draws one
+    environment = {**os.environ, "HF_ENDPOINT": shelf.url, "PYTHONPATH": str(Path(__file__).parents[2])}
+    del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    command = [sys.executable, "-m", "analyzer", "catalog", "publish", "--repo-id", NAME, "--catalog", str(catalog)]
+    done = subprocess.run([*command, "--token", "writer", *more], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_help_imports_neither_pyarrow_nor_the_hubs_client():
     script = (
         "import sys\n"

@@ -1,5 +1,7 @@
 """A repository on the Hub that refuses, breaks or changes under our hands: each in one line, and nothing lost."""
 
+import signal
+import threading
 import time
 from dataclasses import replace as changed
 
@@ -101,6 +103,32 @@ def test_a_server_that_does_not_answer(published, catalog, monkeypatch):
     with pytest.raises(SourceError, match=r"lost the connection .* run it again"):
         publish(catalog, NAME, token="writer")
     assert time.monotonic() - began < 10  # the server keeps silent for longer
+
+
+def test_an_upload_that_is_never_answered_is_given_up(published, catalog, monkeypatch):
+    monkeypatch.setattr("analyzer.publish.repository.COMMIT_S", 0.5)
+    save_entry(catalog, "x", entry(note="New."))
+    published.tamper = at("/commit/", lambda reply: changed(reply, cut=NOTHING, stall=True))
+    with pytest.raises(SourceError, match=r"did not take the files .* within \d+ s: look whether they are there"):
+        publish(catalog, NAME, token="writer")
+
+
+@pytest.mark.parametrize("path", ["/commit/", "/preupload/"])
+def test_ctrl_c_ends_an_upload_that_is_never_answered(published, catalog, superweight, path):
+    save_entry(catalog, "x", entry(note="New."))
+    asked = threading.Event()
+
+    def silent(reply):
+        asked.set()
+        return changed(reply, cut=NOTHING, stall=True)
+
+    published.tamper = at(path, silent)
+    process = superweight("catalog", "publish", "--repo-id", NAME, "--catalog", catalog, HF_TOKEN="writer")
+    assert asked.wait(30)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (130, "")
+    assert err.strip() == "interrupted"
 
 
 def test_no_network(shelf, catalog, monkeypatch):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from analyzer.base.errors import SourceError
-from analyzer.source.streaming import MAX_WORKERS, Want, in_parallel, stream
+from analyzer.source.streaming import MAX_WORKERS, Want, in_parallel, interruptible, stream
 
 SOON = 10  # seconds within which another thread must have come along, however slow the machine
 
@@ -297,3 +297,33 @@ def test_in_parallel_fails_at_once():
         finally:
             release.set()
     assert len(calls) <= 3 + 2 * 4
+
+
+def test_fewer_threads_than_were_wanted_are_enough_and_none_is_said(monkeypatch):
+    begin, begun = threading.Thread.start, []
+
+    def limited(thread):
+        if len(begun) == most:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    most = 2
+    assert in_parallel(lambda number: number * 2, range(50), threads=8) == list(range(0, 100, 2))
+    begun.clear()
+    most = 0
+    with pytest.raises(SourceError, match="gives this process no thread: close other programs, or raise its limits"):
+        in_parallel(lambda number: number, range(50), threads=8)
+
+
+def test_a_call_that_can_be_left_returns_raises_and_ends_in_time():
+    assert interruptible(lambda: 7) == 7
+    with pytest.raises(KeyError, match="own"):
+        interruptible(lambda: {}["own"])
+    hanging = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        interruptible(hanging.wait, within_s=0.1)
+    assert time.monotonic() - began < SOON
+    hanging.set()

@@ -20,6 +20,7 @@ from analyzer.source.hub.signed_urls import HubFile, SignedUrlRefused
 from analyzer.source.local_files import LocalFiles
 from analyzer.source.sizes import Sizes
 from analyzer.source.source import HUB_ID, MEBIBYTE, Source, is_plain_path
+from analyzer.source.streaming import interruptible
 
 if TYPE_CHECKING:
     import httpx2
@@ -135,11 +136,13 @@ class HubSource:
         beside = (".json", ".model", ".txt", ".jinja")  # config and tokenizer
         wanted = [*weights, *(name for name in self._files if "/" not in name and name.endswith(beside))]
         with self._refusals():
-            snapshot = huggingface_hub.snapshot_download(
-                self._repository,
-                revision=self.commit,
-                token=self._token,
-                allow_patterns=[glob.escape(self._prefix + name) for name in wanted],
+            snapshot = interruptible(
+                lambda: huggingface_hub.snapshot_download(
+                    self._repository,
+                    revision=self.commit,
+                    token=self._token,
+                    allow_patterns=[glob.escape(self._prefix + name) for name in wanted],
+                )
             )
         return Path(snapshot) / self._prefix
 
