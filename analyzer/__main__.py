@@ -20,9 +20,9 @@ MAX_MESSAGE = 1000
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the status of the contract."""
+    """Run the command line and end the process with the status of the contract."""
     try:
-        status = _run()
+        status = run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
@@ -33,7 +33,8 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def _run() -> int:
+def run() -> int:
+    """Run the command line and return the status of the contract; Ctrl-C is raised."""
     _open_standard_streams()
     import click
 

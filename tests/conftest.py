@@ -125,16 +125,15 @@ def superweight(hub, tmp_path):
 @pytest.fixture
 def here(capsys, monkeypatch):
     """Run the command line in this process, where torch is imported already; returns what `subprocess.run` would."""
-    from analyzer.__main__ import main
+    from analyzer.__main__ import run
 
-    def run(*arguments):
+    def run_here(*arguments):
         monkeypatch.setattr(sys, "argv", ["superweight", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        status = run()
         out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code, out, err)
+        return subprocess.CompletedProcess(sys.argv, status, out, err)
 
-    return run
+    return run_here
 
 
 @pytest.fixture

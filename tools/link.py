@@ -38,6 +38,15 @@ class Link:
         time.sleep(max(0.0, until - time.monotonic()))
 
 
+def _listed(path: Path) -> dict[str, object]:
+    """Return a file as the Hub lists it; its hash is made up, of its name."""
+    size = path.stat().st_size
+    listed: dict[str, object] = {"rfilename": path.name, "size": size}
+    if path.suffix == ".safetensors":
+        listed["lfs"] = {"sha256": hashlib.sha256(path.name.encode()).hexdigest(), "size": size, "pointerSize": 134}
+    return listed
+
+
 def serve(folder: Path, bytes_per_second: float, round_trip: float) -> None:
     """Serve the folder until the process is stopped."""
     link = Link(bytes_per_second)
@@ -55,7 +64,7 @@ def serve(folder: Path, bytes_per_second: float, round_trip: float) -> None:
             assert isinstance(self.server, ThreadingHTTPServer)
             path = self.path.split("?")[0]
             if path.startswith("/api/"):
-                files = [{"rfilename": p.name, "size": p.stat().st_size} for p in sorted(folder.iterdir())]
+                files = [_listed(p) for p in sorted(folder.iterdir())]
                 self.answer(200, json.dumps({"id": "owner/bench", "sha": COMMIT, "siblings": files}).encode())
                 return
             name = path.rpartition("/")[2]
@@ -89,7 +98,11 @@ def serve(folder: Path, bytes_per_second: float, round_trip: float) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Say nothing of a client that has gone."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 

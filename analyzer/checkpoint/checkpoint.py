@@ -137,6 +137,11 @@ class Checkpoint:
             start, stop = matrix.span(tiles[0])[0], matrix.span(tiles[-1])[1]
             yield self._want(matrix.data.tensor, start, stop, take, (*ready, *after))
 
+    def take_back(self, count: int) -> None:
+        """Count so many bytes as not read: they were here already."""
+        with self._counting:
+            self.bytes_read -= count
+
     def _want(
         self,
         name: str,

@@ -30,6 +30,7 @@ METHOD = 2  # raise it when the same bytes give another result
 MAX_TOP = 1000  # more weights than that are quicker read again than kept for every tensor
 MAX_ENTRY_BYTES = 1_000_000
 DIRECTORY = "SUPERWEIGHT_CACHE"
+BLOCKS = "blocks"  # folder of what kept_blocks.py keeps
 
 
 def cache_folder() -> Path:
@@ -151,8 +152,8 @@ class ResultCache:
         return size
 
     def _entries(self) -> Iterator[Path]:
-        """Yield the files of all entries, and what an interrupted write may have left."""
-        for pattern in ("??/*.json", "??/*.tmp"):
+        """Yield the files of all entries, what an interrupted write may have left, and blocks of unfinished tensors."""
+        for pattern in ("??/*.json", "??/*.tmp", f"{BLOCKS}/*/*"):
             yield from (path for path in self.folder.glob(pattern) if path.is_file())
 
     def _path(self, key: str) -> Path:

@@ -19,6 +19,7 @@ from analyzer.numbers.matrices import Part
 from analyzer.projections.projection import DownProjection, num_layers_of
 from analyzer.scan.gain import GainScan
 from analyzer.scan.kept import ResultCache, describe
+from analyzer.scan.kept_blocks import KeptBlocks
 from analyzer.scan.outliers import Magnitudes, TensorSummary
 from analyzer.scan.records import Outlier, ScanResult, TensorStatistics
 from analyzer.source.streaming import Want, stream
@@ -48,11 +49,18 @@ def scan(
     summaries: dict[int, TensorSummary] = {}
     scanner = TensorScanner(checkpoint, projections, score=score, top=top, cache=cache, progress=progress)
 
+    blocks = KeptBlocks(checkpoint, cache.folder) if cache else None
+
+    def finish(index: int, projection: DownProjection, summary: TensorSummary) -> None:
+        summaries[index] = summary
+        if blocks:
+            blocks.drop(scanner.parts(projection))
+
     def wants() -> Iterator[Want]:
         for index, projection in enumerate(projections):
-            yield from scanner.wants(projection, partial(summaries.__setitem__, index))
+            yield from scanner.wants(projection, partial(finish, index, projection))
 
-    stream(checkpoint.source, wants())
+    stream(blocks or checkpoint.source, wants())
     in_order = [summaries[index] for index in range(len(projections))]
     result = gather(checkpoint, projections, in_order, score=score, top=top, num_layers=num_layers)
     return replace(result, seconds=time.perf_counter() - began)
@@ -87,7 +95,7 @@ class TensorScanner:
     def wants(
         self, projection: DownProjection, finish: Callable[[TensorSummary], None], watch: UseTile | None = None
     ) -> Iterator[Want]:
-        """Yield the wishes to read a projection; `finish` gets its summary, at once where it is cached.
+        """Yield the wishes to read a projection; `finish` gets its summary, once it is kept, and at once where it was.
 
         With `watch`, which is handed every tile too, it is always read.
         """
@@ -100,9 +108,9 @@ class TensorScanner:
             return
 
         def keep(summary: TensorSummary) -> None:
-            finish(summary)
             if self._cache and key:
                 self._cache.save(key, self._top, summary)
+            finish(summary)
 
         if self._gain:
             yield from self._gain.wants(projection, self._top, keep, self._progress, watch)
