@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
+from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
@@ -26,6 +27,7 @@ class EditableModel:
     def __init__(self, runner: Runner, tokens: Tokens) -> None:
         self._runner, self._tokens = runner, tokens
         self._intervention = UNTOUCHED
+        self._checked = False
 
     @contextmanager
     def edited(self, factors: Mapping[Coordinate, float]) -> Iterator[None]:
@@ -58,6 +60,10 @@ class EditableModel:
         """Return the mean negative log-likelihood of a text, in nats per token, over windows of at most 512.
 
         Of each next token, or of every seventh, masked, where the model is a masked one. Raises ForwardError where the
-        text is too short.
+        text is too short, and where the model comes out otherwise here than the stock model by itself.
         """
-        return losses(self._runner, self._tokens.windows(text), [self._intervention])[0]
+        windows = self._tokens.windows(text)
+        if not self._checked:
+            check_rows(self._runner, windows[0].ids)
+            self._checked = True
+        return losses(self._runner, windows, [self._intervention])[0]

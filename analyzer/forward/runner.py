@@ -84,6 +84,8 @@ class Runner:
             )
         self.mlps = find_mlps(self.name, self.blocks.model)
         self.masked = is_masked(self.blocks.model)
+        self.one_by_one = False
+        """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
 
     @property
     def device(self) -> str:
@@ -160,6 +162,7 @@ class Runner:
         pairs = zip(prompts, interventions, strict=True)
         for tokens, alike in groupby(pairs, key=lambda pair: len(pair[0])):
             most = max(1, STREAM_BYTES // (4 * len(self.layers) * tokens * self.hidden_size))
+            most = 1 if self.one_by_one else most
             rows = list(alike)
             for start in range(0, len(rows), most):
                 some = rows[start : start + most]
@@ -181,6 +184,9 @@ class Runner:
 
         Rows of the same prompt run once for all of them, up to the block where the first edit of theirs acts.
         """
+        if self.one_by_one and len(prompts) > 1:
+            alone = [self.states([ids], [edits]) for ids, edits in zip(prompts, interventions, strict=True)]
+            return torch.cat(alone)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
         with (
             self.running(),
@@ -188,6 +194,24 @@ class Runner:
             intercepted(self.mlps, interventions, self._values_of(interventions), self._in_hand, ids.shape[1]),
         ):
             return self.blocks.body(ids)
+
+    def stock(self, ids: Sequence[int], *, last_layer: int | None = None) -> tuple[Stream, torch.Tensor | None]:
+        """Run one prompt through the stock model's own forward, head and all, with its blocks' weights on demand.
+
+        Returns the residual stream after each block, [layers, T, hidden_size], and the logits [T, vocabulary], null
+        where `last_layer` ends the run.
+        """
+        logits: list[torch.Tensor] = []
+
+        def whole(ids: torch.Tensor) -> None:
+            logits.append(self.blocks.model(input_ids=ids, use_cache=False).logits[0])
+
+        streams = self._watch([ids], [UNTOUCHED], run=whole, last_layer=last_layer)[0]
+        return streams[0], logits[0] if logits else None
+
+    def some_weight(self, layer: int) -> Coordinate:
+        """Return where a layer's first weight is."""
+        return next(Coordinate(p.layer, p.expert, 0, 0) for p in self._projections.values() if p.layer == layer)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of states [n, hidden_size]."""
@@ -219,8 +243,9 @@ class Runner:
         record: Callable[[Passage], None] | None = None,
         enough: Enough = lambda *_: False,
         last_layer: int | None = None,
+        run: Callable[[torch.Tensor], object] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[int, NDArray[np.float32]]]:
-        """Run each prompt with its edits, all in one batch.
+        """Run each prompt with its edits, all in one batch, through the model's body or through `run`.
 
         Returns the residual stream after each block, [rows, layers, T, hidden_size], and before the first, and where
         `record` gets what goes through the down projections, what each MLP of the first row adds.
@@ -243,7 +268,7 @@ class Runner:
                     stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
                 stack.callback(mlp.module.register_forward_hook(watched.on_block(layer, ends)).remove)
             with suppress(_Enough), self.running():
-                self.blocks.body(ids)
+                (run or self.blocks.body)(ids)
         residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
             cure = "its weights hold NaN or Inf, or its config.json is not theirs"

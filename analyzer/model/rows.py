@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from analyzer.base.errors import ForwardError
 
 SHARED_BIAS = "position_bias"  # of MPT's attention, [heads, 1, T]: one for all rows of a batch
 FLAT_BIAS = "alibi"  # of BLOOM's attention, [rows * heads, 1, T]
@@ -23,6 +28,15 @@ class Rows:
         """Tells, by block and row, rows that are alike after that block: they run but once."""
         self._heads = heads
 
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """While the context lasts, run each row of a batch through a block by itself."""
+        before, self.row_bytes = self.row_bytes, 1
+        try:
+            yield
+        finally:
+            self.row_bytes = before
+
     def run(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what `forward`, that of the block of this name, makes of the whole batch."""
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -31,23 +45,42 @@ class Rows:
         kinds = [self.kind(name, row) for row in range(batch)]
         first = {kind: row for row, kind in reversed(list(enumerate(kinds)))}  # of each kind
         distinct = sorted(first.values())
-        outputs = []
+        parts: list[_Part] = []
         for start in range(0, len(distinct), at_once):
             self.in_hand = distinct[start : start + at_once]
             if len(self.in_hand) == batch:
                 return forward(*args, **kwargs)
-            few = {key: _picked(value, batch, self.in_hand, key) for key, value in kwargs.items()}
-            outputs.append(forward(*_picked(args, batch, self.in_hand), **few))
+            few_args, few = _picked((args, kwargs), batch, self.in_hand)
+            given = [(each, dict(each)) for each in _mappings((few_args, few))]
+            output = forward(*few_args, **few)
+            parts.append(_Part(len(self.in_hand), output, [_written(each, before) for each, before in given]))
         place = {row: index for index, row in enumerate(distinct)}
         back = torch.tensor([place[first[kind]] for kind in kinds], device=hidden.device)
-        if isinstance(outputs[0], torch.Tensor):
-            return torch.cat(outputs)[back]
-        return (torch.cat([output[0] for output in outputs])[back], *outputs[0][1:])
+        counts = [part.rows for part in parts]
+        for number, mapping in enumerate(_mappings((args, kwargs))):
+            mapping.update(_joined([part.written[number] for part in parts], counts, back))
+        return _joined([part.output for part in parts], counts, back)
 
     def bytes_of_one(self, hidden: torch.Tensor) -> int:
         """Return about what a block needs for one row: its inner activations, and eager attention's weights twice."""
         tokens, width = hidden.shape[-2:]
         return int(tokens * (16 * width + 2 * self._heads * tokens) * 4)
+
+
+class UnsplittableError(ForwardError):
+    """A block takes or gives something that is not known to be split by rows."""
+
+    def __init__(self) -> None:
+        super().__init__("a block gives something beside the stream that is not known to have a part for each row")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block's run on a few rows: how many, what it gave, and what it wrote into each mapping that it was given."""
+
+    rows: int
+    output: Any
+    written: Sequence[Mapping[Any, Any]]
 
 
 def _picked(value: Any, batch: int, rows: list[int], name: str = "") -> Any:
@@ -56,8 +89,44 @@ def _picked(value: Any, batch: int, rows: list[int], name: str = "") -> Any:
         if name == FLAT_BIAS and value.ndim == 3:
             return value.reshape(batch, -1, *value.shape[1:])[rows].flatten(0, 1)
         return value[rows] if value.ndim > 0 and value.shape[0] == batch and name != SHARED_BIAS else value
-    if isinstance(value, tuple):
-        return tuple(_picked(member, batch, rows) for member in value)
-    if isinstance(value, dict):
-        return {key: _picked(member, batch, rows, key) for key, member in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_picked(member, batch, rows) for member in value)
+    if isinstance(value, MutableMapping):
+        few = copy(value)
+        few.update({key: _picked(member, batch, rows, str(key)) for key, member in value.items()})
+        return few
     return value
+
+
+def _mappings(value: Any) -> list[MutableMapping[Any, Any]]:
+    """Return the mappings in a value, itself among them, outer ones first."""
+    if isinstance(value, MutableMapping):
+        return [value, *(each for member in value.values() for each in _mappings(member))]
+    return [each for member in value for each in _mappings(member)] if type(value) in (tuple, list) else []
+
+
+def _written(mapping: Mapping[Any, Any], before: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return what a mapping has that it did not have before."""
+    return {key: value for key, value in mapping.items() if key not in before or before[key] is not value}
+
+
+def _joined(values: Sequence[Any], counts: Sequence[int], back: torch.Tensor) -> Any:
+    """Return what several runs gave for the whole batch: `back` has each row's place among all that they ran.
+
+    Raises UnsplittableError for what has no rows and is not the same in all.
+    """
+    first = values[0]
+    if any(type(value) is not type(first) for value in values):
+        raise UnsplittableError
+    if isinstance(first, torch.Tensor):
+        if all(value.ndim and value.shape[0] == count for value, count in zip(values, counts, strict=True)):
+            return torch.cat(list(values))[back]
+        if all(torch.equal(value, first) for value in values):
+            return first
+    elif type(first) in (tuple, list) and len({len(value) for value in values}) == 1:
+        return type(first)(_joined(members, counts, back) for members in zip(*values, strict=True))
+    elif type(first) is dict and all(value.keys() == first.keys() for value in values):
+        return {key: _joined([value[key] for value in values], counts, back) for key in first}
+    elif not isinstance(first, tuple | list | Mapping) and all(value == first for value in values):
+        return first
+    raise UnsplittableError

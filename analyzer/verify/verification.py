@@ -8,6 +8,7 @@ from functools import partial
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress
+from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
@@ -35,6 +36,8 @@ def verify(
     """
     thresholds, early_stop, tokens = settings.thresholds, settings.early_stop, prepared.tokens
     progress("prompt", 0, 1)
+    if not early_stop:
+        check_rows(runner, prepared.windows[0].ids)
     trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
     activations, features = detect(trace.residual, trace.layers, tokens, thresholds)
     found = search(runner, prepared, trace, activations, thresholds, early_stop=early_stop)
@@ -87,6 +90,7 @@ def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, e
         return early_stop and bool(detect(residual, layers, prepared.tokens, thresholds)[0])
 
     trace = runner.trace(prepared.ids, enough=enough)
+    check_trace(runner, prepared.ids, trace)
     causal = runner.is_causal(prepared.ids, trace)
     if not causal and not runner.masked:
         raise ForwardError(f"{runner.name} is no causal and no masked language model: its loss would mean nothing")

@@ -1,0 +1,98 @@
+"""The engine against the stock model: may rows of a batch share passes, and does each come out as if it were alone?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from analyzer.base.errors import ForwardError
+from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
+from analyzer.forward.runner import Runner
+from analyzer.forward.trace import Stream, Trace
+
+CHECKED_TOKENS = 128
+FACTOR = -50.0  # of the edited weight, so that it shows
+# The largest differences, of a loss to the stock model's and of a stream to its largest value in the layer, by dtype.
+TOLERANCES = {"float32": (1e-6, 1e-5), "float16": (1e-3, 1e-2), "bfloat16": (5e-3, 5e-2)}
+MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, rounding chooses another one
+
+Row = tuple[Sequence[int], Intervention]
+Outcome = tuple[Stream, float]
+"""A row's residual stream after each block, and its loss."""
+
+
+def check_rows(runner: Runner, ids: Sequence[int]) -> None:
+    """Let rows of a batch run together only where each then comes out as the stock model's own forward has it alone.
+
+    What a block takes and gives besides the stream is split with the rows (Rows); models that keep anything elsewhere,
+    in a dictionary or on a module, are not followed there, and come out wrong. So three rows of these ids, one of them
+    with an edit, run one at a time through each block, which shows it. Where they differ, rows go through the model
+    one at a time from now on, from the first block on, and are compared again. Raises ForwardError where they differ
+    then too.
+    """
+    ids = tuple(ids[:CHECKED_TOKENS])
+    middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
+    rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (ids[::-1], UNTOUCHED)]
+    expected = [_stock(runner, ids), *_engine(runner, rows[1:2]), _stock(runner, ids[::-1])]
+    if not runner.one_by_one and _comes_out(runner, rows, expected):
+        return
+    runner.one_by_one = True
+    if not _comes_out(runner, rows, expected):
+        raise _otherwise(runner)
+
+
+def _comes_out(runner: Runner, rows: Sequence[Row], expected: Sequence[Outcome]) -> bool:
+    """Tell whether each row among the others comes out as expected."""
+    try:
+        with runner.blocks.rows.one_at_a_time():
+            found = _engine(runner, rows)
+    except ForwardError:  # what is kept is of other rows, and does not fit
+        return False
+    return all(_agree(runner.dtype, one, other) for one, other in zip(found, expected, strict=True))
+
+
+def check_trace(runner: Runner, ids: Sequence[int], trace: Trace) -> None:
+    """Raise ForwardError where the stream of a prompt is not that of the stock model's own forward."""
+    stream, _ = runner.stock(ids, last_layer=trace.layers[-1])
+    if not _streams_agree(runner.dtype, trace.residual, stream):
+        raise _otherwise(runner)
+
+
+def _otherwise(runner: Runner) -> ForwardError:
+    return ForwardError(
+        f"{runner.name} ({runner.checkpoint.model_type}) comes out otherwise here than the stock model by itself, so "
+        "that its figures would be wrong: please report this model type"
+    )
+
+
+def _stock(runner: Runner, prompt: Sequence[int]) -> Outcome:
+    stream, logits = runner.stock(prompt)
+    assert logits is not None  # nothing ends the run
+    return stream, _loss(logits, prompt)
+
+
+def _engine(runner: Runner, rows: Sequence[Row]) -> list[Outcome]:
+    """Return the stream and the loss of each row among the others."""
+    prompts, edits = [prompt for prompt, _ in rows], [edit for _, edit in rows]
+    streams = runner.streams(prompts, edits)
+    states = runner.states(prompts, edits)
+    return [(stream, _loss(runner.logits(states[row]), prompts[row])) for row, stream in enumerate(streams)]
+
+
+def _loss(logits: torch.Tensor, prompt: Sequence[int]) -> float:
+    wanted = torch.tensor(prompt[1:], device=logits.device)
+    return torch.nn.functional.cross_entropy(logits[:-1].double(), wanted).item()
+
+
+def _agree(dtype: str, one: Outcome, other: Outcome) -> bool:
+    near = abs(one[1] - other[1]) <= TOLERANCES[dtype][0] * abs(other[1])
+    return _streams_agree(dtype, one[0], other[0]) and (near or not math.isfinite(other[1]))  # which is told elsewhere
+
+
+def _streams_agree(dtype: str, one: Stream, other: Stream) -> bool:
+    largest = np.abs(other).max(axis=(1, 2), keepdims=True)
+    far = (np.abs(one - other) > TOLERANCES[dtype][1] * largest).any(axis=(0, 2))  # by position
+    return float(far.mean()) <= MOST_ASIDE
