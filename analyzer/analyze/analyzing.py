@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
-from analyzer.analyze.scanning import DEFAULT_SCAN
+from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.analyze.verifying import verify_with_scan
 from analyzer.base.progress import Progress
 from analyzer.catalog.documents import Entry
@@ -48,9 +48,13 @@ def analyze_model(
 
     settings = settings or VerifySettings()
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
-    assert done.scanned is not None  # without early_stop there is always a scan
-    verified = replace(done.result, commit=source.commit or content_hash(done.checkpoint))
-    done.checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed
+    checkpoint, scanned = done.runnable.checkpoint, done.scanned
+    assert scanned is not None  # without early_stop there is always a scan
+    if done.runnable.others:
+        everything = sorted((*done.runnable.projections, *done.runnable.others), key=lambda each: each.place)
+        scanned = scan_projections(checkpoint, everything, scan, progress)
+    verified = replace(done.result, commit=source.commit or content_hash(checkpoint))
+    checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed
     default = VerifySettings()
     chosen = (settings.prompt, settings.text, scan.score, scan.top)
     method = {
@@ -59,11 +63,11 @@ def analyze_model(
         "text_sha256": hashlib.sha256(settings.text.encode("utf-8")).hexdigest(),
         "dtype": verified.dtype,
         "device": verified.device,
-        "score": done.scanned.score,
+        "score": scanned.score,
         "top": scan.top,
         "thresholds": {**asdict(settings.thresholds), **PARAMETERS},
     }
-    return Analysis(done.scanned, verified, make_entry(done.scanned, verified, method=method, note=note))
+    return Analysis(scanned, verified, make_entry(scanned, verified, method=method, note=note))
 
 
 def content_hash(checkpoint: Checkpoint) -> str:

@@ -12,7 +12,7 @@ from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.projections.down_projections import find_projections
-from analyzer.projections.projection import DownProjection
+from analyzer.projections.projection import MAIN_TOWERS, DownProjection
 from analyzer.source.folder import FolderSource
 from analyzer.source.source import Source
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.forward.runner import Runner
     from analyzer.model.tokens import Tokens
 
+SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
+
 
 @dataclass(frozen=True)
 class Runnable:
@@ -28,6 +30,9 @@ class Runnable:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
+    """Those of the tower that makes text."""
+    others: Sequence[DownProjection]
+    """Those of towers that text alone does not reach."""
     folder: Path
 
     def build(
@@ -38,7 +43,13 @@ class Runnable:
         from analyzer.model.tokens import Tokens
 
         runner = Runner(
-            self.checkpoint, self.projections, self.folder, device=device, dtype=dtype, keep_bytes=keep_bytes
+            self.checkpoint,
+            self.projections,
+            self.folder,
+            device=device,
+            dtype=dtype,
+            keep_bytes=keep_bytes,
+            others=self.others,
         )
         tokens = Tokens(
             runner.name,
@@ -58,14 +69,14 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     """
     checkpoint = Checkpoint(source)
     # Fails, where it must, before gigabytes are read or a lying config is built.
-    projections = _that_run(checkpoint)
+    projections, others = _that_run(checkpoint)
     folder = source.folder(checkpoint.shards if download else ())
     if download and not isinstance(source, FolderSource):
         checkpoint = Checkpoint(
             FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         )
-        projections = _that_run(checkpoint)
-    return Runnable(checkpoint, projections, folder)
+        projections, others = _that_run(checkpoint)
+    return Runnable(checkpoint, projections, others, folder)
 
 
 def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> EditableModel:
@@ -88,16 +99,26 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
 
 
-def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
-    """Return the down projections of the stack that makes text; blocks that predict further tokens do not run.
+def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownProjection]]:
+    """Return the down projections of the tower that makes text, and those of the others; see SKIPPED.
 
-    Raises ArchitectureError for what the forward pass cannot follow yet (quantized models, several towers, blocks
-    without an MLP), where a part of the stack is not read, and where config.json has another number of blocks than the
-    weights: the model that it describes is not the one that was scanned.
+    Raises ArchitectureError for what the forward pass cannot follow yet (quantized models, encoder-decoders, blocks
+    with several MLPs), where a part of the tower is not read, and where config.json has another number of blocks than
+    the weights: the model that it describes is not the one that was scanned.
     """
     model, config = checkpoint.source.model, checkpoint.config
     found = find_projections(checkpoint)
-    projections = [each for each in found.projections if each.tower != "mtp"]
+    towers = sorted({each.tower for each in found.projections if each.tower not in SKIPPED}, key=str)
+    if {"encoder", "decoder"} & set(towers) and len(towers) > 1:
+        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+    tower = next((each for each in MAIN_TOWERS if each in towers), towers[0] if len(towers) == 1 else None)
+    projections = [each for each in found.projections if each.tower == tower]
+    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
+    if not projections:
+        raise ArchitectureError(
+            f"{model} has several towers ({', '.join(map(shown, towers))}), and none is known to make text: it can be "
+            "scanned, but not yet verified"
+        )
     if is_gguf(config):
         raise ArchitectureError(
             f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
@@ -115,26 +136,30 @@ def _that_run(checkpoint: Checkpoint) -> list[DownProjection]:
         )
     if nan := not_a_number_in(config):
         raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
-    towers = sorted({each.tower for each in projections if each.tower is not None})
-    if towers:
-        raise ArchitectureError(
-            f"{model} has several towers ({', '.join(map(shown, towers))}): it can be scanned, but not yet verified"
-        )
-    if found.unread:
-        first = found.unread[0]
+    stack = projections[0].stack
+    unread = [each for each in found.unread if not others or each.names.startswith(f"{stack}.")]
+    if unread:
+        first = unread[0]
         raise ArchitectureError(
             f"{model} has parts that are not read: {shown(first.names, 80)} x {first.count} ({first.why}); what its "
             "verification would say is not the whole of it"
         )
-    layers = sorted({each.layer for each in projections})
-    claimed = size_in(language_part(config), NUM_LAYERS_KEYS) or len(layers)
-    if layers != list(range(len(layers))) or claimed != len(layers):
+    ahead = {each.block for each in found.projections if each.tower == "mtp"}
+    blocks = {
+        number
+        for name in checkpoint.tensors
+        if name.startswith(f"{stack}.")
+        and (number := name[len(stack) + 1 :].partition(".")[0]).isdigit()
+        and f"{stack}.{number}" not in ahead
+    }
+    claimed = size_in(language_part(config), NUM_LAYERS_KEYS) or len(blocks)
+    if claimed != len(blocks):
         raise ArchitectureError(
-            f"{model} has down projections in {len(layers)} layers up to {max(layers)}, but config.json says it has "
-            f"{claimed} blocks: a model can only be verified where each block has one"
+            f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
+            "weights"
         )
     if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
         raise ArchitectureError(
             f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
         )
-    return projections
+    return projections, others

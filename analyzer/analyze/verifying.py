@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from analyzer.analyze.running import open_runnable
+from analyzer.analyze.running import Runnable, open_runnable
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
-from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.scan.ranks import nearest_weights, static_ranks
 from analyzer.scan.records import Outlier, ScanResult, ScanSettings
 from analyzer.source.source import Source
@@ -22,9 +21,9 @@ from analyzer.verify.settings import VerifySettings
 
 @dataclass(frozen=True)
 class Verified:
-    """A verification with what it was made from; `scanned` is null with early_stop."""
+    """A verification with what it was made from; `scanned`, of the tower that ran, is null with early_stop."""
 
-    checkpoint: Checkpoint
+    runnable: Runnable
     scanned: ScanResult | None
     result: VerifyResult
 
@@ -83,4 +82,4 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     prepared = prepare(settings, tokens, source.model)
     result = verify(runner, prepared, Statics(source.model, candidates, rank, nearest, shape), settings, progress)
     checkpoint.source.check_unchanged()
-    return Verified(checkpoint, scanned, result)
+    return Verified(runnable, scanned, result)

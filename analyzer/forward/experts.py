@@ -16,13 +16,13 @@ PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 
 @contextmanager
 def watched_experts(
-    experts: torch.nn.Module, layer: int, change: Callable[..., torch.Tensor], record: Record | None
+    experts: torch.nn.Module, down: str, layer: int, change: Callable[..., torch.Tensor], record: Record | None
 ) -> Iterator[None]:
-    """Run fused experts under a mode that sees each product with their down projections."""
+    """Run fused experts under a mode that sees each product with their down projections, the parameter `down`."""
     forward = experts.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with _ExpertsMode(experts, layer, change, record, (*args, *kwargs.values())):
+        with _ExpertsMode(experts.get_parameter(down), layer, change, record, (*args, *kwargs.values())):
             return forward(*args, **kwargs)
 
     experts.forward = watched
@@ -42,16 +42,13 @@ class _ExpertsMode(TorchFunctionMode):
 
     def __init__(
         self,
-        experts: torch.nn.Module,
+        weight: torch.nn.Parameter,
         layer: int,
         change: Callable[..., torch.Tensor],
         record: Record | None,
         arguments: tuple[Any, ...],
     ) -> None:
         super().__init__()
-        weight = next(
-            parameter for name, parameter in experts.named_parameters() if parameter.ndim == 3 and "down" in name
-        )
         self._storage, self._start = weight.untyped_storage().data_ptr(), weight.data_ptr()
         self._stride = weight.stride(0) * weight.element_size()
         self._layer, self._change, self._record = layer, change, record
@@ -72,10 +69,9 @@ class _ExpertsMode(TorchFunctionMode):
             if weight.ndim == 3:  # [experts, tokens, channels]
                 which = torch.arange(result.shape[1], device=result.device)
                 return torch.stack([self._pass(e, which, None, args[0][e], result[e]) for e in range(result.shape[0])])
-            assert self._gathered is not None
-            place, which = self._gathered
-            if which.shape[0] != result.shape[0]:
+            if self._gathered is None or self._gathered[1].shape[0] != result.shape[0]:
                 raise RuntimeError("the experts gather their tokens in a way that this version does not know")
+            place, which = self._gathered
             return self._pass((weight.data_ptr() - self._start) // self._stride, which, place, args[0], result)
 
     def _pass(

@@ -69,7 +69,7 @@ def intercepted(
                 hook = _dense_hook(layer, change, keep)
                 stack.callback(mlp.dense.register_forward_hook(hook).remove)
             if mlp.experts is not None and (record is not None or any(place[0] == layer for place in edited)):
-                stack.enter_context(watched_experts(mlp.experts, layer, change, record))
+                stack.enter_context(watched_experts(mlp.experts, mlp.down, layer, change, record))
         yield
 
 

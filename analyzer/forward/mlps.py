@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from analyzer.base.errors import ForwardError
-from analyzer.projections.names import find_modules
+from analyzer.base.errors import ForwardError, shown
+from analyzer.projections.projection import DownProjection
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Where one block has its MLP: a down projection of its own, fused experts, or both (shared experts)."""
+    """Where one block has its MLP: a down projection of its own, fused experts, both (shared experts), or nowhere."""
 
     block: str
     module: torch.nn.Module
     """The block itself; what it gives is the residual stream after it."""
     dense: torch.nn.Module | None
     experts: torch.nn.Module | None
-    whole: torch.nn.Module
+    whole: torch.nn.Module | None
     """The module whose output is all that the MLP adds: the down projection, or the mixture of experts."""
+    down: str = ""
+    """The name of the fused experts' down projections among their parameters."""
     gate: torch.nn.Module | None = None
     """Its sigmoid weighs what the shared expert, the dense one, adds to the others (Qwen's mixtures)."""
 
@@ -42,35 +44,59 @@ class Passage:
 Record = Callable[[Passage], None]
 
 
-def find_mlps(name: str, model: torch.nn.Module) -> dict[int, Mlp]:
-    """Return each block's MLP by layer. Raises ForwardError where there is none, or not one stack of blocks."""
-    modules = dict(model.named_modules())
+def find_mlps(
+    name: str, model: torch.nn.Module, targets: Mapping[str, str], projections: Sequence[DownProjection]
+) -> dict[int, Mlp]:
+    """Return every block of the stack that these projections are in, by its number, with its MLP where it has one.
+
+    `targets` tells the parameter that each stored tensor goes into. Raises ForwardError where one has none, where they
+    are in several stacks, and for what the forward pass cannot follow yet.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     dense: dict[int, torch.nn.Module] = {}
-    experts: dict[int, tuple[str, torch.nn.Module]] = {}
-    blocks: dict[int, str] = {}
-    parameters = {name.removesuffix(".weight"): (name, value) for name, value in model.named_parameters()}
-    for name_of_module, parsed in find_modules(parameters).items():
-        parameter_name, parameter = parameters[name_of_module]
-        if parsed.expert is not None:
+    experts: dict[int, tuple[str, str]] = {}
+    stacks = set()
+    for projection in projections:
+        target = targets.get(projection.name)
+        if target is None:
+            raise ForwardError(f"{name}: {type(model).__name__} has no place for {shown(projection.name)}")
+        holder = target.rpartition(".")[0]
+        stacks.add(_stack_of(target, projection.layer))
+        if parameters[target].ndim == 3:
+            experts[projection.layer] = holder, target.rpartition(".")[2]
+        elif projection.expert is not None:
             raise ForwardError(f"{name}: its experts are modules of their own: it can be scanned, but not yet verified")
-        module_name = parameter_name.rpartition(".")[0]
-        place = experts if parameter.ndim == 3 else dense
-        if parsed.layer in place or blocks.setdefault(parsed.layer, parsed.block) != parsed.block:
-            raise ForwardError(f"{name} has more than one stack of blocks: it can be scanned, but not yet verified")
-        if parameter.ndim == 3:
-            experts[parsed.layer] = (module_name, modules[module_name])
-        else:
-            dense[parsed.layer] = modules[module_name]
-    if not blocks:
-        raise ForwardError(f"{name}: {type(model).__name__} has no down projection that this version knows")
+        elif dense.setdefault(projection.layer, modules[holder]) is not modules[holder]:
+            raise ForwardError(f"{name} has several MLPs in a block: it can be scanned, but not yet verified")
+    if len(stacks) != 1 or None in stacks:
+        raise ForwardError(f"{name} has more than one stack of blocks: it can be scanned, but not yet verified")
+    (stack,) = stacks
     mlps = {}
-    for layer, name_of_block in sorted(blocks.items()):
-        block = modules[name_of_block]
-        if layer in experts:
-            experts_name, module = experts[layer]
-            whole = modules[experts_name.rpartition(".")[0]]
-            gate = getattr(whole, "shared_expert_gate", None)
-            mlps[layer] = Mlp(name_of_block, block, dense.get(layer), module, whole, gate)
+    for number, block in modules[str(stack)].named_children():
+        layer, fused = int(number), experts.get(int(number))
+        module = f"{stack}.{number}"
+        if fused is None:
+            mlps[layer] = Mlp(module, block, dense.get(layer), None, dense.get(layer))
         else:
-            mlps[layer] = Mlp(name_of_block, block, dense[layer], None, dense[layer])
-    return mlps
+            holder, down = fused
+            whole = modules[holder.rpartition(".")[0]]
+            gate = getattr(whole, "shared_expert_gate", None)
+            mlps[layer] = Mlp(module, block, dense.get(layer), modules[holder], whole, down, gate)
+    return dict(sorted(mlps.items()))
+
+
+def beside_stack(stack: str, parameters: Iterable[str]) -> tuple[str, ...]:
+    """Return the parts of a model, by their names' beginnings, that these parameters are in and this stack is not."""
+    parts = stack.split(".")
+    found = set()
+    for parameter in parameters:
+        others = parameter.split(".")
+        shared = next(place for place, (one, other) in enumerate(zip(parts, others, strict=False)) if one != other)
+        found.add(".".join(others[: shared + 1]) + ".")
+    return tuple(sorted(found))
+
+
+def _stack_of(parameter: str, layer: int) -> str | None:
+    """Return the name of the list of blocks that a parameter of this layer is in."""
+    parts = parameter.split(".")
+    return next((".".join(parts[:place]) for place, part in enumerate(parts) if part == str(layer)), None)

@@ -6,7 +6,7 @@ The stock model's weights come block by block (the room `model`); its down proje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import intercepted
-from analyzer.forward.mlps import Passage, find_mlps
+from analyzer.forward.mlps import Mlp, Passage, beside_stack, find_mlps
 from analyzer.forward.trace import Entry, Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
@@ -54,13 +54,15 @@ class Runner:
         dtype: str = "auto",
         keep_bytes: int | None = None,
         change: ChangeTensor | None = None,
+        others: Sequence[DownProjection] = (),
     ) -> None:
         """Build the model that `folder`'s config describes, with the checkpoint's weights.
 
         Only safetensors are opened and no code of the repository is run. A model whose blocks take at most
         `keep_bytes` keeps them, by default what the device can bear. `change` is asked for what to load in place of
-        each tensor of a block. Raises ForwardError where the device is not there or the model cannot be built,
-        CheckpointError where weights are missing.
+        each tensor of a block. `others` are the down projections of towers that text alone does not reach. Raises
+        ForwardError where the device is not there or the model cannot be built, CheckpointError where weights are
+        missing.
         """
         self.checkpoint = checkpoint
         self.name = checkpoint.source.model
@@ -71,18 +73,27 @@ class Runner:
                 f"{self.name} holds an adapter, which would change its weights: merge it, or move it away"
             )
         place = pick_device(device)
+        self.mlps: dict[int, Mlp] = {}
+        """Every block of the stack by its number, whether it has an MLP or not."""
+        self.tower = projections[0].tower
+
+        def find_blocks(model: torch.nn.Module, targets: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
+            self.mlps = find_mlps(self.name, model, targets, projections)
+            blocks = [mlp.block for mlp in self.mlps.values()]
+            beside = (targets[other.name] for other in others if other.name in targets)
+            return blocks, beside_stack(blocks[0], beside)
+
         with trusting_nobody(f"cannot load the model {self.name}", "config.json"):
             self.blocks = BlockwiseModel(
                 checkpoint,
                 read_config(folder),
-                lambda model: [mlp.block for mlp in find_mlps(self.name, model).values()],
+                find_blocks,
                 device=place,
                 dtype=pick_dtype(dtype, place, next(iter(self._projections.values())).matrix.encoding.name),
                 keep_bytes=bearable_bytes(place) if keep_bytes is None else keep_bytes,
                 row_bytes=row_bytes(place),
                 change=change,
             )
-        self.mlps = find_mlps(self.name, self.blocks.model)
         self.masked = is_masked(self.blocks.model)
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
@@ -99,7 +110,7 @@ class Runner:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that have a down projection."""
+        """The layers, those without a down projection too."""
         return tuple(self.mlps)
 
     @property
@@ -115,7 +126,7 @@ class Runner:
     @property
     def max_tokens(self) -> int | None:
         """How many tokens the model has positions for; null where its config sets no limit."""
-        positions = getattr(self.blocks.model.config, "max_position_embeddings", None)
+        positions = getattr(self.blocks.model.config.get_text_config(), "max_position_embeddings", None)
         return positions if isinstance(positions, int) else None
 
     def weight_row(self, layer: int, expert: int | None, row: int) -> NDArray[np.float64]:
@@ -145,8 +156,9 @@ class Runner:
 
         streams, entering, outputs = self._watch([ids], [intervention], record=record, enough=enough)
         layers = self.layers[: streams.shape[1]]
-        kept = {layer: tuple(entries[layer]) for layer in layers}
-        return Trace(layers, entering[0], streams[0], kept, {layer: outputs[layer] for layer in layers})
+        kept = {layer: tuple(entries[layer]) for layer in layers if layer in entries}
+        here = {layer: outputs[layer] for layer in layers if layer in outputs}
+        return Trace(layers, entering[0], streams[0], kept, here, self.tower)
 
     def streams(
         self,
@@ -210,8 +222,10 @@ class Runner:
         return streams[0], logits[0] if logits else None
 
     def some_weight(self, layer: int) -> Coordinate:
-        """Return where a layer's first weight is."""
-        return next(Coordinate(p.layer, p.expert, 0, 0) for p in self._projections.values() if p.layer == layer)
+        """Return where the first weight is of this layer's MLP, or of the next one's that has one."""
+        places = [(each.layer < layer, each.layer, each.expert or 0, each) for each in self._projections.values()]
+        first = min(places, key=lambda place: place[:3])[3]
+        return Coordinate(first.layer, first.expert, 0, 0, first.tower)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of states [n, hidden_size]."""
@@ -250,8 +264,8 @@ class Runner:
         Returns the residual stream after each block, [rows, layers, T, hidden_size], and before the first, and where
         `record` gets what goes through the down projections, what each MLP of the first row adds.
         """
-        watched = _Watched(len(prompts))
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
+        watched = _Watched(*ids.shape)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)
@@ -264,7 +278,7 @@ class Runner:
                 if number == 0:
                     handle = mlp.module.register_forward_pre_hook(watched.on_first, with_kwargs=True)
                     stack.callback(handle.remove)
-                if record is not None:
+                if record is not None and mlp.whole is not None:
                     stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
                 stack.callback(mlp.module.register_forward_hook(watched.on_block(layer, ends)).remove)
             with suppress(_Enough), self.running():
@@ -318,20 +332,20 @@ class Runner:
 
 
 class _Watched:
-    """What the hooks of one pass have seen."""
+    """What the hooks of one pass have seen, of so many rows of so many tokens."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, tokens: int) -> None:
         self.streams: dict[int, NDArray[np.float32]] = {}
         self.outputs: dict[int, NDArray[np.float32]] = {}
         self.entering: list[NDArray[np.float32]] = []
-        self._rows = rows
+        self._rows, self._tokens = rows, tokens
 
     def on_first(self, _module: object, args: Any, kwargs: Any) -> None:
-        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"]))
+        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
 
     def on_block(self, layer: int, ends: Callable[[int], bool]) -> Callable[..., None]:
         def hook(_module: object, _args: object, output: Any) -> None:
-            self.streams[layer] = self._by_rows(_first(output))
+            self.streams[layer] = self._by_rows(_first(output), "gives")
             if ends(layer):
                 raise _Enough
 
@@ -340,12 +354,24 @@ class _Watched:
     def on_mlp(self, layer: int) -> Callable[..., None]:
         def hook(_module: object, _args: object, output: Any) -> None:
             left = _first(output)
-            self.outputs[layer] = _numpy(left.reshape(-1, left.shape[-1]))
+            left = left.reshape(-1, left.shape[-1])
+            if left.shape[0] != self._rows * self._tokens and self._rows == 1:
+                left = left[: self._tokens]  # what is padded to a window
+            if left.shape[0] != self._rows * self._tokens:
+                raise ForwardError(f"an MLP gives {list(left.shape)}, which is not followed yet: verify another model")
+            self.outputs[layer] = _numpy(left)
 
         return hook
 
-    def _by_rows(self, hidden: torch.Tensor) -> NDArray[np.float32]:
-        return _numpy(hidden.reshape(self._rows, -1, hidden.shape[-1]))
+    def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
+        if hidden.ndim == 2 and self._rows == 1:
+            hidden = hidden[None]
+        if hidden.ndim != 3 or hidden.shape[0] != self._rows or hidden.shape[1] < self._tokens:
+            raise ForwardError(
+                f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
+                "which is not followed yet: it can be scanned, but not verified"
+            )
+        return _numpy(hidden[:, : self._tokens])  # some pad their inputs to a window
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -37,7 +37,8 @@ class Trace:
     entering: NDArray[np.float32]  # [T, hidden_size]
     residual: NDArray[np.float32]  # [layers, T, hidden_size]
     entries: Mapping[int, tuple[Entry, ...]]
-    outputs: Mapping[int, NDArray[np.float32]]  # layer -> [T, hidden_size]
+    outputs: Mapping[int, NDArray[np.float32]]  # layer that has an MLP -> [T, hidden_size]
+    tower: str | None = None  # of a model with several
 
     def at(self, layer: int, position: int) -> Iterator[tuple[int | None, NDArray[np.float64]]]:
         """Yield each expert that had this position (null where there is one MLP) with what went in, [inner width].

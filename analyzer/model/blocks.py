@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from analyzer.base.errors import CheckpointError, shown
+from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
 from analyzer.model.rows import Rows
@@ -33,7 +33,7 @@ class BlockwiseModel:
         self,
         checkpoint: Checkpoint,
         config: Any,
-        find_blocks: Callable[[torch.nn.Module], Sequence[str]],
+        find_blocks: Callable[[torch.nn.Module, Mapping[str, str]], tuple[Sequence[str], tuple[str, ...]]],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -43,7 +43,9 @@ class BlockwiseModel:
     ) -> None:
         """Build the model and load what is outside of its blocks.
 
-        `find_blocks` names the modules that load on demand, in the order in which they run. A model whose weights take
+        `find_blocks`, of the model and the parameter that each stored tensor goes into, names the modules that load on
+        demand, in the order in which they run, and how the names of parameters begin that text alone never reaches, as
+        those of a vision tower: they stay without weights. A model whose weights take
         at most `keep_bytes` keeps them. A block runs as many rows of a batch at once as take `row_bytes` of memory.
         `change` is asked, on a thread that reads ahead, for what to load in place of each tensor of a block; what is
         outside of the blocks, embedding and head, is loaded as it is. Raises CheckpointError where the checkpoint
@@ -55,15 +57,17 @@ class BlockwiseModel:
         self._weights = StoredWeights(checkpoint)
         self.change = change
         self._loader = Loader(self.model, dtype, device)
-        self._blocks = {name: self.model.get_submodule(name) for name in find_blocks(self.model)}
+        targets = self._loader.targets(checkpoint.tensors)
+        names, self._aside = find_blocks(self.model, {name: target for name, (target, _) in targets.items()})
+        self._blocks = {name: self.model.get_submodule(name) for name in names}
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
         self._keep = parameters * dtype.itemsize <= keep_bytes
         self._ahead: dict[str, Future[dict[str, torch.Tensor]]] = {}
         self._loaded: set[str] = set()
-        targets = self._loader.targets(checkpoint.tensors)
         self._plan: dict[str, list[str]] = {OUTSIDE: [], **{name: [] for name in self._blocks}}
         for name, (target, _) in targets.items():
-            self._plan[self._block_of(target)].append(name)
+            if not target.startswith(self._aside):
+                self._plan[self._block_of(target)].append(name)
         for buffer_name, buffer in self.model.named_buffers():
             module, _, name = buffer_name.rpartition(".")
             self.model.get_submodule(module)._buffers[name] = buffer.to(device)
@@ -81,14 +85,16 @@ class BlockwiseModel:
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
-        hidden: torch.Tensor = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)[0]
+        hidden = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)[0]
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
+            raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} cannot be run with text alone")
         return hidden
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of the stock model's own head for [1, n, hidden_size]."""
         body = self.model.get_submodule(self._body_name)
         try:
-            setattr(self.model, self._body_name, Answer(hidden))
+            setattr(self.model, self._body_name, Answer(hidden, body))
             nothing = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
             logits: torch.Tensor = self.model(input_ids=nothing).logits[0]
             return logits
@@ -187,7 +193,7 @@ class BlockwiseModel:
         """Give tied parameters outside of the blocks their weights."""
         tied = tied_parameters(self.model)
         for name, parameter in list(self.model.named_parameters()):
-            if not parameter.is_meta or self._block_of(name) != OUTSIDE:
+            if not parameter.is_meta or self._block_of(name) != OUTSIDE or name.startswith(self._aside):
                 continue
             source = tied.get(name)
             with suppress(AttributeError):

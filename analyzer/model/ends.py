@@ -73,17 +73,18 @@ class SlicedHead(torch.nn.Module):
 
 
 class Answer(torch.nn.Module):
-    """Stands in for a model's body while its head runs; whatever part of it the head calls, this is the answer."""
+    """Stands in for a model's body while its head runs: whatever part of it the head calls, this is the answer.
 
-    def __init__(self, hidden: torch.Tensor) -> None:
+    What else the head reads of the body, such as multipliers, it has.
+    """
+
+    def __init__(self, hidden: torch.Tensor, body: torch.nn.Module) -> None:
         super().__init__()
-        self.__dict__["hidden"] = hidden
+        self.__dict__.update(hidden=hidden, body=body)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return self
+        found = getattr(self.__dict__["body"], name)
+        return Answer(self.hidden, found) if isinstance(found, torch.nn.Module) else found
 
     def forward(self, *_: Any, **__: Any) -> BodyOutput:
         """Return the hidden states, whatever was asked."""

@@ -83,25 +83,44 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def model_class(config: Any) -> Any:
-    """Return the auto class: of masked language models for those that are nothing else, else of causal ones."""
+def build_empty(config: Any, dtype: torch.dtype) -> Any:
+    """Return the stock model that a config describes, its parameters on the meta device, ready to be run."""
+    # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
+    attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+    auto, named = _auto_class(config), _named_class(config)
+    with init_empty_weights(include_buffers=False):
+        if auto is not None or named is None:
+            auto = auto or transformers.AutoModelForCausalLM  # which says what it does not know
+            model = auto.from_config(config, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
+        else:
+            model = named._from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval().requires_grad_(False)
+
+
+def _auto_class(config: Any) -> Any:
+    """Return the auto class: of masked language models for those that are nothing else, else of causal ones or others.
+
+    A model that is for images or sounds as well runs with text alone.
+    """
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     names = " ".join(config.architectures or ())
     if masked and not getattr(config, "is_decoder", False) and (not causal or "CausalLM" not in names):
         return transformers.AutoModelForMaskedLM
-    return transformers.AutoModelForCausalLM
+    if causal:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return None
 
 
-def build_empty(config: Any, dtype: torch.dtype) -> Any:
-    """Return the stock model that a config describes, its parameters on the meta device, ready to be run."""
-    # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
-    attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
-    with init_empty_weights(include_buffers=False):
-        model = model_class(config).from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-        )
-    return model.eval().requires_grad_(False)
+def _named_class(config: Any) -> Any:
+    """Return the library's class that a config names for itself, where it is one for such configs; else null."""
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found if getattr(found, "config_class", None) is type(config) else None
+    return None
 
 
 def is_masked(model: torch.nn.Module) -> bool:

@@ -64,16 +64,20 @@ def attribute(
     `weight_row` gives W[row] of a (layer, expert, row), [intermediate_size].
     """
     layer, position, channel, change = write
-    total = float(trace.outputs[layer][position, channel])
     found: list[Attribution] = []
     largest = 0.0
     record = Write(layer, channel, position, change, 0.0)
+    if layer not in trace.outputs:  # it has no MLP
+        return record, found
+    total = float(trace.outputs[layer][position, channel])
     for expert, entered in trace.at(layer, position):
         row = weight_row(layer, expert, channel)
         shares = row * entered / total if total else np.zeros_like(row)
         largest = max(largest, float(shares.max()))
         found += [
-            Attribution(Coordinate(layer, expert, channel, int(col)), float(row[col]), float(shares[col]), record)
+            Attribution(
+                Coordinate(layer, expert, channel, int(col), trace.tower), float(row[col]), float(shares[col]), record
+            )
             for col in np.flatnonzero(shares >= thresholds.share)
         ]
     record = replace(record, largest_share=largest)

@@ -77,6 +77,7 @@ def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
     return tuple(
         LayerMaxima(layer, *largest_input(layer), *largest(trace.outputs[layer]), *largest(trace.residual[index]))
         for index, layer in enumerate(trace.layers)
+        if layer in trace.outputs
     )
 
 

@@ -130,6 +130,8 @@ def _super_weight(
         control_loss_max=None,
         loss_tokens=None,
         round=round_number,
+        tower=coordinate.tower,
+        mlp=coordinate.mlp,
     )
 
 
