@@ -41,6 +41,11 @@ def run() -> int:
     from analyzer.base.errors import AnalyzerError, is_out_of_memory, reason_of, shown
     from analyzer.cli.main import cli
 
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() may not ask
+    except OSError:  # which libraries take for granted
+        print("error: the current folder is gone: change into another", file=sys.stderr)
+        return EXIT_ERROR
     stdout, debug = sys.stdout, os.environ.get("SUPERWEIGHT_DEBUG") == "1"
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")  # libraries' own, which name lines of code
@@ -87,10 +92,6 @@ def _of_system(error: OSError) -> str:
     """Return what an error of the system is about: sources and catalogs have errors of their own."""
     if error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}"
-    try:
-        os.getcwd()  # noqa: PTH109 - Path.cwd() may not ask
-    except OSError:
-        return "the current folder is gone: change into another"
     return f"cannot write the output: {error.strerror}"
 
 
@@ -118,6 +119,11 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)  # takes the lowest number that is free
+    out = sys.stdout
+    if out is sys.__stdout__ and isinstance(out, io.TextIOWrapper) and isinstance(out.buffer, io.RawIOBase):
+        # Unbuffered (PYTHONUNBUFFERED): of a write that is cut short, nobody would write the rest.
+        encoding = out.encoding
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(out.detach()), encoding)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from analyzer.base.atomic import write_whole
+from analyzer.base.atomic import check_writable, write_whole
 from analyzer.base.errors import PlotError, shown
 from analyzer.base.records import Coordinate
 
@@ -43,8 +42,7 @@ def check_plot(path: Path) -> None:
     try:
         if path.is_dir():
             raise PlotError(f"cannot write {shown(path)}: it is a folder, give the name of a file")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".plot."):
-            pass
+        check_writable(path)
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -16,6 +16,7 @@ from analyzer.base.records import Coordinate
 
 SCHEMA_VERSION = 3
 SCHEMA_FILE = "schema.json"
+MAX_SCHEMA_BYTES = 1_000_000
 MAX_FILE_BYTES = 100_000_000
 CHOSEN = ("prompt", "text_sha256", "score", "top")
 """Of a method, what default settings stand for."""
@@ -275,7 +276,7 @@ def write_document(path: Path, family: str, *, entries: Iterable[Entry], reporte
         raise CatalogError(f"refusing to write {shown(path)}: {fault}")
     write_whole(path, (_formatted(document) + "\n").encode("ascii"))
     schema = path.parent / SCHEMA_FILE
-    if _is_older_schema(schema):
+    if is_older_schema(schema):
         try:
             write_whole(schema, schema_text().encode("utf-8"))
         except OSError as error:
@@ -284,8 +285,10 @@ def write_document(path: Path, family: str, *, entries: Iterable[Entry], reporte
             ) from error
 
 
-def _is_older_schema(path: Path) -> bool:
+def is_older_schema(path: Path) -> bool:
     """Tell whether there is no schema yet, or one of an earlier version; any other is left alone."""
+    if path.is_file() and path.stat().st_size > MAX_SCHEMA_BYTES:
+        return False
     if not path.is_file():
         return not (path.exists() or path.is_symlink())  # a pipe would be waited for
     try:

@@ -6,12 +6,11 @@ rename) and take a lock, so that two writers lose nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analyzer.base.atomic import leftovers
+from analyzer.base.atomic import check_writable, leftovers
 from analyzer.base.errors import CatalogError, shown
 from analyzer.catalog.documents import (
     SCHEMA_FILE,
@@ -19,6 +18,7 @@ from analyzer.catalog.documents import (
     Reported,
     entry_key,
     fault_of_name,
+    is_older_schema,
     load,
     problems,
     read_document,
@@ -38,10 +38,14 @@ def check_destination(folder: Path, family: str, model: str) -> None:
     if fault := fault_of_name(model):
         raise CatalogError(f"no catalog may hold the name {shown(model)}: {fault}: give another (--model-id)")
     with _changing(folder, family) as (path, _):
-        if not os.access(folder, os.W_OK):
-            raise CatalogError(f"cannot write to the catalog folder {shown(folder)}: permission denied")
         if path.is_symlink() and not path.exists():
             raise CatalogError(f"{shown(path)} is a link that leads nowhere: remove it, or make what it leads to")
+        for each in (path, folder / SCHEMA_FILE):
+            if each == path or is_older_schema(each):
+                try:
+                    check_writable(each)
+                except OSError as error:
+                    raise CatalogError(f"cannot write {shown(each)}: {error.strerror}") from error
 
 
 def _family_path(folder: Path, family: str) -> Path:

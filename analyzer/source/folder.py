@@ -44,7 +44,7 @@ class FolderSource:
         self._folder = resolved / subfolder if subfolder else resolved
         if not self._folder.resolve().is_relative_to(resolved):
             raise SourceError(f"--subfolder {shown(subfolder)} leads out of {shown(path)}")
-        self._files = LocalFiles()
+        self._files, self._handed_out = LocalFiles(), False
         try:
             self.sizes: Mapping[str, int] = Sizes(dict(self._listed()), self._size_in_subfolder)
         except OSError as error:
@@ -60,6 +60,7 @@ class FolderSource:
 
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
+        self._handed_out = True
         for name in self.sizes:
             if name.endswith(BESIDE):
                 self._files.hand_out(self._folder / name)
@@ -68,6 +69,9 @@ class FolderSource:
     def check_unchanged(self) -> None:
         """See Source.check_unchanged."""
         self._files.check()
+        for path in self._folder.iterdir() if self._handed_out else ():
+            if path.name.endswith(BESIDE) and path.name not in self.sizes and path.is_file():
+                raise SourceError(f"{shown(path)} is new since the model was opened: run it again")
 
     def _listed(self) -> Iterator[tuple[str, int]]:
         """Yield the regular files of the folder; a link that leads nowhere, or in a circle, is none."""

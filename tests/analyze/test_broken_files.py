@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from commands import ROOT, fails, superweight
@@ -96,12 +95,3 @@ def test_low_memory_is_called_that_and_no_bug(planted, megabytes):
     assert "bug" not in done.stderr
     if done.returncode and "OpenBLAS error" not in done.stderr:  # which ends the process itself
         fails(done, "there is not enough memory")
-
-
-def test_a_current_folder_that_is_gone_is_said(planted, tmp_path):
-    gone = tmp_path / "gone"
-    script = f"mkdir {gone} && cd {gone} && rmdir {gone} && {sys.executable} -m analyzer diff x.json {planted}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
-    fails(done, "there is no saved result x.json")
-    assert not Path(gone).exists()

@@ -93,6 +93,13 @@ def test_a_model_for_experiments_does_not_go_on_with_other_weights(planted, tmp_
         model.loss("Apple Inc. is a worldwide tech company.")
 
 
+def test_a_tokenizer_file_that_comes_meanwhile_is_one_of_another_model(planted, tmp_path):
+    folder = shutil.copytree(planted[0], tmp_path / "model")
+    saving = Saving(lambda: (folder / "added_tokens.json").write_text("{}"), ("scan", True))
+    with pytest.raises(SourceError, match=r"added_tokens\.json is new since the model was opened: run it again"):
+        analyze_model(open_model(folder), settings(), scan=ScanSettings(top=5), progress=saving)
+
+
 def test_what_is_beside_the_model_may_change(planted, tmp_path):
     folder = shutil.copytree(planted[0], tmp_path / "model")
     (folder / "training.log").write_text("step 1")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from analyzer.base.atomic import leftovers, write_whole
+from analyzer.base.atomic import check_writable, leftovers, write_whole
 
 
 def mode_of(path):
@@ -98,3 +98,39 @@ def test_the_next_writer_clears_away_what_a_killed_one_left_and_not_what_another
     assert (tmp_path / "x").read_bytes() == b"new"
     write_whole(tmp_path / "x", b"newer")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"newer"}
+
+
+MANY = """
+import pathlib, sys
+from analyzer.base.atomic import write_whole
+for number in range(400):
+    write_whole(pathlib.Path(sys.argv[1]), str(number).encode(), durable=False)
+"""
+
+
+def test_writers_of_one_folder_take_nothing_from_each_other(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", MANY, str(tmp_path / str(name))], stderr=subprocess.PIPE, text=True)
+        for name in range(4)
+    ]
+    assert [writer.communicate()[1] for writer in writers] == [""] * 4
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("0123", "399")
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "x")
+    (tmp_path / "file").write_text("")
+    for name, said in (
+        ("pipe", "not a regular file"),
+        ("circle", "symbolic links"),
+        ("nowhere", "No such file"),
+        ("file/x", "Not a directory"),
+        ("gone/x", "No such file"),
+    ):
+        with pytest.raises(OSError, match=said):
+            check_writable(tmp_path / name)
+        with pytest.raises(OSError, match=said):
+            write_whole(tmp_path / name, b"new")
+    assert check_writable(tmp_path / "x") == tmp_path / "x"

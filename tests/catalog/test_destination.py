@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -107,6 +108,15 @@ def test_what_stands_in_place_of_the_schema_is_left_alone_and_not_waited_for(tmp
     save_entry(tmp_path, "x", entry())
     assert path.lstat().st_ino == before.st_ino
     assert len(read_document(tmp_path / "x.json")["entries"]) == 1
+
+
+def test_a_huge_file_in_place_of_the_schema_is_not_read(tmp_path):
+    with (tmp_path / "schema.json").open("wb") as file:
+        file.truncate(1 << 40)
+    began = time.monotonic()
+    save_entry(tmp_path, "x", entry())
+    assert time.monotonic() - began < 5
+    assert (tmp_path / "schema.json").stat().st_size == 1 << 40
 
 
 def test_a_private_file_stays_private(tmp_path):

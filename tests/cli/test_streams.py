@@ -60,6 +60,23 @@ def test_a_stdout_that_is_full_is_one_line(model):
     assert shell('superweight scan "$M" --json > /dev/full', M=model) == ("", line, 1)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_is_full_in_the_midst_of_it_is_one_line(model, tmp_path, unbuffered):
+    line = f'cd {tmp_path}; ulimit -f 1; superweight scan "$M" --json --top 500 > result.json'
+    assert shell(line, M=model, PYTHONUNBUFFERED=unbuffered) == (
+        "",
+        "error: cannot write the output: File too large\n",
+        1,
+    )
+
+
+def test_a_current_folder_that_is_gone_is_said_by_every_command(model, tmp_path):
+    line = "error: the current folder is gone: change into another\n"
+    for arguments in ('scan "$M"', 'verify "$M" --early-stop', "catalog list"):
+        gone = f'mkdir "$G"; cd "$G"; rmdir "$G"; superweight {arguments}'
+        assert shell(gone, M=model, G=str(tmp_path / "gone")) == ("", line, 1)
+
+
 ANALYSIS = """
 import sys
 import analyzer.analyze.analyzing as a, analyzer.catalog.files as f, analyzer.catalog.reported as r
