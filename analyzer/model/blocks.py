@@ -85,7 +85,8 @@ class BlockwiseModel:
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
-        hidden = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)[0]
+        given = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)
+        hidden = None if given is None else given[0]
         if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} cannot be run with text alone")
         return hidden

@@ -69,7 +69,7 @@ class SuperWeight:
     """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
     `status` is "confirmed", "coincident" or "rejected", `effect` "critical" or "inert", null where no loss was
-    measured; `static_rank` is its rank by magnitude among the weights of all down projections. `share` is its part of
+    measured; `static_rank` is its rank by magnitude among the weights of all down projections of its tower. `share` is its part of
     what the MLP adds at the super activation's position and row; `activation_collapse` the part of the super
     activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
     else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
@@ -160,7 +160,8 @@ class VerifyResult:
     `recurrences` are over.
 
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
-    checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all.
+    checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
+    that ran, of a model with several.
     """
 
     model: str
@@ -185,3 +186,4 @@ class VerifyResult:
     early_stop: bool
     bytes_read: int
     checkpoint_bytes: int
+    tower: str | None = None

@@ -54,6 +54,7 @@ def verify(
         revision=source.revision,
         commit=source.commit,
         model_type=runner.checkpoint.model_type,
+        tower=runner.tower,
         prompt=settings.prompt,
         tokens=tokens,
         dtype=runner.dtype,

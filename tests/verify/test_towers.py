@@ -1,0 +1,141 @@
+"""Models of several towers, verified in the one that makes text, and hybrids whose blocks have no MLP."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models import PLANTED, PROMPT_IDS, TEXT, arguments, plant, random_llama, save_tokenizer, settings
+
+from analyzer.analyze.analyzing import analyze_model
+from analyzer.analyze.running import open_runnable
+from analyzer.analyze.verifying import verify_model
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import plain
+from analyzer.catalog.documents import problems
+from analyzer.catalog.files import read_documents, save_entry
+from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.losses import losses
+from analyzer.source.folder import FolderSource
+
+PLACE = PLANTED._replace(tower="language")
+
+
+def llava():
+    """A planted Llama behind a vision tower of CLIP's."""
+    text = random_llama()
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text.config, image_token_index=18, vision_feature_layer=-1
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    plant(SimpleNamespace(model=model.model.language_model))
+    return model
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "llava"
+    model = llava()
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder, model
+
+
+def test_the_language_tower_of_a_multimodal_model_is_verified_with_text_alone(multimodal):
+    result = verify_model(FolderSource(multimodal[0]), settings())
+    assert result.tower == "language"
+    best = next(weight for weight in result.super_weights if weight.coordinate == PLACE)
+    assert (best.status, result.verdict) == ("confirmed", "found")
+    assert str(best.coordinate) == f"language:{PLANTED}"
+    assert plain(result)["super_weights"][0]["tower"] == plain(result)["tower"] == "language"
+
+
+def test_its_stream_and_its_loss_are_those_of_the_stock_model(multimodal):
+    folder, model = multimodal
+    runner, tokens = open_runnable(FolderSource(folder)).build()
+    windows = tokens.windows(TEXT)
+    (found,) = losses(runner, windows, [UNTOUCHED])
+    ids = torch.tensor([windows[0].ids])
+    with torch.inference_mode():
+        out = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+    nll = torch.nn.functional.cross_entropy(out.logits[0, :-1].double(), ids[0, 1:]).item()
+    assert len(windows) == 1
+    assert found == pytest.approx(nll, rel=1e-6)
+    (stream,) = runner.streams([windows[0].ids], [UNTOUCHED])
+    expected = torch.stack(out.hidden_states[1:-1])[:, 0].numpy()  # the last has gone through a norm
+    np.testing.assert_allclose(stream[:-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_text_does_not_reach_is_not_loaded(multimodal):
+    folder, model = multimodal
+    runner, _ = open_runnable(FolderSource(folder)).build()
+    parameters = dict(runner.blocks.model.named_parameters())
+    assert all(value.is_meta == ("vision_tower" in name) for name, value in parameters.items() if "layers" not in name)
+    vision = sum(p.numel() * 4 for p in model.model.vision_tower.parameters())
+    runner.trace(PROMPT_IDS)
+    assert runner.checkpoint.bytes_read <= runner.checkpoint.total_bytes - vision
+
+
+def test_its_entry_has_the_outliers_of_all_towers_and_is_valid(multimodal, tmp_path):
+    done = analyze_model(FolderSource(multimodal[0]), settings())
+    assert done.scanned.towers == ("language", "vision")
+    save_entry(tmp_path, "llava", done.entry)
+    document = read_documents(tmp_path)["llava"]
+    written = json.loads((tmp_path / "llava.json").read_text())
+    assert list(problems(written, "llava")) == []
+    assert document["entries"][0]["super_weights"][0]["tower"] == "language"
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path):
+    config = transformers.T5Config(vocab_size=19, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(ArchitectureError, match="is an encoder-decoder: it can be scanned, but not yet verified"):
+        verify_model(FolderSource(tmp_path), settings())
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    """A Nemotron-H whose blocks are recurrences, attention, or an MLP, planted in the MLP of its fourth block."""
+    torch.manual_seed(0)
+    config = transformers.NemotronHConfig(
+        vocab_size=19, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layers_block_type=["mamba", "mlp", "attention", "mlp", "mamba", "mlp", "mamba"], mamba_num_heads=4,
+        mamba_head_dim=16, ssm_state_size=8, n_groups=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.NemotronHForCausalLM(config).eval()
+    mixer = model.get_submodule(next(name for name, _ in model.named_modules() if name.endswith("layers.3.mixer")))
+    (entered,) = arguments(model, mixer, PROMPT_IDS)
+    with torch.no_grad():
+        mixer.up_proj.weight[19] = torch.linalg.pinv(entered[0])[:, 0] * 4  # squared, 16 of the first token
+        mixer.down_proj.weight[5] = 0
+        mixer.down_proj.weight[5, 19] = 10.0
+    folder = tmp_path_factory.mktemp("models") / "nemotron"
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder, model
+
+
+def test_a_hybrid_whose_blocks_have_an_mlp_or_none_is_verified(hybrid):
+    result = verify_model(FolderSource(hybrid[0]), settings())
+    assert result.verdict == "found"
+    assert result.super_weights[0].coordinate == PLANTED._replace(layer=3, row=5, col=19)
+    assert [each.layer for each in result.layers] == [1, 3, 5]  # those with an MLP
+    assert result.writes[0].layer == 3
+
+
+def test_every_block_of_a_hybrid_is_in_its_stream(hybrid):
+    folder, model = hybrid
+    runner, _ = open_runnable(FolderSource(folder)).build()
+    assert runner.layers == tuple(range(7))
+    (stream,) = runner.streams([PROMPT_IDS], [UNTOUCHED])
+    with torch.inference_mode():
+        out = model(input_ids=torch.tensor([PROMPT_IDS]), use_cache=False, output_hidden_states=True)
+    expected = torch.stack(out.hidden_states[1:-1])[:, 0].numpy()
+    np.testing.assert_allclose(stream[:-1], expected, rtol=1e-4, atol=1e-3)
