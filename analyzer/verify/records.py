@@ -69,9 +69,9 @@ class SuperWeight:
     """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
     `status` is "confirmed", "coincident" or "rejected", `effect` "critical" or "inert", null where no loss was
-    measured; `static_rank` is its rank by magnitude among the weights of all down projections of its tower. `share` is its part of
-    what the MLP adds at the super activation's position and row; `activation_collapse` the part of the super
-    activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
+    measured; `static_rank` is its rank by magnitude among the weights of all down projections of its tower. `share` is
+    its part of what the MLP adds at the super activation's position and row; `activation_collapse` the part of the
+    super activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
     else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
     `control_loss_max` is the worst, the other two the worst of those of nearest magnitude and of the random ones.
     """
