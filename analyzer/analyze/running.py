@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.config import NUM_LAYERS_KEYS, is_gguf, language_part, not_a_number_in, size_in, ternary_when_run
+from analyzer.base.config import (
+    NUM_LAYERS_KEYS,
+    is_gguf,
+    language_part,
+    model_types,
+    not_a_number_in,
+    size_in,
+    ternary_when_run,
+)
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.projections.architectures import CONV1D_MODEL_TYPES
 from analyzer.projections.down_projections import find_projections
 from analyzer.projections.projection import MAIN_TOWERS, DownProjection
 from analyzer.source.folder import FolderSource
@@ -21,6 +30,7 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.forward.runner import Runner
     from analyzer.model.tokens import Tokens
 
+LAID_ANEW = ("MLX",)  # encodings of libraries that change more of a model than how its numbers are stored
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
 
 
@@ -102,8 +112,8 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
 def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownProjection]]:
     """Return the down projections of the tower that makes text, and those of the others; see SKIPPED.
 
-    Raises ArchitectureError for what the forward pass cannot follow yet (quantized models, encoder-decoders, blocks
-    with several MLPs), where a part of the tower is not read, and where config.json has another number of blocks than
+    Raises ArchitectureError for what the forward pass cannot follow yet (GGUF, MLX, encoder-decoders, blocks with
+    several MLPs), where a part of the tower is not read, and where config.json has another number of blocks than
     the weights: the model that it describes is not the one that was scanned.
     """
     model, config = checkpoint.source.model, checkpoint.config
@@ -123,11 +133,16 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
         raise ArchitectureError(
             f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
         )
-    encoded = next((each.quantization for each in projections if each.quantization), None)
-    if encoded is not None:
+    encoded = next((each.quantization for each in projections if each.quantization), "")
+    if encoded and model_types(config) & CONV1D_MODEL_TYPES:
         raise ArchitectureError(
-            f"{model} is quantized ({encoded}): it can be scanned, but not yet verified: use the model "
-            "that it was made from"
+            f"{model} is quantized ({encoded}), and its library has matrices the other way round than others: it can "
+            "be scanned, but not yet verified"
+        )
+    if encoded.startswith(LAID_ANEW):
+        raise ArchitectureError(
+            f"{model} is quantized ({encoded}) by a library that may lay tensors anew: it can be scanned, but not yet "
+            "verified: use the model that it was made from"
         )
     if ternary_when_run(config):
         raise ArchitectureError(
@@ -144,6 +159,10 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
             f"{model} has parts that are not read: {shown(first.names, 80)} x {first.count} ({first.why}); what its "
             "verification would say is not the whole of it"
         )
+    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
+        raise ArchitectureError(
+            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
+        )
     ahead = {each.block for each in found.projections if each.tower == "mtp"}
     blocks = {
         number
@@ -157,9 +176,5 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
         raise ArchitectureError(
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
             "weights"
-        )
-    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
-        raise ArchitectureError(
-            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
         )
     return projections, others

@@ -94,4 +94,4 @@ def analyze(
     with printing(show):
         path = save_entry(folder, family, done.entry)
         draw_verification(done.verified, plot)
-    warn_of(done.scanned.unread, done.scanned.notes)
+    warn_of(done.scanned.unread, (*done.scanned.notes, *done.verified.notes))

@@ -9,7 +9,7 @@ import click
 
 from analyzer.base.progress import progress_bars
 from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options
-from analyzer.cli.output import check_picture, draw_verification, print_result, printing
+from analyzer.cli.output import check_picture, draw_verification, print_result, printing, warn_of
 
 if TYPE_CHECKING:
     from analyzer.verify.settings import VerifySettings
@@ -39,3 +39,4 @@ def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | No
         result = verify_model(open_model(**where), settings, progress=progress)
     with printing(lambda: print_result(result, as_json, render_verify)):
         draw_verification(result, plot)
+    warn_of((), result.notes)

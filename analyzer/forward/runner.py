@@ -326,7 +326,8 @@ class Runner:
     def _as_loaded(self, projection: DownProjection) -> torch.Tensor:
         """Return a down projection as the model gets it, [rows, cols]; reads all of the tensor that stores it."""
         matrix = projection.matrix
-        stored = self.blocks.read([projection.name])[projection.name]
+        name = self.blocks.name_of(projection.name)
+        stored = self.blocks.read([name])[name]
         part = stored.reshape(-1, *matrix.data.shape)[matrix.data.start // matrix.stored_bytes]  # one expert's
         return part.T if matrix.transposed else part
 

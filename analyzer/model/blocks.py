@@ -57,8 +57,10 @@ class BlockwiseModel:
         self._weights = StoredWeights(checkpoint)
         self.change = change
         self._loader = Loader(self.model, dtype, device)
-        targets = self._loader.targets(checkpoint.tensors)
-        names, self._aside = find_blocks(self.model, {name: target for name, (target, _) in targets.items()})
+        targets = self._loader.targets(self._weights.names)
+        places = {name: target for name, (target, _) in targets.items()}
+        places |= {stored: places[name] for stored, name in self._weights.called.items() if name in places}
+        names, self._aside = find_blocks(self.model, places)
         self._blocks = {name: self.model.get_submodule(name) for name in names}
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
         self._keep = parameters * dtype.itemsize <= keep_bytes
@@ -82,6 +84,15 @@ class BlockwiseModel:
         """Return tensors of blocks as the model gets them, with the change in place. Raises like StoredWeights."""
         tensors = self._weights.read(names)
         return {key: self.change(key, tensor) for key, tensor in tensors.items()} if self.change else tensors
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """How what is quantized is stored, empty where nothing is."""
+        return self._weights.encodings
+
+    def name_of(self, stored: str) -> str:
+        """Return what the tensor is called that `read` returns of which a stored one holds the data."""
+        return self._weights.called.get(stored, stored)
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""

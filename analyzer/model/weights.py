@@ -1,13 +1,25 @@
-"""A checkpoint's tensors as torch has them."""
+"""A checkpoint's tensors as torch has them; what is quantized, as the floats that it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from analyzer.base.config import model_types
 from analyzer.base.errors import CheckpointError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.encodings.finding import STORED_AS, find_matrices
+from analyzer.numbers.encoding import Tile
+from analyzer.numbers.floats import FORMATS, Unsigned
+from analyzer.numbers.matrices import Matrix
+from analyzer.numbers.module import StoredTensors
+from analyzer.projections.architectures import INPUTS_FIRST_EXPERTS
+from analyzer.source.streaming import Want, stream
 
 DTYPES = {
     "F64": torch.float64,
@@ -20,38 +32,85 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
+PACKED = frozenset({"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2"})
+"""The dtypes of what quantized matrices are stored in."""
 
 ChangeTensor = Callable[[str, torch.Tensor], torch.Tensor]
-"""Makes of a stored tensor, by its name in the checkpoint, what the model gets in its place, of the same shape."""
+"""Makes of a tensor, by its name, what the model gets in its place, of the same shape."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A quantized module's tensor as a float model has it: its matrix, or those of its experts, [experts, …]."""
+
+    matrices: Sequence[Matrix]
+    fused: bool
+    inputs_first: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        rows, cols = self.matrices[0].shape
+        shape = (cols, rows) if self.inputs_first else (rows, cols)
+        return (len(self.matrices), *shape) if self.fused else shape
 
 
 class StoredWeights:
-    """The tensors of one checkpoint, in the dtypes in which they are stored."""
+    """The tensors of one checkpoint, in the dtypes in which they are stored, or as float32 where they are quantized."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises ArchitectureError where a module is quantized in a way that is not read."""
         self.checkpoint = checkpoint
         self.model = checkpoint.source.model
+        self._decoded: dict[str, Decoded] = {}
+        self.called: dict[str, str] = {}
+        """What the tensor is called here of which a stored one holds the quantized data."""
+        hidden: set[str] = set()
+        stored = StoredTensors(self.model, checkpoint.shapes, checkpoint.config, checkpoint.read_tensors)
+        first = bool(model_types(checkpoint.config) & INPUTS_FIRST_EXPERTS)
+        for module, suffix in _quantized(checkpoint):
+            matrices = [] if module + suffix in hidden else find_matrices(stored, module) or []
+            if not matrices or matrices[0].encoding.name in FORMATS:
+                continue
+            fused = len(matrices) > 1 or suffix in ("_blocks", "")
+            name = module if fused else f"{module}.weight"
+            self._decoded[name] = Decoded(matrices, fused, fused and first)
+            self.called[matrices[0].data.tensor] = name
+            parts = {part.tensor for matrix in matrices for part in matrix.parts}
+            hidden |= parts | {other for other in checkpoint.tensors if other.startswith(f"{module}.weight_")}
+        self.names = tuple(name for name in checkpoint.tensors if name not in hidden) + tuple(self._decoded)
+        self.encodings = tuple(sorted({each.matrices[0].encoding.name for each in self._decoded.values()}))
+        """How what is quantized is stored."""
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return whole tensors. Raises CheckpointError where one cannot be run, SourceError where it cannot be read."""
-        dtypes = {name: self.dtype(name) for name in names}
-        return {
+        plain = [name for name in names if name not in self._decoded]
+        dtypes = {name: self.dtype(name) for name in plain}
+        found = {
             name: torch.frombuffer(data, dtype=dtypes[name]).reshape(self.shape(name))
-            for name, data in self.checkpoint.read_tensors(names).items()
+            for name, data in self.checkpoint.read_tensors(plain).items()
         }
+        return found | {name: self._decode(self._decoded[name]) for name in names if name in self._decoded}
 
     def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Return single rows of a matrix, [cols] each. Raises like `read`."""
+        """Return single rows of a matrix, [cols] each; all of a quantized one is read. Raises like `read`."""
+        if name in self._decoded:
+            whole = self.read([name])[name] if rows else None
+            return {} if whole is None else {row: whole[row].clone() for row in rows}
         dtype = self.dtype(name)
         return {row: torch.frombuffer(data, dtype=dtype) for row, data in self.checkpoint.read_rows(name, rows).items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape as it is stored."""
-        return self.checkpoint.tensors[name].record.shape
+        """Return a tensor's shape."""
+        return self._decoded[name].shape if name in self._decoded else self.checkpoint.tensors[name].record.shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype as it is stored. Raises CheckpointError where a model cannot be run from it."""
+        """Return a tensor's dtype as it is read. Raises CheckpointError where a model cannot be run from it."""
+        if name in self._decoded:
+            return torch.float32
         stored = self.checkpoint.tensors[name].record.dtype
         if stored not in DTYPES:
             raise CheckpointError(
@@ -70,3 +129,40 @@ class StoredWeights:
         return CheckpointError(
             f"{self.model}: {shown(name)} has the shape {list(stored)}, config.json says {list(wanted)}"
         )
+
+    def _decode(self, decoded: Decoded) -> torch.Tensor:
+        """Return the floats of all matrices of a module, which are read and decoded a tile at a time."""
+        values = np.empty((len(decoded.matrices), *decoded.matrices[0].shape), np.float32)
+
+        def wants() -> Iterator[Want]:
+            for matrix, into in zip(decoded.matrices, values, strict=True):
+                yield from self.checkpoint.read_matrix(matrix, partial(_take, matrix, into))
+
+        stream(self.checkpoint.source, wants())
+        whole = torch.from_numpy(values)
+        whole = whole.transpose(1, 2).contiguous() if decoded.inputs_first else whole
+        return whole if decoded.fused else whole[0]
+
+
+def _take(matrix: Matrix, into: NDArray[np.float32], _: int, tile: Tile, bits: Unsigned) -> None:
+    """Put a decoded tile where it is in [rows, cols]."""
+    lines, places = matrix.axes(tile)
+    values = matrix.encoding.decoded.decode(bits)
+    if matrix.transposed:
+        into[places, lines] = values.T
+    else:
+        into[lines, places] = values
+
+
+def _quantized(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return the modules whose matrix may be quantized, each with what follows its name in that of its data.
+
+    Those without a suffix come last: what belongs to one of the others is known by then.
+    """
+    found = []
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.record.dtype in PACKED and len(tensor.record.shape) > 1:
+            suffix = next((each for each in STORED_AS if each and name.endswith(each)), "")
+            if suffix or len(tensor.record.shape) == 3:
+                found.append((name.removesuffix(suffix), suffix))
+    return sorted(found, key=lambda each: not each[1])

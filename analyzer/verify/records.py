@@ -161,7 +161,7 @@ class VerifyResult:
 
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
-    that ran, of a model with several.
+    that ran, of a model with several; `notes` say, a line each, where what ran is not all that the model does.
     """
 
     model: str
@@ -187,3 +187,4 @@ class VerifyResult:
     bytes_read: int
     checkpoint_bytes: int
     tower: str | None = None
+    notes: tuple[str, ...] = ()

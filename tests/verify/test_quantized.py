@@ -1,0 +1,154 @@
+"""Quantized models run as the floats that they stand for: as the float model does that has these floats."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import transformers
+from checkpoints import write_tensors
+from encoders import awq_gemv, bnb_4bit, bnb_int8, gptq_bits, int_quantized, mlx, mxfp8, nvfp4, pack_quantized
+from models import PROMPT_IDS, TEXT, random_llama, save, save_tokenizer, settings
+from quantized import AWQ, FP8, GPTQ, awq, fp8, gptq, mxfp4
+
+from analyzer.analyze.running import open_runnable
+from analyzer.analyze.verifying import verify_model
+from analyzer.base.errors import ArchitectureError
+from analyzer.base.records import Coordinate
+from analyzer.forward.edits import UNTOUCHED, zeroing
+from analyzer.forward.losses import losses
+from analyzer.source.folder import FolderSource
+
+HIDDEN, INNER, LAYERS = 128, 256, 4
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+ENCODERS = {
+    "fp8 in blocks": (fp8(), FP8, "F8_E4M3"),
+    "fp8 in rows": (fp8(scale="rows", name="weight_scale"), {**COMPRESSED, "format": "float-quantized"}, "F8_E4M3"),
+    "mxfp8": (mxfp8(), {"quant_method": "modelopt", "quant_algo": "MXFP8"}, "MXFP8"),
+    "nvfp4": (nvfp4(), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
+    "gptq": (gptq(), {**GPTQ, "checkpoint_format": "gptq"}, "GPTQ-4bit"),
+    "gptq, act order": (gptq(desc_act=True), {**GPTQ, "desc_act": True}, "GPTQ-4bit"),
+    "gptq, 8 bits": (gptq_bits(8), {**GPTQ, "bits": 8, "group_size": 64}, "GPTQ-8bit"),
+    "awq": (awq(), AWQ, "AWQ-4bit"),
+    "awq, gemv": (awq_gemv(64), {**AWQ, "version": "gemv"}, "AWQ-4bit"),
+    "int4": (pack_quantized(), COMPRESSED, "INT4"),
+    "int8": (int_quantized(), {**COMPRESSED, "format": "int-quantized"}, "INT8"),
+    "nf4": (bnb_4bit(), {"quant_method": "bitsandbytes", "load_in_4bit": True}, "NF4"),
+    "bnb int8": (bnb_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "LLM.int8"),
+}
+
+
+def without_nan(stored, values):
+    """Have no code that stands for no number, as no quantizer writes."""
+    if np.isnan(values).any():
+        stored["weight"] = np.where(np.isnan(values), np.zeros((), stored["weight"].dtype), stored["weight"])
+        values = np.nan_to_num(values, nan=0.0)
+    return stored, values
+
+
+def pair(tmp_path, name):
+    """Write a quantized Llama, and the float one that it stands for."""
+    encode, quantization, _ = ENCODERS[name]
+    generator = np.random.default_rng(0)
+    model = random_llama(hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS)
+    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
+    for module, linear in model.named_modules():
+        if isinstance(linear, torch.nn.Linear) and module != "lm_head":
+            stored, values = without_nan(*encode(generator, *linear.weight.shape, 1 if name == "mxfp8" else 0.3))
+            del tensors[f"{module}.weight"]
+            tensors |= {f"{module}.{end}": value for end, value in stored.items()}
+            linear.weight.data = torch.from_numpy(values.astype(np.float32))
+    floats = save(model, tmp_path / "floats")
+    packed = tmp_path / "packed"
+    write_tensors(packed, tensors)
+    config = json.loads((floats / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    save_tokenizer(packed)
+    return packed, floats
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_quantized_model_is_verified_as_the_floats_that_it_stands_for(tmp_path, name):
+    packed, floats = pair(tmp_path, name)
+    found, expected = (verify_model(FolderSource(folder), settings()) for folder in (packed, floats))
+    assert len(found.layers) == LAYERS
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert (one.input_col, one.output_row, one.residual_channel) == (
+            other.input_col,
+            other.output_row,
+            other.residual_channel,
+        )
+        assert one.residual_max == pytest.approx(other.residual_max, rel=1e-5)
+    assert {w.coordinate for w in found.super_weights} == {w.coordinate for w in expected.super_weights}
+    one, other = (next(iter(result.super_weights), None) for result in (found, expected))
+    if other is not None:
+        assert one.loss == pytest.approx(other.loss, rel=1e-6)
+        assert one.loss_zeroed == pytest.approx(other.loss_zeroed, rel=1e-6)
+    (note,) = found.notes
+    assert note.startswith(f"its weights are stored as {ENCODERS[name][2]} and run as the floats that they stand for; ")
+    assert expected.notes == ()
+
+
+def gpt_oss(tmp_path):
+    """Write a tiny gpt-oss with MXFP4 experts, and the float model of the library that it stands for."""
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        vocab_size=19, hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.GptOssForCausalLM(config).eval()
+    generator = np.random.default_rng(1)
+    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            for parameter in ("gate_up_proj", "down_proj"):
+                inner, outer = getattr(module, parameter).shape[1:]
+                stored, values = mxfp4(generator, 4, outer, inner, 1)
+                del tensors[f"{name}.{parameter}"]
+                tensors |= {f"{name}.{parameter}{end}": value for end, value in stored.items()}
+                getattr(module, parameter).data = (
+                    torch.from_numpy(values.astype(np.float32)).transpose(1, 2).contiguous()
+                )
+    floats, packed = save(model, tmp_path / "floats"), tmp_path / "packed"
+    write_tensors(packed, tensors)
+    said = {**json.loads((floats / "config.json").read_text()), "quantization_config": {"quant_method": "mxfp4"}}
+    (packed / "config.json").write_text(json.dumps(said))
+    save_tokenizer(packed)
+    return packed, floats
+
+
+def test_fused_experts_that_are_square_lie_as_the_library_has_them(tmp_path):
+    packed, floats = gpt_oss(tmp_path)
+    streams = []
+    for folder in (packed, floats):
+        runner, _ = open_runnable(FolderSource(folder)).build()
+        streams += runner.streams([PROMPT_IDS], [UNTOUCHED])
+    np.testing.assert_allclose(streams[0], streams[1], rtol=1e-5, atol=1e-5)
+    assert verify_model(FolderSource(packed), settings()).tower is None
+
+
+def test_what_is_zeroed_is_the_value_that_the_stored_weight_stands_for(tmp_path):
+    zeroed = []
+    for folder in pair(tmp_path, "awq"):
+        runner, tokens = open_runnable(FolderSource(folder)).build()
+        place = Coordinate(2, None, 7, int(np.abs(runner.weight_row(2, None, 7)).argmax()))
+        zeroed.append(losses(runner, tokens.windows(TEXT), [UNTOUCHED, zeroing([place])]))
+    assert zeroed[0] == pytest.approx(zeroed[1], rel=1e-6)
+    assert abs(zeroed[0][1] - zeroed[0][0]) > 1e-4
+
+
+def test_what_may_be_laid_anew_is_refused(tmp_path):
+    generator = np.random.default_rng(0)
+    model = random_llama(hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS)
+    tensors = {key: value.numpy().astype(ml_dtypes.bfloat16) for key, value in model.state_dict().items()}
+    for layer in range(LAYERS):
+        module = f"model.layers.{layer}.mlp.down_proj"
+        stored, _ = mlx(4)(generator, HIDDEN, INNER, 1)
+        del tensors[f"{module}.weight"]
+        tensors |= {f"{module}.{end}": value for end, value in stored.items()}
+    write_tensors(tmp_path, tensors)
+    said = {**model.config.to_dict(), "quantization": {"group_size": 64, "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ArchitectureError, match="by a library that may lay tensors anew"):
+        verify_model(FolderSource(tmp_path), settings())
