@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.forward.runner import Runner
     from analyzer.model.tokens import Tokens
 
-LAID_ANEW = ("MLX",)  # encodings of libraries that change more of a model than how its numbers are stored
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
 
 
@@ -112,45 +111,19 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
 def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownProjection]]:
     """Return the down projections of the tower that makes text, and those of the others; see SKIPPED.
 
-    Raises ArchitectureError for what the forward pass cannot follow yet (GGUF, MLX, encoder-decoders, blocks with
-    several MLPs), where a part of the tower is not read, and where config.json has another number of blocks than
-    the weights: the model that it describes is not the one that was scanned.
+    Raises ArchitectureError for what the forward pass cannot follow yet, where a part of the tower is not read, and
+    where config.json has another number of blocks than the weights: the model that it describes is not the one that
+    was scanned.
     """
     model, config = checkpoint.source.model, checkpoint.config
-    found = find_projections(checkpoint)
-    towers = sorted({each.tower for each in found.projections if each.tower not in SKIPPED}, key=str)
-    if {"encoder", "decoder"} & set(towers) and len(towers) > 1:
-        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
-    tower = next((each for each in MAIN_TOWERS if each in towers), towers[0] if len(towers) == 1 else None)
-    projections = [each for each in found.projections if each.tower == tower]
-    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
-    if not projections:
-        raise ArchitectureError(
-            f"{model} has several towers ({', '.join(map(shown, towers))}), and none is known to make text: it can be "
-            "scanned, but not yet verified"
-        )
     if is_gguf(config):
         raise ArchitectureError(
             f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
         )
-    encoded = next((each.quantization for each in projections if each.quantization), "")
-    if encoded and model_types(config) & CONV1D_MODEL_TYPES:
-        raise ArchitectureError(
-            f"{model} is quantized ({encoded}), and its library has matrices the other way round than others: it can "
-            "be scanned, but not yet verified"
-        )
-    if encoded.startswith(LAID_ANEW):
-        raise ArchitectureError(
-            f"{model} is quantized ({encoded}) by a library that may lay tensors anew: it can be scanned, but not yet "
-            "verified: use the model that it was made from"
-        )
-    if ternary_when_run(config):
-        raise ArchitectureError(
-            f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
-            "yet verified"
-        )
-    if nan := not_a_number_in(config):
-        raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
+    found = find_projections(checkpoint)
+    tower = _tower_of_text(model, {each.tower for each in found.projections if each.tower not in SKIPPED})
+    projections = [each for each in found.projections if each.tower == tower]
+    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
     stack = projections[0].stack
     unread = [each for each in found.unread if not others or each.names.startswith(f"{stack}.")]
     if unread:
@@ -159,10 +132,7 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
             f"{model} has parts that are not read: {shown(first.names, 80)} x {first.count} ({first.why}); what its "
             "verification would say is not the whole of it"
         )
-    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
-        raise ArchitectureError(
-            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
-        )
+    _check_followed(checkpoint, projections)
     ahead = {each.block for each in found.projections if each.tower == "mtp"}
     blocks = {
         number
@@ -178,3 +148,39 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
             "weights"
         )
     return projections, others
+
+
+def _tower_of_text(model: str, towers: Collection[str | None]) -> str | None:
+    if {"encoder", "decoder"} & set(towers) and len(towers) > 1:
+        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+    if len(towers) == 1:
+        return next(iter(towers))
+    for tower in MAIN_TOWERS:
+        if tower in towers:
+            return tower
+    raise ArchitectureError(
+        f"{model} has several towers ({', '.join(shown(each) for each in sorted(map(str, towers)))}), and none is "
+        "known to make text: it can be scanned, but not yet verified"
+    )
+
+
+def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> None:
+    """Raise ArchitectureError for what the forward pass cannot follow yet."""
+    model, config = checkpoint.source.model, checkpoint.config
+    encoded = next((each.quantization for each in projections if each.quantization), None)
+    if encoded is not None and model_types(config) & CONV1D_MODEL_TYPES:
+        raise ArchitectureError(
+            f"{model} is quantized ({encoded}), and its library has matrices the other way round than others: it can "
+            "be scanned, but not yet verified"
+        )
+    if ternary_when_run(config):
+        raise ArchitectureError(
+            f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
+            "yet verified"
+        )
+    if nan := not_a_number_in(config):
+        raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
+    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
+        raise ArchitectureError(
+            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
+        )

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.base.config import model_types
-from analyzer.base.errors import CheckpointError, shown
+from analyzer.base.errors import ArchitectureError, CheckpointError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.encodings.finding import STORED_AS, find_matrices
 from analyzer.numbers.encoding import Tile
@@ -37,6 +37,7 @@ DTYPES = {
 }
 PACKED = frozenset({"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2"})
 """The dtypes of what quantized matrices are stored in."""
+OF_MLX = "U32"  # what MLX packs into, whose converters change more of a model than how its numbers are stored
 
 ChangeTensor = Callable[[str, torch.Tensor], torch.Tensor]
 """Makes of a tensor, by its name, what the model gets in its place, of the same shape."""
@@ -62,7 +63,7 @@ class StoredWeights:
     """The tensors of one checkpoint, in the dtypes in which they are stored, or as float32 where they are quantized."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises ArchitectureError where a module is quantized in a way that is not read."""
+        """Raises ArchitectureError where a module is quantized in a way that is not read, or not run."""
         self.checkpoint = checkpoint
         self.model = checkpoint.source.model
         self._decoded: dict[str, Decoded] = {}
@@ -75,6 +76,12 @@ class StoredWeights:
             matrices = [] if module + suffix in hidden else find_matrices(stored, module) or []
             if not matrices or matrices[0].encoding.name in FORMATS:
                 continue
+            encoding = matrices[0].encoding.name
+            if checkpoint.tensors[module + suffix].record.dtype == OF_MLX:
+                raise ArchitectureError(
+                    f"{self.model} is quantized by MLX ({encoding}), whose converters may lay tensors anew: it can be "
+                    "scanned, but not yet verified: use the model that it was made from"
+                )
             fused = len(matrices) > 1 or suffix in ("_blocks", "")
             name = module if fused else f"{module}.weight"
             self._decoded[name] = Decoded(matrices, fused, fused and first)

@@ -8,7 +8,18 @@ import pytest
 import torch
 import transformers
 from checkpoints import write_tensors
-from encoders import awq_gemv, bnb_4bit, bnb_int8, gptq_bits, int_quantized, mlx, mxfp8, nvfp4, pack_quantized
+from encoders import (
+    awq_gemv,
+    bnb_4bit,
+    bnb_int8,
+    gptq_bits,
+    int_quantized,
+    mlx,
+    mlx_floats,
+    mxfp8,
+    nvfp4,
+    pack_quantized,
+)
 from models import PROMPT_IDS, TEXT, random_llama, save, save_tokenizer, settings
 from quantized import AWQ, FP8, GPTQ, awq, fp8, gptq, mxfp4
 
@@ -138,17 +149,18 @@ def test_what_is_zeroed_is_the_value_that_the_stored_weight_stands_for(tmp_path)
     assert abs(zeroed[0][1] - zeroed[0][0]) > 1e-4
 
 
-def test_what_may_be_laid_anew_is_refused(tmp_path):
+@pytest.mark.parametrize("encode", [mlx(4), mlx_floats("mxfp4")], ids=["affine", "mxfp4"])
+def test_what_may_be_laid_anew_is_refused(tmp_path, encode):
     generator = np.random.default_rng(0)
     model = random_llama(hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS)
     tensors = {key: value.numpy().astype(ml_dtypes.bfloat16) for key, value in model.state_dict().items()}
     for layer in range(LAYERS):
         module = f"model.layers.{layer}.mlp.down_proj"
-        stored, _ = mlx(4)(generator, HIDDEN, INNER, 1)
+        stored, _ = encode(generator, HIDDEN, INNER, 1)
         del tensors[f"{module}.weight"]
         tensors |= {f"{module}.{end}": value for end, value in stored.items()}
     write_tensors(tmp_path, tensors)
     said = {**model.config.to_dict(), "quantization": {"group_size": 64, "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(said))
-    with pytest.raises(ArchitectureError, match="by a library that may lay tensors anew"):
+    with pytest.raises(ArchitectureError, match="is quantized by MLX .*, whose converters may lay tensors anew"):
         verify_model(FolderSource(tmp_path), settings())
