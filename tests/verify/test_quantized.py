@@ -162,5 +162,5 @@ def test_what_may_be_laid_anew_is_refused(tmp_path, encode):
     write_tensors(tmp_path, tensors)
     said = {**model.config.to_dict(), "quantization": {"group_size": 64, "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(said))
-    with pytest.raises(ArchitectureError, match="is quantized by MLX .*, whose converters may lay tensors anew"):
+    with pytest.raises(ArchitectureError, match=r"is quantized by MLX .*, whose converters may lay tensors anew"):
         verify_model(FolderSource(tmp_path), settings())
