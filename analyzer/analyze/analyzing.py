@@ -50,8 +50,8 @@ def analyze_model(
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
     checkpoint, scanned = done.runnable.checkpoint, done.scanned
     assert scanned is not None  # without early_stop there is always a scan
-    if done.runnable.others:
-        everything = sorted((*done.runnable.projections, *done.runnable.others), key=lambda each: each.place)
+    if beside := (*done.runnable.latent, *done.runnable.others):
+        everything = sorted((*done.runnable.projections, *beside), key=lambda each: each.place)
         scanned = scan_projections(checkpoint, everything, scan, progress)
     verified = replace(done.result, commit=source.commit or content_hash(checkpoint))
     checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed

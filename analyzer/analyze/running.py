@@ -39,7 +39,9 @@ class Runnable:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
-    """Those of the tower that makes text."""
+    """Those of the tower that makes text whose writes can be followed."""
+    latent: Sequence[DownProjection]
+    """The others of that tower: they write a latent that is turned before the stream, or stand beside such."""
     others: Sequence[DownProjection]
     """Those of towers that text alone does not reach."""
     folder: Path
@@ -58,6 +60,7 @@ class Runnable:
             device=device,
             dtype=dtype,
             keep_bytes=keep_bytes,
+            latent=self.latent,
             others=self.others,
         )
         tokens = Tokens(
@@ -78,14 +81,14 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     """
     checkpoint = Checkpoint(source)
     # Fails, where it must, before gigabytes are read or a lying config is built.
-    projections, others = _that_run(checkpoint)
+    projections, latent, others = _that_run(checkpoint)
     folder = source.folder(checkpoint.shards if download else ())
     if download and not isinstance(source, FolderSource):
         checkpoint = Checkpoint(
             FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         )
-        projections, others = _that_run(checkpoint)
-    return Runnable(checkpoint, projections, others, folder)
+        projections, latent, others = _that_run(checkpoint)
+    return Runnable(checkpoint, projections, latent, others, folder)
 
 
 def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> EditableModel:
@@ -108,8 +111,12 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
 
 
-def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownProjection]]:
-    """Return the down projections of the tower that makes text, and those of the others; see SKIPPED.
+def _that_run(
+    checkpoint: Checkpoint,
+) -> tuple[list[DownProjection], list[DownProjection], list[DownProjection]]:
+    """Return the down projections of the tower that makes text, those of it that are latent, and those of other towers.
+
+    See Runnable, and SKIPPED.
 
     Raises ArchitectureError for what the forward pass cannot follow yet, where a part of the tower is not read, and
     where config.json has another number of blocks than the weights: the model that it describes is not the one that
@@ -147,7 +154,14 @@ def _that_run(checkpoint: Checkpoint) -> tuple[list[DownProjection], list[DownPr
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
             "weights"
         )
-    return projections, others
+    layers = {each.layer for each in projections if each.writes is not None}
+    followed = [each for each in projections if each.layer not in layers]
+    if not followed:
+        raise ArchitectureError(
+            f"{model}: all of its MLPs write a latent that is turned before the residual stream, which is not followed "
+            "yet: it can be scanned, but not verified"
+        )
+    return followed, [each for each in projections if each.layer in layers], others
 
 
 def _tower_of_text(model: str, towers: Collection[str | None]) -> str | None:
@@ -180,7 +194,7 @@ def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection
         )
     if nan := not_a_number_in(config):
         raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
-    if any(each.mlp is not None or each.layers is not None or each.writes is not None for each in projections):
+    if any(each.mlp is not None or each.layers is not None for each in projections):
         raise ArchitectureError(
             f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
         )

@@ -1,4 +1,4 @@
-"""Sees, and changes, what a model's down projections do while it runs: hooks, and a look into fused experts.
+"""Sees, and changes, what blocks and their down projections do while a model runs: hooks, a look into fused experts.
 
 An edit never touches a weight. Multiplying W[row, col] by a factor is the same as subtracting
 (1 - factor) * W[row, col] * input[..., col] from output[..., row] of that down projection, so each row of a batch can
@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
@@ -92,3 +94,66 @@ def _gate_hook(waiting: list[Passage], record: Record) -> Callable[..., None]:
             record(replace(waiting.pop(), routed=torch.sigmoid(output.float()).reshape(-1)))
 
     return hook
+
+
+class EnoughError(Exception):
+    """Ends a pass over the model before its last block."""
+
+
+class Watched:
+    """What the hooks of one pass have seen, of so many rows of so many tokens."""
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        self.streams: dict[int, NDArray[np.float32]] = {}
+        self.outputs: dict[int, NDArray[np.float32]] = {}
+        self.entering: list[NDArray[np.float32]] = []
+        self._rows, self._tokens = rows, tokens
+
+    def on_first(self, _module: object, args: Any, kwargs: Any) -> None:
+        """Keep the stream before the first block, whose hook before it runs this is."""
+        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
+
+    def on_block(self, layer: int, ends: Callable[[int], bool]) -> Callable[..., None]:
+        """Return the hook of a block, which keeps the stream after it and ends the pass where `ends` says so."""
+
+        def hook(_module: object, _args: object, output: Any) -> None:
+            self.streams[layer] = self._by_rows(_first(output), "gives")
+            if ends(layer):
+                raise EnoughError
+
+        return hook
+
+    def on_mlp(self, layer: int) -> Callable[..., None]:
+        """Return the hook of an MLP, which keeps what it adds. Raises ForwardError where that is not of each token."""
+
+        def hook(_module: object, _args: object, output: Any) -> None:
+            left = _first(output)
+            left = left.reshape(-1, left.shape[-1])
+            if left.shape[0] != self._rows * self._tokens and self._rows == 1:
+                left = left[: self._tokens]  # what is padded to a window
+            if left.shape[0] != self._rows * self._tokens:
+                raise ForwardError(f"an MLP gives {list(left.shape)}, which is not followed yet: verify another model")
+            self.outputs[layer] = numpy_of(left)
+
+        return hook
+
+    def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
+        if hidden.ndim == 2 and self._rows == 1:
+            hidden = hidden[None]
+        if hidden.ndim != 3 or hidden.shape[0] != self._rows or hidden.shape[1] < self._tokens:
+            raise ForwardError(
+                f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
+                "which is not followed yet: it can be scanned, but not verified"
+            )
+        return numpy_of(hidden[:, : self._tokens])  # some pad their inputs to a window
+
+
+def _first(output: Any) -> torch.Tensor:
+    """Return the hidden states that a module gives, alone or before other things."""
+    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return found
+
+
+def numpy_of(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """Return a copy: models go on to change their activations in place (Falcon adds attention to what its MLP adds)."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from analyzer.base.errors import AnalyzerError, ForwardError, reason_of
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.interception import intercepted
+from analyzer.forward.interception import EnoughError, Watched, intercepted, numpy_of
 from analyzer.forward.mlps import Mlp, Passage, beside_stack, find_mlps
 from analyzer.forward.trace import Entry, Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
@@ -37,10 +36,6 @@ Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
 STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
 
 
-class _Enough(Exception):  # noqa: N818 - not an error
-    """Ends a pass over the model before its last block."""
-
-
 class Runner:
     """A language model of transformers on one device that runs token ids; see the room `model` for its tokenizer."""
 
@@ -54,13 +49,15 @@ class Runner:
         dtype: str = "auto",
         keep_bytes: int | None = None,
         change: ChangeTensor | None = None,
+        latent: Sequence[DownProjection] = (),
         others: Sequence[DownProjection] = (),
     ) -> None:
         """Build the model that `folder`'s config describes, with the checkpoint's weights.
 
         Only safetensors are opened and no code of the repository is run. A model whose blocks take at most
         `keep_bytes` keeps them, by default what the device can bear. `change` is asked for what to load in place of
-        each tensor of a block. `others` are the down projections of towers that text alone does not reach. Raises
+        each tensor of a block. `latent` are down projections that run, and are not followed, `others` those of towers
+        that text alone does not reach. Raises
         ForwardError where the device is not there or the model cannot be built, CheckpointError where weights are
         missing.
         """
@@ -95,6 +92,8 @@ class Runner:
                 change=change,
             )
         self.masked = is_masked(self.blocks.model)
+        self.notes = tuple(_notes(self.blocks.encodings, latent))
+        """Where what runs is not all that the model does, or not all of it is followed, a line each."""
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
 
@@ -149,8 +148,8 @@ class Runner:
             entry = Entry(
                 passage.expert,
                 passage.tokens.cpu().numpy(),
-                _numpy(passage.entered),
-                _numpy(passage.routed),
+                numpy_of(passage.entered),
+                numpy_of(passage.routed),
             )
             entries.setdefault(passage.layer, []).append(entry)
 
@@ -241,7 +240,7 @@ class Runner:
         try:
             with torch.inference_mode():
                 yield
-        except (AnalyzerError, _Enough):
+        except (AnalyzerError, EnoughError):
             raise
         except Exception as error:
             if not (isinstance(error, RuntimeError | IndexError | MemoryError) or raised_by_model(error)):
@@ -265,7 +264,7 @@ class Runner:
         `record` gets what goes through the down projections, what each MLP of the first row adds.
         """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-        watched = _Watched(*ids.shape)
+        watched = Watched(*ids.shape)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)
@@ -281,7 +280,7 @@ class Runner:
                 if record is not None and mlp.whole is not None:
                     stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
                 stack.callback(mlp.module.register_forward_hook(watched.on_block(layer, ends)).remove)
-            with suppress(_Enough), self.running():
+            with suppress(EnoughError), self.running():
                 (run or self.blocks.body)(ids)
         residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
@@ -332,55 +331,16 @@ class Runner:
         return part.T if matrix.transposed else part
 
 
-class _Watched:
-    """What the hooks of one pass have seen, of so many rows of so many tokens."""
-
-    def __init__(self, rows: int, tokens: int) -> None:
-        self.streams: dict[int, NDArray[np.float32]] = {}
-        self.outputs: dict[int, NDArray[np.float32]] = {}
-        self.entering: list[NDArray[np.float32]] = []
-        self._rows, self._tokens = rows, tokens
-
-    def on_first(self, _module: object, args: Any, kwargs: Any) -> None:
-        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
-
-    def on_block(self, layer: int, ends: Callable[[int], bool]) -> Callable[..., None]:
-        def hook(_module: object, _args: object, output: Any) -> None:
-            self.streams[layer] = self._by_rows(_first(output), "gives")
-            if ends(layer):
-                raise _Enough
-
-        return hook
-
-    def on_mlp(self, layer: int) -> Callable[..., None]:
-        def hook(_module: object, _args: object, output: Any) -> None:
-            left = _first(output)
-            left = left.reshape(-1, left.shape[-1])
-            if left.shape[0] != self._rows * self._tokens and self._rows == 1:
-                left = left[: self._tokens]  # what is padded to a window
-            if left.shape[0] != self._rows * self._tokens:
-                raise ForwardError(f"an MLP gives {list(left.shape)}, which is not followed yet: verify another model")
-            self.outputs[layer] = _numpy(left)
-
-        return hook
-
-    def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
-        if hidden.ndim == 2 and self._rows == 1:
-            hidden = hidden[None]
-        if hidden.ndim != 3 or hidden.shape[0] != self._rows or hidden.shape[1] < self._tokens:
-            raise ForwardError(
-                f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
-                "which is not followed yet: it can be scanned, but not verified"
-            )
-        return _numpy(hidden[:, : self._tokens])  # some pad their inputs to a window
-
-
-def _first(output: Any) -> torch.Tensor:
-    """Return the hidden states that a module gives, alone or before other things."""
-    found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-    return found
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    """Return a copy: models go on to change their activations in place (Falcon adds attention to what its MLP adds)."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+def _notes(encodings: Sequence[str], latent: Sequence[DownProjection]) -> Iterator[str]:
+    if encodings:
+        yield (
+            f"its weights are stored as {' and '.join(encodings)} and run as the floats that they stand for; what its "
+            "own runtime quantizes besides, such as activations, is not"
+        )
+    if latent:
+        layers = sorted({each.layer for each in latent})
+        named = ", ".join(map(str, layers[:8])) + (f" and {len(layers) - 8} more" if layers[8:] else "")
+        yield (
+            f"the experts of layers {named} write a latent that is turned before the residual stream: what their MLPs "
+            "write is not attributed to weights, and none of these is a candidate"
+        )

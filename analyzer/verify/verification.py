@@ -55,7 +55,7 @@ def verify(
         commit=source.commit,
         model_type=runner.checkpoint.model_type,
         tower=runner.tower,
-        notes=_notes(runner),
+        notes=runner.notes,
         prompt=settings.prompt,
         tokens=tokens,
         dtype=runner.dtype,
@@ -74,15 +74,6 @@ def verify(
         early_stop=early_stop,
         bytes_read=runner.checkpoint.bytes_read,
         checkpoint_bytes=runner.checkpoint.total_bytes,
-    )
-
-
-def _notes(runner: Runner) -> tuple[str, ...]:
-    if not runner.blocks.encodings:
-        return ()
-    return (
-        f"its weights are stored as {' and '.join(runner.blocks.encodings)} and run as the floats that they stand for; "
-        "what its own runtime quantizes besides, such as activations, is not",
     )
 
 

@@ -139,3 +139,20 @@ def test_every_block_of_a_hybrid_is_in_its_stream(hybrid):
         out = model(input_ids=torch.tensor([PROMPT_IDS]), use_cache=False, output_hidden_states=True)
     expected = torch.stack(out.hidden_states[1:-1])[:, 0].numpy()
     np.testing.assert_allclose(stream[:-1], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_experts_that_write_a_latent_run_and_are_said_not_to_be_followed(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.NemotronHConfig(
+        vocab_size=19, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        layers_block_type=["mamba", "mlp", "attention", "moe", "mamba", "mlp", "mamba"], mamba_num_heads=4,
+        mamba_head_dim=16, ssm_state_size=8, n_groups=2, max_position_embeddings=64, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=32, moe_shared_expert_intermediate_size=48, moe_latent_size=16,
+    )  # fmt: skip
+    transformers.NemotronHForCausalLM(config).eval().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    done = analyze_model(FolderSource(tmp_path), settings())
+    (note,) = done.verified.notes
+    assert note.startswith("the experts of layers 3 write a latent that is turned before the residual stream")
+    assert [each.layer for each in done.verified.layers] == [1, 5]
+    assert {each.layer for each in done.scanned.tensors} == {1, 3, 5}
