@@ -215,7 +215,7 @@ class Runner:
         logits: list[torch.Tensor] = []
 
         def whole(ids: torch.Tensor) -> None:
-            logits.append(self.blocks.model(input_ids=ids, use_cache=False).logits[0])
+            logits.append(self.blocks.logits(ids))
 
         streams = self._watch([ids], [UNTOUCHED], run=whole, last_layer=last_layer)[0]
         return streams[0], logits[0] if logits else None

@@ -102,14 +102,20 @@ class BlockwiseModel:
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} cannot be run with text alone")
         return hidden
 
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Run the whole stock model, as it is, on [1, T] token ids; returns [T, vocabulary]."""
+        logits = getattr(self.model(input_ids=ids, use_cache=False), "logits", None)
+        if not isinstance(logits, torch.Tensor):
+            raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} has no logits of text alone")
+        return logits[0]
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of the stock model's own head for [1, n, hidden_size]."""
         body = self.model.get_submodule(self._body_name)
         try:
             setattr(self.model, self._body_name, Answer(hidden, body))
             nothing = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-            logits: torch.Tensor = self.model(input_ids=nothing).logits[0]
-            return logits
+            return self.logits(nothing)
         finally:
             setattr(self.model, self._body_name, body)
 
