@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyzer.base.config import (
+    DECODER_LAYERS_KEYS,
     NUM_LAYERS_KEYS,
     is_gguf,
     language_part,
     model_types,
     not_a_number_in,
     size_in,
+    sizes_in,
     ternary_when_run,
 )
 from analyzer.base.errors import ArchitectureError, shown
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.forward.runner import Runner
     from analyzer.model.tokens import Tokens
 
+MOST_LAYERS = 2000
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
 
 
@@ -192,6 +195,8 @@ def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection
             f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
             "yet verified"
         )
+    if (most := max(sizes_in(config, (*NUM_LAYERS_KEYS, *DECODER_LAYERS_KEYS)), default=0)) > MOST_LAYERS:
+        raise ArchitectureError(f"{model}: config.json speaks of {most:,} blocks, too many to be true: correct it")
     if nan := not_a_number_in(config):
         raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
     if any(each.mlp is not None or each.layers is not None for each in projections):

@@ -35,8 +35,9 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     """
     ids = tuple(ids[:CHECKED_TOKENS])
     middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
-    rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (ids[::-1], UNTOUCHED)]
-    expected = [_stock(runner, ids), *_engine(runner, rows[1:2]), _stock(runner, ids[::-1])]
+    other = ids[::-1] if ids[::-1] != ids else tuple((each + 1) % runner.vocabulary for each in ids)
+    rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (other, UNTOUCHED)]
+    expected = [_stock(runner, ids), *_engine(runner, rows[1:2]), _stock(runner, other)]
     if not runner.one_by_one and _comes_out(runner, rows, expected):
         return
     runner.one_by_one = True

@@ -79,7 +79,15 @@ def find_mlps(
             mlps[layer] = Mlp(module, block, dense.get(layer), None, dense.get(layer))
         else:
             holder, down = fused
-            whole = modules[holder.rpartition(".")[0]]
+            around = holder.rpartition(".")[0]
+            if around == module and layer not in dense:
+                around = holder  # the experts stand in the block by themselves
+            names = [each for each, found in modules.items() if found is dense.get(layer)]
+            if around == module or not all(each.startswith(f"{around}.") for each in names):
+                raise ForwardError(
+                    f"{name} has an MLP apart from its experts in a block: it can be scanned, but not yet verified"
+                )
+            whole = modules[around]
             gate = getattr(whole, "shared_expert_gate", None)
             mlps[layer] = Mlp(module, block, dense.get(layer), modules[holder], whole, down, gate)
     return dict(sorted(mlps.items()))

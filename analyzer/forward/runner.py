@@ -91,6 +91,8 @@ class Runner:
                 row_bytes=row_bytes(place),
                 change=change,
             )
+        if change is not None and self.blocks.encodings:
+            raise ForwardError(f"{self.name} is quantized: its weights cannot be changed as they are loaded, yet")
         self.masked = is_masked(self.blocks.model)
         self.notes = tuple(_notes(self.blocks.encodings, latent))
         """Where what runs is not all that the model does, or not all of it is followed, a line each."""
@@ -325,8 +327,7 @@ class Runner:
     def _as_loaded(self, projection: DownProjection) -> torch.Tensor:
         """Return a down projection as the model gets it, [rows, cols]; reads all of the tensor that stores it."""
         matrix = projection.matrix
-        name = self.blocks.name_of(projection.name)
-        stored = self.blocks.read([name])[name]
+        stored = self.blocks.read([projection.name])[projection.name]
         part = stored.reshape(-1, *matrix.data.shape)[matrix.data.start // matrix.stored_bytes]  # one expert's
         return part.T if matrix.transposed else part
 

@@ -62,6 +62,11 @@ class BlockwiseModel:
         places |= {stored: places[name] for stored, name in self._weights.called.items() if name in places}
         names, self._aside = find_blocks(self.model, places)
         self._blocks = {name: self.model.get_submodule(name) for name in names}
+        if unclaimed := self._weights.unclaimed(targets):
+            raise CheckpointError(
+                f"{self._weights.model} is quantized, and nothing here has a use for {shown(unclaimed[0])} "
+                f"({len(unclaimed)} such tensors): it can be scanned, but not yet verified"
+            )
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
         self._keep = parameters * dtype.itemsize <= keep_bytes
         self._ahead: dict[str, Future[dict[str, torch.Tensor]]] = {}
@@ -89,10 +94,6 @@ class BlockwiseModel:
     def encodings(self) -> tuple[str, ...]:
         """How what is quantized is stored, empty where nothing is."""
         return self._weights.encodings
-
-    def name_of(self, stored: str) -> str:
-        """Return what the tensor is called that `read` returns of which a stored one holds the data."""
-        return self._weights.called.get(stored, stored)
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,6 +39,11 @@ DTYPES = {
 PACKED = frozenset({"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2"})
 """The dtypes of what quantized matrices are stored in."""
 OF_MLX = "U32"  # what MLX packs into, whose converters change more of a model than how its numbers are stored
+# The last words of tensors' names that say how activations are quantized, which is not done here, or nothing at all.
+OF_ACTIVATIONS = frozenset({
+    "input_scale", "input_global_scale", "input_scale_ub", "output_scale", "activation_scale", "q_scale", "k_scale",
+    "v_scale", "prob_scale", "g_idx", "weight_shape", "inv_freq", "position_ids", "masked_bias",
+})  # fmt: skip
 
 ChangeTensor = Callable[[str, torch.Tensor], torch.Tensor]
 """Makes of a tensor, by its name, what the model gets in its place, of the same shape."""
@@ -82,15 +88,32 @@ class StoredWeights:
                     f"{self.model} is quantized by MLX ({encoding}), whose converters may lay tensors anew: it can be "
                     "scanned, but not yet verified: use the model that it was made from"
                 )
-            fused = len(matrices) > 1 or suffix in ("_blocks", "")
-            name = module if fused else f"{module}.weight"
-            self._decoded[name] = Decoded(matrices, fused, fused and first)
+            fused = suffix.endswith("blocks") or len(checkpoint.tensors[module + suffix].record.shape) == 3
+            name = module if suffix in ("", "_blocks", ".blocks") else f"{module}.weight"
+            # MXFP4's blocks are [experts, out, in] whatever the parameter is; others lie as the parameter does.
+            self._decoded[name] = Decoded(matrices, fused, suffix.endswith("blocks") and first)
             self.called[matrices[0].data.tensor] = name
             parts = {part.tensor for matrix in matrices for part in matrix.parts}
             hidden |= parts | {other for other in checkpoint.tensors if other.startswith(f"{module}.weight_")}
         self.names = tuple(name for name in checkpoint.tensors if name not in hidden) + tuple(self._decoded)
         self.encodings = tuple(sorted({each.matrices[0].encoding.name for each in self._decoded.values()}))
         """How what is quantized is stored."""
+
+    def unclaimed(self, used: Collection[str]) -> list[str]:
+        """Return the tensors beside `used` ones that no encoding and no parameter has a use for, of a quantized model.
+
+        A scale among them, or a rotation, would change what the model computes.
+        """
+        if not self._decoded:
+            return []
+        above = {name[: match.start()] for name in used for match in re.finditer(r"\.", name)}
+        return [
+            name
+            for name in self.names
+            if name not in used
+            and name.rpartition(".")[2] not in OF_ACTIVATIONS
+            and {name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]} & above
+        ]
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return whole tensors. Raises CheckpointError where one cannot be run, SourceError where it cannot be read."""

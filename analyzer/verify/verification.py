@@ -36,7 +36,9 @@ def verify(
     """
     thresholds, early_stop, tokens = settings.thresholds, settings.early_stop, prepared.tokens
     progress("prompt", 0, 1)
-    if not early_stop:
+    if early_stop:
+        runner.one_by_one = True  # what would tell whether rows may run together runs the whole model
+    else:
         check_rows(runner, prepared.windows[0].ids)
     trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
     activations, features = detect(trace.residual, trace.layers, tokens, thresholds)

@@ -87,6 +87,21 @@ def test_rows_that_go_through_each_block_by_themselves_come_out_as_the_stock_mod
     assert not runner.one_by_one
 
 
+def test_rows_are_told_apart_though_the_text_is_one_word(saved, monkeypatch):
+    runner = runner_of(saved[0])
+    monkeypatch.setattr(rows, "_joined", of_the_first_rows_alone)
+    check_rows(runner, [3] * 64)
+    assert runner.one_by_one
+
+
+def test_an_early_stop_lets_no_rows_run_together(saved, monkeypatch):
+    seen = []
+    monkeypatch.setattr("analyzer.verify.verification.search", lambda runner, *_, **__: seen.append(runner.one_by_one))
+    with pytest.raises(AttributeError):
+        verify_model(FolderSource(saved[0]), settings(early_stop=True))
+    assert seen == [True]
+
+
 def of_the_first_rows_alone(values, counts, back):
     """Split the stream, and of all else that a block gives or writes take what it gave of the rows that came first."""
     stream, *rest = values[0] if isinstance(values[0], tuple) else (values[0],)

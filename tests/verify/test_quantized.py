@@ -1,6 +1,7 @@
 """Quantized models run as the floats that they stand for: as the float model does that has these floats."""
 
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -22,13 +23,17 @@ from encoders import (
 )
 from models import PROMPT_IDS, TEXT, random_llama, save, save_tokenizer, settings
 from quantized import AWQ, FP8, GPTQ, awq, fp8, gptq, mxfp4
+from safetensors.numpy import load_file, save_file
 
 from analyzer.analyze.running import open_runnable
 from analyzer.analyze.verifying import verify_model
-from analyzer.base.errors import ArchitectureError
+from analyzer.base.errors import ArchitectureError, CheckpointError, ForwardError
 from analyzer.base.records import Coordinate
+from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.forward.losses import losses
+from analyzer.forward.runner import Runner
+from analyzer.projections.down_projections import down_projections
 from analyzer.source.folder import FolderSource
 
 HIDDEN, INNER, LAYERS = 128, 256, 4
@@ -164,3 +169,44 @@ def test_what_may_be_laid_anew_is_refused(tmp_path, encode):
     (tmp_path / "config.json").write_text(json.dumps(said))
     with pytest.raises(ArchitectureError, match=r"is quantized by MLX .*, whose converters may lay tensors anew"):
         verify_model(FolderSource(tmp_path), settings())
+
+
+@pytest.mark.parametrize("end", ["mlp.act.scales", "mlp.down_proj.pre_quant_scale", "mlp.down_proj.bias"])
+def test_what_nothing_here_has_a_use_for_would_change_the_model_and_is_refused(tmp_path, end):
+    packed, _ = pair(tmp_path, "awq")
+    tensors = load_file(packed / "model.safetensors")
+    save_file(tensors | {f"model.layers.1.{end}": np.full(INNER, 2, np.float32)}, packed / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"is quantized, and nothing here has a use for model.layers.1.{end}"):
+        verify_model(FolderSource(packed), settings())
+    (packed / "model.safetensors").unlink()
+    save_file(tensors | {"model.layers.1.mlp.down_proj.input_scale": np.ones(1, np.float32)},
+              packed / "model.safetensors")  # fmt: skip
+    assert verify_model(FolderSource(packed), settings()).notes
+
+
+def test_fused_experts_in_8_bits_lie_as_the_parameter_does(tmp_path):
+    """Those of gpt-oss are [experts, in, out]; here all are square."""
+    _, floats = gpt_oss(tmp_path)
+    tensors = load_file(floats / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("down_proj")]:
+        codes = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+        tensors[name] = codes.astype(np.float32)
+    save_file(tensors, floats / "model.safetensors")
+    eighths = tmp_path / "eighths"
+    shutil.copytree(floats, eighths)
+    stored = {k: v.astype(ml_dtypes.float8_e4m3fn) if k.endswith("down_proj") else v for k, v in tensors.items()}
+    (eighths / "model.safetensors").unlink()
+    write_tensors(eighths, stored)
+    streams = []
+    for folder in (eighths, floats):
+        runner, _ = open_runnable(FolderSource(folder)).build()
+        streams += runner.streams([PROMPT_IDS], [UNTOUCHED])
+    assert runner.blocks.encodings == ()
+    np.testing.assert_allclose(streams[0], streams[1], rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_a_quantized_model_are_not_changed_as_they_are_loaded(tmp_path):
+    packed, _ = pair(tmp_path, "awq")
+    checkpoint = Checkpoint(FolderSource(packed))
+    with pytest.raises(ForwardError, match="is quantized: its weights cannot be changed as they are loaded, yet"):
+        Runner(checkpoint, down_projections(checkpoint), packed, change=lambda _, tensor: tensor)
