@@ -42,7 +42,7 @@ OF_MLX = "U32"  # what MLX packs into, whose converters change more of a model t
 # The last words of tensors' names that say how activations are quantized, which is not done here, or nothing at all.
 OF_ACTIVATIONS = frozenset({
     "input_scale", "input_global_scale", "input_scale_ub", "output_scale", "activation_scale", "q_scale", "k_scale",
-    "v_scale", "prob_scale", "g_idx", "weight_shape", "inv_freq", "position_ids", "masked_bias",
+    "v_scale", "prob_scale", "g_idx", "weight_shape", "weight_format", "inv_freq", "position_ids", "masked_bias",
 })  # fmt: skip
 
 ChangeTensor = Callable[[str, torch.Tensor], torch.Tensor]
@@ -93,8 +93,7 @@ class StoredWeights:
             # MXFP4's blocks are [experts, out, in] whatever the parameter is; others lie as the parameter does.
             self._decoded[name] = Decoded(matrices, fused, suffix.endswith("blocks") and first)
             self.called[matrices[0].data.tensor] = name
-            parts = {part.tensor for matrix in matrices for part in matrix.parts}
-            hidden |= parts | {other for other in checkpoint.tensors if other.startswith(f"{module}.weight_")}
+            hidden |= {part.tensor for matrix in matrices for part in matrix.parts}
         self.names = tuple(name for name in checkpoint.tensors if name not in hidden) + tuple(self._decoded)
         self.encodings = tuple(sorted({each.matrices[0].encoding.name for each in self._decoded.values()}))
         """How what is quantized is stored."""
