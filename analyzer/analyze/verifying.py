@@ -11,6 +11,8 @@ from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
+from analyzer.projections.projection import MAIN_TOWERS
+from analyzer.projections.weights import read_weights
 from analyzer.scan.ranks import nearest_weights, static_ranks
 from analyzer.scan.records import Outlier, ScanResult, ScanSettings
 from analyzer.source.source import Source
@@ -21,7 +23,10 @@ from analyzer.verify.settings import VerifySettings
 
 @dataclass(frozen=True)
 class Verified:
-    """A verification with what it was made from; `scanned`, of the tower that ran, is null with early_stop."""
+    """A verification with what it was made from.
+
+    `scanned`, of the tower that ran, is null with early_stop and where weights were asked for.
+    """
 
     runnable: Runnable
     scanned: ScanResult | None
@@ -53,9 +58,10 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     early_stop = settings.early_stop
     runnable = open_runnable(source, download=not early_stop)
     checkpoint, projections = runnable.checkpoint, runnable.projections
+    asked = _values_of(runnable, settings.weights)
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
-    if not early_stop:
+    if not early_stop and not asked:
         scanned = scan_projections(checkpoint, projections, scan, progress)
         candidates += scanned.outliers
         other = replace(scan, score="gain" if scan.score == "magnitude" else "magnitude")
@@ -80,6 +86,27 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
         return by_place[coordinate.place].shape
 
     prepared = prepare(settings, tokens, source.model)
-    result = verify(runner, prepared, Statics(source.model, candidates, rank, nearest, shape), settings, progress)
+    result = verify(
+        runner, prepared, Statics(source.model, candidates, rank, nearest, shape, asked), settings, progress
+    )
     checkpoint.source.check_unchanged()
     return Verified(runnable, scanned, result)
+
+
+def _values_of(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordinate, float]:
+    """Return the values of weights that were asked for, which are of the tower that runs where they name none.
+
+    Raises ArchitectureError where the model has no such weight, or it cannot be followed.
+    """
+    tower = runnable.projections[0].tower
+    wanted = [
+        c._replace(tower=tower) if c.tower is None or (tower is None and c.tower in MAIN_TOWERS) else c for c in weights
+    ]
+    beside = {p.place: "its tower does not run" for p in runnable.others}
+    beside |= {p.place: "it writes a latent, which is not followed" for p in runnable.latent}
+    for coordinate in wanted:
+        if coordinate.place in beside:
+            raise ArchitectureError(
+                f"{runnable.checkpoint.source.model}: {coordinate} cannot be verified: {beside[coordinate.place]}"
+            )
+    return read_weights(runnable.checkpoint, runnable.projections, wanted)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 Place = tuple[str, int, int, int]
 """Where a down projection is, in the order of ties: tower, layer, MLP, expert; empty or -1 where there is but one."""
+
+
+COORDINATE = re.compile(
+    r"(?:(?P<tower>[^\s:,]{1,200}):)?(?P<layer>\d{1,9})(?:\.(?P<mlp>\d{1,9}))?(?:,(?P<expert>\d{1,9}))?"
+    r",(?P<row>\d{1,9}),(?P<col>\d{1,9})",
+    re.ASCII,
+)
 
 
 class Coordinate(NamedTuple):
@@ -24,6 +32,17 @@ class Coordinate(NamedTuple):
     col: int
     tower: str | None = None
     mlp: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Coordinate:
+        """Return the coordinate that str() makes this text of. Raises ValueError where it is none."""
+        found = COORDINATE.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"{text!r} is no coordinate")
+        numbers = {
+            name: None if part is None else int(part) for name, part in found.groupdict().items() if name != "tower"
+        }
+        return cls(**numbers, tower=found["tower"])  # type: ignore[arg-type]
 
     @property
     def place(self) -> Place:

@@ -14,7 +14,7 @@ from analyzer.base.atomic import write_whole
 from analyzer.base.errors import CatalogError, shown
 from analyzer.base.records import Coordinate
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA_FILE = "schema.json"
 MAX_SCHEMA_BYTES = 1_000_000
 MAX_FILE_BYTES = 100_000_000
@@ -58,6 +58,11 @@ def place_of(item: Mapping[str, Any]) -> str:
         return "none"
     text = str(coordinate_in({**item, "col": 0 if item["col"] is None else item["col"]}))
     return f"{text.rpartition(',')[0]},any" if item["col"] is None else text
+
+
+def is_super(weight: Mapping[str, Any]) -> bool:
+    """Tell whether a weight of an entry is a super weight: confirmed or critical."""
+    return bool(weight["status"] == "confirmed" or weight["effect"] == "critical")
 
 
 def increase_of(weight: Mapping[str, Any]) -> float | None:
@@ -154,7 +159,7 @@ def _entry_with_unread(entry: Any) -> Any:
     return fields
 
 
-UPGRADES: Mapping[int, Callable[[Document], Document | None]] = {1: _with_reported, 2: _with_unread}
+UPGRADES: Mapping[int, Callable[[Document], Document | None]] = {1: _with_reported, 2: _with_unread, 3: dict}
 """By the version that they take: each makes of a document one of the next version, of one that is none nothing."""
 DEFAULTS_OF_2 = {
     "prompt": "Apple Inc. is a worldwide tech company.",

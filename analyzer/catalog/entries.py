@@ -17,9 +17,9 @@ SIGNIFICANT_DIGITS = 5  # of measured numbers; a weight's value is kept exactly
 def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, Any], note: str | None) -> Entry:
     """Return the catalog's entry for one analysis, whose commit is a content hash for a local folder.
 
-    Rejected candidates are left out: they are no super weights.
+    Rejected candidates are left out, but for those that are critical.
     """
-    kept = [w for w in result.super_weights if w.status != "rejected"]
+    kept = [w for w in result.super_weights if w.status != "rejected" or w.is_super]
     return {
         "model": result.model,
         "commit": result.commit,
@@ -32,9 +32,11 @@ def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, A
         "verdict": result.verdict,
         "unread": plain(scan.unread),
         "super_activations": _rounded(plain(result.super_activations)),
+        "late_activations": _rounded(plain(result.late_activations)),
         "super_weights": [
             {**_rounded(plain(w)), "value": w.value} for w in sorted(kept, key=lambda w: w.coordinate.sort_key)
         ],
+        "columns": _rounded(plain(result.columns)),
         "joint": _rounded(plain(result.joint)),
         "outliers": [{**_rounded(_outlier_fields(o)), "value": o.value} for o in scan.outliers],
     }

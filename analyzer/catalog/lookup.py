@@ -9,9 +9,11 @@ from os import PathLike
 from pathlib import Path
 
 from analyzer.base.errors import CatalogError, shown
+from analyzer.base.records import Coordinate
 from analyzer.catalog.documents import (
     Document,
     Reported,
+    is_super,
 )
 from analyzer.catalog.documents import Entry as Entry
 from analyzer.catalog.files import (
@@ -26,7 +28,7 @@ NEAR = 0.5  # how alike two names must be for one to be meant by the other
 class KnownCoordinate:
     """A coordinate of the catalog that a quantizer may want to protect.
 
-    `standing` is `verified` (confirmed by this tool at `commit`), `reported` or `disputed` (by others; `commit` is then
+    `standing` is `verified` (found by this tool at `commit`), `reported` or `disputed` (by others; `commit` is then
     their revision, or null). `col` is null where a whole row is reported, `value` and `effect` where none is known.
     """
 
@@ -46,7 +48,7 @@ class KnownCoordinate:
 
 
 def coordinates_of(model: str, *, folder: str | PathLike[str] | None = None) -> list[KnownCoordinate]:
-    """Return a model's known coordinates, verified ones first: its confirmed super weights, and what others report.
+    """Return a model's known coordinates, verified ones first: its super weights, and what others report.
 
     `model` is a Hub id or the part of it after the slash, in any case, also `model@commit`. `folder` is a catalog's;
     without it, `catalog` in the current folder, where there is one, and the record that comes with the tool are looked
@@ -57,6 +59,18 @@ def coordinates_of(model: str, *, folder: str | PathLike[str] | None = None) -> 
     (1, 2070, 7310)
     """
     return coordinates_in(known_documents(None if folder is None else Path(folder)), model)
+
+
+def weights_known_of(model: str, *, folder: Path | None = None) -> list[Coordinate]:
+    """Return the weights among a model's known coordinates, each once; rows without a column are none.
+
+    Raises CatalogError like coordinates_of, and where nothing but rows is known.
+    """
+    known = coordinates_of(model, folder=folder)
+    weights = [Coordinate(c.layer, c.expert, c.row, c.col, c.tower, c.mlp) for c in known if c.col is not None]
+    if not weights:
+        raise CatalogError(f"the catalog knows no single weight of {shown(model, 80)}: name some with --weight")
+    return list(dict.fromkeys(weights))
 
 
 def known_of(documents: Mapping[str, Document], model: str) -> list[KnownCoordinate]:
@@ -81,7 +95,7 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
         )
         for _, entry in entries
         for weight in entry["super_weights"]
-        if weight["status"] == "confirmed"
+        if is_super(weight)
     ]
     known += [
         KnownCoordinate(

@@ -94,6 +94,10 @@ def _outcome(each: Mapping[str, Any]) -> str:
         outcome = f"confirmed here, by {_places(each['weights'])}"
     elif each["here"] == "coincident":
         outcome = "not confirmed here: it sits on the channel, but zeroing it does not take the activation away"
+    elif each["here"] == "late":
+        outcome = "not confirmed here: what it writes comes too near to the end to be a super activation"
+    elif each["here"] == "critical":
+        outcome = "critical here, though not confirmed"
     else:
         outcome = "confirmed here" if each["here"] else "not seen here"
     if each["revision"] is None:
@@ -110,7 +114,7 @@ def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
     rows = []
     for family, entry in entries:
         confirmed = [w for w in entry["super_weights"] if w["status"] == "confirmed"]
-        critical = [w for w in confirmed if w["effect"] == "critical"]
+        critical = [w for w in entry["super_weights"] if w["effect"] == "critical"]
         worst = max(critical or confirmed, key=lambda w: increase_of(w) or 0.0, default=None)
         where = place_of(worst) if worst else "-"
         rows.append([family, entry["model"], short_commit(entry["commit"]), len(confirmed), len(critical), where])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analyzer.catalog.documents import Entry, Reported, reported_key
+from analyzer.catalog.documents import Entry, Reported, is_super, reported_key
 
 NONE_FOUND = "none found"  # the reason where a source looked for super weights and there were none
 FIELDS = (
@@ -50,9 +50,10 @@ def _merged_item(old: Reported, new: Reported) -> Reported:
 def agreement(entry: Entry, reported: Sequence[Reported]) -> list[dict[str, Any]]:
     """Return, for each coordinate that others report, whether an analysis of the model sees it too.
 
-    `here` is `confirmed`, `coincident` (on the super activation's channel, but zeroing it does not take the activation
-    away) or null; `weights` the confirmed ones that stand for it: the coordinate itself, or those in a reported row.
-    `agrees` is null where there is nothing to agree with; `same_commit` says whether the source looked at this commit.
+    `here` is `confirmed`, `critical` (not confirmed, but the model needs it), `coincident` (on the super activation's
+    channel, but zeroing it does not take the activation away), `late` or null; `weights` the super weights that stand for it:
+    the coordinate itself, or those in a reported row. `agrees` is null where there is nothing to agree with;
+    `same_commit` says whether the source looked at this commit.
     """
     return [
         {
@@ -72,9 +73,10 @@ def _seen(entry: Entry, item: Reported) -> dict[str, Any]:
     axes = ("layer", "row") if item["col"] is None else ("layer", "expert", "row", "col")
     axes = (*axes, *(axis for axis in ("tower", "mlp") if axis in item))
     same = [weight for weight in entry["super_weights"] if all(weight.get(axis) == item[axis] for axis in axes)]
-    confirmed = [weight for weight in same if weight["status"] == "confirmed"]
+    found = [weight for weight in same if is_super(weight)]
+    here = "critical" if found else same[0]["status"] if same else None
     return {
-        "here": "confirmed" if confirmed else "coincident" if same else None,
-        "agrees": bool(confirmed),
-        "weights": [{axis: weight[axis] for axis in ("layer", "expert", "row", "col")} for weight in confirmed],
+        "here": "confirmed" if any(weight["status"] == "confirmed" for weight in found) else here,
+        "agrees": bool(found),
+        "weights": [{axis: weight[axis] for axis in ("layer", "expert", "row", "col")} for weight in found],
     }

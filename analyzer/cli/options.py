@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from analyzer.base.errors import shown
+from analyzer.base.records import Coordinate
 from analyzer.base.settings import DEVICE, DTYPES, SCORES, is_text
 from analyzer.verify.settings import PAPER_PROMPT
 
@@ -79,6 +80,29 @@ early_stop_option = click.option(
     is_flag=True,
     help="Stop once a super activation has persisted two blocks, reading no more; no effects are measured.",
 )
+
+
+def _coordinates(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[Coordinate, ...]:
+    try:
+        return tuple(map(Coordinate.parse, values))
+    except ValueError as error:
+        raise click.BadParameter(f"{shown(error)}: give [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL", param=param) from error
+
+
+weight_options = (
+    click.option(
+        "--weight",
+        "weights",
+        multiple=True,
+        metavar="COORDINATE",
+        callback=_coordinates,
+        help="Look at this weight, [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, and search for none; may be given again.",
+    ),
+    click.option(
+        "--weights-of", metavar="MODEL", callback=check_text, help="The same with what the catalog knows of a model."
+    ),
+    known_option,
+)
 plot_option = click.option(
     "--plot",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
@@ -131,9 +155,20 @@ def scan_options(*options: Decorator, name: str = "settings") -> Decorator:
 def verify_options(*more: Decorator) -> Decorator:
     """Apply the options of a verification and these, and hand what they give to the command as `settings`."""
 
-    def make(*, text: Path | None, prompts: Path | None, **chosen: Any) -> Any:
+    def make(
+        *,
+        text: Path | None,
+        prompts: Path | None,
+        weights_of: str | None = None,
+        folder: Path | None = None,
+        **chosen: Any,
+    ) -> Any:
+        from analyzer.catalog.lookup import weights_known_of
         from analyzer.verify.settings import VerifySettings, read_prompts, read_text
 
+        if weights_of is not None:
+            known = weights_known_of(weights_of, folder=folder)
+            chosen["weights"] = tuple(dict.fromkeys((*chosen["weights"], *known)))
         if text is not None:
             chosen["text"] = read_text(text)
         if prompts is not None:

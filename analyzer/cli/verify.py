@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyzer.base.progress import progress_bars
-from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options
+from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options, weight_options
 from analyzer.cli.output import check_picture, draw_verification, print_result, printing, warn_of
 
 if TYPE_CHECKING:
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @common_options
-@verify_options(early_stop_option)
+@verify_options(early_stop_option, *weight_options)
 @plot_option
 def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | None, **where: Any) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
 
-    The weights come block by block: a model may be larger than memory.
+    The weights come block by block: a model may be larger than memory. With --weight or --weights-of it says what these
+    weights are and do here, and searches for none.
 
     \b
     Examples:
       superweight verify ./my-model
       superweight verify HuggingFaceTB/SmolLM2-135M --json | jq '.super_weights[0]'
       superweight verify mistralai/Mistral-7B-v0.1 --early-stop
+      superweight verify ./my-model --weight 11,507,1229 --weight 28,507,678
+      superweight verify ./my-chat-model --weights-of mistralai/Mistral-7B-v0.1
     """
     from analyzer.analyze.verifying import verify_model
     from analyzer.source.opening import open_model

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from analyzer.base.errors import ResultError, shown
 from analyzer.base.records import Coordinate, Fields, Outliers
+from analyzer.catalog.documents import is_super
 from analyzer.diff.layers import layers_of_outliers
 from analyzer.diff.records import Change, DiffResult, LayerChange, UnreadOf
 from analyzer.diff.sides import (
@@ -128,10 +129,14 @@ def _in_common(old: Side, before: Outliers, new: Side, after: Outliers) -> tuple
 
 
 def _verified_changes(old: Side, new: Side) -> list[Change]:
-    """Compare the super weights of two verifications, without those that were looked at and rejected."""
+    """Compare the super weights of two verifications, but for those that are rejected and not critical."""
 
     def found(side: Side) -> dict[Coordinate, Fields]:
-        return {c: fields for c, fields in (side.super_weights or {}).items() if fields["status"] != "rejected"}
+        return {
+            c: fields
+            for c, fields in (side.super_weights or {}).items()
+            if fields["status"] != "rejected" or is_super(fields)
+        }
 
     return _changes(found(old), found(new), _super_weight_kind)
 
@@ -141,7 +146,7 @@ def _known_changes(old: Side, new: Side) -> list[Change]:
     known: dict[Coordinate, str] = {}
     for side in (old, new):
         for coordinate, fields in (side.super_weights or {}).items():
-            if fields["status"] == "confirmed":
+            if is_super(fields):
                 effect = fields["effect"]
                 known[coordinate] = f"verified, {effect}" if effect else "verified"
         known = {**side.known, **known}

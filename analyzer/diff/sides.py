@@ -18,7 +18,7 @@ from analyzer.scan.records import ScanResult
 OUTLIER_FIELDS = ("rank", "value")
 SUPER_WEIGHT_FIELDS = ("value", "status", "effect", "loss", "loss_zeroed")
 COORDINATE_FIELDS = ("layer", "expert", "row", "col")
-STATUSES = ("confirmed", "coincident", "rejected")
+STATUSES = ("confirmed", "coincident", "late", "rejected")
 EFFECTS = ("critical", "inert", None)
 MAX_INDEX = 1 << 31
 MAX_RECORDS = 100_000  # outliers or super weights: the most that a scan keeps
@@ -81,6 +81,8 @@ def parse_side(text: str, name: str) -> Side:
         loaded = json.loads(text)
         if "old_commit" in loaded:
             raise ResultError(f"{shown(name)} is itself a comparison: {WHAT_TO_GIVE}")
+        if loaded.get("asked"):
+            raise ResultError(f"{shown(name)} answers for single weights (--weight): {WHAT_TO_GIVE} without it")
         sizes = tuple(loaded.get(key) for key in ("num_layers", "hidden_size", "intermediate_size"))
         outliers = _by_coordinate(loaded.get("outliers"), OUTLIER_FIELDS)
         super_weights = _by_coordinate(loaded.get("super_weights"), SUPER_WEIGHT_FIELDS)

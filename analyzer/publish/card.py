@@ -51,7 +51,7 @@ perplexity rises by orders of magnitude ([Yu et al., 2024](https://arxiv.org/abs
 from datasets import load_dataset
 
 coordinates = load_dataset("{repo_id}", split="train")
-critical = coordinates.filter(lambda c: c["status"] == "confirmed" and c["effect"] == "critical")
+critical = coordinates.filter(lambda c: c["effect"] == "critical")
 ```
 
 The table is made from the JSON files in [`catalog/`](catalog), which say more: the super activations, the static
@@ -71,7 +71,8 @@ superweight catalog list --catalog catalog
   coordinate).
 - `layer`, `expert`, `row`, `col`, `value`: the weight. `col` is null where a whole row is reported, all of them where
   there is no coordinate, `expert` outside of mixtures of experts.
-- `status`: `confirmed` if zeroing it takes the super activation away, `coincident` if it does not.
+- `status`: `confirmed` if zeroing it takes the super activation away, `coincident` if it does not, `late` if
+  what it writes is not followed by enough blocks, `rejected` if it writes none (and is here because it is critical).
 - `effect`: `critical` if zeroing it costs the model clearly more than zeroing its control weights, else `inert`.
 - `share`: the part of the MLP's output at that place that this one weight makes.
 - `activation_collapse`: the part of the super activation that vanishes with it.
@@ -81,7 +82,9 @@ superweight catalog list --catalog catalog
   had been zeroed.
 - `verdict`, `note`, `tool`, `dtype`: of the analysis: whether it confirmed any, where the weights came from, what it
   was made by, and in which precision.
-- `reason`: why it is disputed, or what is reported in place of a coordinate.
+- `change`: how much its block changes the super activation that it is behind.
+- `reason`: why it is not confirmed (`survives`, `grows`, `late`, `share`, `channel`), why it is disputed, or what is
+  reported in place of a coordinate.
 - `module`, `model_type`: what transformers calls the module that holds the weight, and the model's architecture.
 - `sources`, `source_kinds`, `source_urls`, `source_notes`: who reports it, an item for each source.
 """
@@ -113,13 +116,13 @@ Super weights were first described by Yu et al.; please cite them, and the sourc
 def counts_of(documents: Mapping[str, Document]) -> dict[str, int]:
     """Return how many families, models, entries, weights and reported coordinates of each standing there are."""
     entries, reported = entries_in(documents), reported_in(documents)
-    weights = [weight for _, entry in entries for weight in entry["super_weights"] if weight["status"] == "confirmed"]
+    weights = [weight for _, entry in entries for weight in entry["super_weights"]]
     standings = Counter(item["standing"] for _, item in reported)
     return {
         "families": len(documents),
         "models": len({record["model"].lower() for _, record in (*entries, *reported)}),
         "entries": len(entries),
-        "confirmed": len(weights),
+        "confirmed": sum(weight["status"] == "confirmed" for weight in weights),
         "critical": sum(weight["effect"] == "critical" for weight in weights),
         **{standing: standings[standing] for standing in STANDINGS},
     }
@@ -160,7 +163,7 @@ def _counts(documents: Mapping[str, Document]) -> str:
             "| standing | what | how many |",
             "|---|---|---|",
             f"| `verified` | confirmed super weights in {verified} by this tool | {counts['confirmed']:,} |",
-            f"| | of them critical | {counts['critical']:,} |",
+            f"| | critical ones, confirmed or not | {counts['critical']:,} |",
             f"| `reported` | weights and rows that others have published, not verified here | {counts['reported']:,} |",
             f"| `disputed` | the same, where sources contradict each other | {counts['disputed']:,} |",
             f"| `none_reported` | models of which a source says that it has none, or names no coordinate "

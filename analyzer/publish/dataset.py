@@ -14,6 +14,7 @@ from analyzer.catalog.documents import (
     Reported,
     entry_key,
     increase_of,
+    is_super,
     place_of,
     reported_key,
 )
@@ -42,6 +43,7 @@ COLUMNS = {
     "value": "double",
     "status": "string",
     "effect": "string",
+    "change": "double",
     "share": "double",
     "activation_collapse": "double",
     "loss": "double",
@@ -176,7 +178,7 @@ def keys_of(documents: Mapping[str, Document]) -> dict[tuple[Any, ...], str]:
         name = _name(entry["model"], entry["commit"])
         keys[key] = f"the entry of {name}"
         for weight in entry["super_weights"]:
-            what = "super weight" if weight["status"] == "confirmed" else "coincident weight"
+            what = "super weight" if is_super(weight) else "coincident weight"
             place = [weight[axis] for axis in ("layer", "expert", "row", "col")]
             keys[*key, "weight", *place] = f"the {what} {place_of(weight)} of {name}"
         if entry["note"] is not None:

@@ -11,7 +11,7 @@ from itertools import chain, count
 from typing import Any
 from urllib.parse import urlsplit
 
-from analyzer.catalog.documents import Document, Entry, Reported, increase_of, place_of
+from analyzer.catalog.documents import Document, Entry, Reported, increase_of, is_super, place_of
 from analyzer.site.drawing import LEAST_LAYERS, MAX_SIZE, Drawing, Sizes, draw
 
 # What is known of a weight or of a model, the surest first: the page's marks, legends and filter.
@@ -26,10 +26,10 @@ KINDS = {
     "none_reported": "Reported: none, or no coordinate",
 }
 MEANINGS = {
-    "critical": "it writes a super activation, and zeroing it costs the model",
+    "critical": "zeroing it costs the model far more than zeroing its control weights",
     "inert": "it writes a super activation, and zeroing it is harmless",
     "unmeasured": "it writes a super activation; what zeroing it costs was not measured",
-    "coincident": "it sits on a super activation’s channel, and zeroing it does not take the activation away",
+    "coincident": "it sits on a channel that grows large, and zeroing it takes no lasting activation away",
     "none": "this tool looked and found no super weight",
     "reported": "others published it; not verified here",
     "disputed": "the sources contradict each other",
@@ -167,7 +167,7 @@ def _panel(family: str, entries: Sequence[Entry], reported: Sequence[Reported], 
 def _verified(entry: Entry) -> Verified:
     weights = sorted(
         entry["super_weights"],
-        key=lambda w: (w["status"] != "confirmed", w["effect"] != "critical", -(increase_of(w) or 0.0), place_of(w)),
+        key=lambda w: (not is_super(w), w["effect"] != "critical", -(increase_of(w) or 0.0), place_of(w)),
     )
     kinds = [(_kind(weight), weight) for weight in weights]
     drawn = weights or entry["super_activations"]
@@ -184,8 +184,8 @@ def _verified(entry: Entry) -> Verified:
 
 
 def _kind(weight: Mapping[str, Any]) -> str:
-    """Return which of KINDS a weight of an analysis is: its effect, if it is confirmed."""
-    return weight["effect"] or "unmeasured" if weight["status"] == "confirmed" else "coincident"
+    """Return which of KINDS a weight of an analysis is: its effect, if it is a super weight."""
+    return weight["effect"] or "unmeasured" if is_super(weight) else "coincident"
 
 
 def _losses(weights: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:

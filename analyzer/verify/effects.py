@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, Intervention, zeroing
 from analyzer.verify.preparation import Statics
-from analyzer.verify.records import JointZeroing, SuperWeight
+from analyzer.verify.records import SuperWeight
 
 if TYPE_CHECKING:
     from analyzer.model.tokens import Window
@@ -47,8 +47,8 @@ def measure_effects(
     windows: Sequence[Window],
     statics: Statics,
     progress: Progress,
-) -> tuple[list[SuperWeight], JointZeroing | None]:
-    """Return the weights with their losses and effects, and the loss with all confirmed ones zeroed.
+) -> list[SuperWeight]:
+    """Return the weights with their losses and effects.
 
     All are run on the first window; those that cost next to nothing there are inert and go no further. The others
     are run on the whole text, and those that cost enough to be critical get their controls. Raises ForwardError where
@@ -58,31 +58,81 @@ def measure_effects(
     before, after = _judged(first), _judged(rest)
     coordinates = [weight.coordinate for weight in found]
     screened = _zeroed_alone(losses, first, coordinates, "screening", progress)
-    if not math.isfinite(screened[None]):
-        raise ForwardError(
-            f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
-        )
+    _check_finite(screened[None], statics)
     remaining = [c for c in coordinates if screened[c] - screened[None] >= SCREEN_INCREASE * screened[None]]
     at_rest = _zeroed_alone(losses, rest, remaining, "evaluation text", progress)
     whole = {c: (before * screened[c] + after * loss) / (before + after) for c, loss in at_rest.items()}
-
-    suspects = [c for c in remaining if whole[c] - whole[None] >= CRITICAL_INCREASE * whole[None]]
-    controls = {c: _controls(statics, c, set(coordinates)) for c in suspects}
-    distinct = list(dict.fromkeys(control for each in controls.values() for kind in each for control in kind))
-    confirmed = tuple(weight.coordinate for weight in found if weight.status == "confirmed")
-    together = [zeroing(confirmed)] if len(confirmed) > 1 else []
-    measured = _run(losses, windows, [*(zeroing([c]) for c in distinct), *together], "controls", progress)
-    joint = JointZeroing(confirmed, measured.pop()) if together else None
-    control_losses = dict(zip(distinct, measured, strict=True))
+    suspects = [c for c in remaining if _is_costly(whole[None], whole[c])]
+    controls = _control_losses(losses, suspects, coordinates, windows, statics, progress)
 
     def with_effect(weight: SuperWeight) -> SuperWeight:
         c = weight.coordinate
         if c not in whole:
             return replace(weight, effect="inert", loss=screened[None], loss_zeroed=screened[c], loss_tokens=before)
-        near, random = ([control_losses[control] for control in kind] for kind in controls.get(c, ((), ())))
-        return _with_controls(replace(weight, loss_tokens=before + after), whole[None], whole[c], near, random)
+        return _with_controls(
+            replace(weight, loss_tokens=before + after), whole[None], whole[c], *controls.get(c, ((), ()))
+        )
 
-    return [with_effect(weight) for weight in found], joint
+    return [with_effect(weight) for weight in found]
+
+
+def measure_asked(
+    losses: Losses,
+    asked: Sequence[SuperWeight],
+    windows: Sequence[Window],
+    statics: Statics,
+    progress: Progress,
+) -> list[SuperWeight]:
+    """Return weights with their losses and effects, each run on the whole text, and with controls. Raises alike."""
+    coordinates = [weight.coordinate for weight in asked]
+    whole = _zeroed_alone(losses, windows, coordinates, "evaluation text", progress)
+    _check_finite(whole[None], statics)
+    controls = _control_losses(losses, coordinates, coordinates, windows, statics, progress)
+    judged = _judged(windows)
+    return [
+        _with_controls(replace(w, loss_tokens=judged), whole[None], whole[w.coordinate], *controls[w.coordinate])
+        for w in asked
+    ]
+
+
+def measure_together(
+    losses: Losses, groups: Sequence[tuple[Coordinate, ...]], windows: Sequence[Window], progress: Progress
+) -> dict[tuple[Coordinate, ...], float]:
+    """Return the loss over the whole text with all weights of a group zeroed at once, for each group."""
+    distinct = list(dict.fromkeys(groups))
+    measured = _run(losses, windows, [zeroing(group) for group in distinct], "together", progress)
+    return dict(zip(distinct, measured, strict=True))
+
+
+def _check_finite(loss: float, statics: Statics) -> None:
+    if not math.isfinite(loss):
+        raise ForwardError(
+            f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
+        )
+
+
+def _control_losses(
+    losses: Losses,
+    suspects: Sequence[Coordinate],
+    avoid: Collection[Coordinate],
+    windows: Sequence[Window],
+    statics: Statics,
+    progress: Progress,
+) -> dict[Coordinate, tuple[list[float], list[float]]]:
+    """Return, for each suspect, the losses with its controls zeroed in its place: the nearest and the random ones."""
+    controls = {c: _controls(statics, c, set(avoid)) for c in suspects}
+    distinct = list(dict.fromkeys(control for each in controls.values() for kind in each for control in kind))
+    measured = _run(losses, windows, [zeroing([c]) for c in distinct], "controls", progress)
+    loss_of = dict(zip(distinct, measured, strict=True))
+    return {
+        c: ([loss_of[each] for each in near], [loss_of[each] for each in random])
+        for c, (near, random) in controls.items()
+    }
+
+
+def _is_costly(loss: float, loss_zeroed: float) -> bool:
+    """Tell whether zeroing costs enough to be critical, whatever controls do."""
+    return loss_zeroed - loss >= CRITICAL_INCREASE * loss
 
 
 def _zeroed_alone(
@@ -117,7 +167,8 @@ def _with_controls(
 ) -> SuperWeight:
     """Return a weight with its losses and its effect: without any control it is inert."""
     worst = max((*near, *random), default=None)
-    critical = worst is not None and loss_zeroed - loss >= CRITICAL_OVER_CONTROLS * max(worst - loss, 0.0)
+    over = worst is not None and loss_zeroed - loss >= CRITICAL_OVER_CONTROLS * max(worst - loss, 0.0)
+    critical = over and _is_costly(loss, loss_zeroed)
     return replace(
         weight,
         effect="critical" if critical else "inert",

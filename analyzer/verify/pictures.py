@@ -85,8 +85,8 @@ def _draw_maxima(axes: Axes, layers: Sequence[LayerMaxima], side: str) -> None:
 def _draw_profile(axes: Axes, result: VerifyResult, profile: Profile) -> None:
     """Draw one entry of the residual stream through the layers, with and without one weight."""
     coordinate, position = profile.coordinate, profile.position
-    confirmed = any(w.coordinate == coordinate and w.status == "confirmed" for w in result.super_weights)
-    name = f"{'super weight' if confirmed else 'weight'} ({place_of(coordinate)})"
+    is_super = any(w.coordinate == coordinate and w.is_super for w in (*result.super_weights, *result.asked))
+    name = f"{'super weight' if is_super else 'weight'} ({place_of(coordinate)})"
     values, zeroed = magnitudes_of(profile.values), magnitudes_of(profile.values_zeroed)
     axes.plot(profile.layers, values, color=BLUE, marker="o", markersize=4, label=f"with the {name}")
     axes.plot(profile.layers, zeroed, "--", color=VERMILION, marker="s", markersize=4, label="with it set to zero")

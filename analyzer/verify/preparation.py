@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import ForwardError
@@ -14,7 +14,7 @@ from analyzer.verify.settings import VerifySettings, bundled_prompts
 if TYPE_CHECKING:
     from analyzer.model.tokens import Tokens, Window
 
-MIN_TOKENS = 3  # with fewer, a channel that is large at one position is large at half of them
+MIN_TOKENS = 3  # of fewer, a layer's median says little
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Statics:
 
     `outliers` are screened for their effect too. `rank` gives the rank by |W| of any coordinates, `nearest` so many
     weights of other rows that are nearest to one in magnitude, `shape` the (rows, cols) of a weight's projection.
+    `asked` are the values of the weights that were asked for.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Statics:
     rank: Callable[[Sequence[Coordinate]], Mapping[Coordinate, int]]
     nearest: Callable[[Coordinate, int], Sequence[Coordinate]]
     shape: Callable[[Coordinate], tuple[int, int]]
+    asked: Mapping[Coordinate, float] = field(default_factory=dict)
 
 
 def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
@@ -58,7 +60,7 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
         )
     prompts = settings.prompts
     if prompts is None:
-        prompts = () if settings.early_stop else bundled_prompts()
+        prompts = () if settings.early_stop or settings.weights else bundled_prompts()
     whole, bare = (_all_ids(tokens, prompts, special=special) for special in (True, False))
     return Prepared(
         ids=tuple(ids),

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 from analyzer.base.records import Coordinate
 
+REASONS = {
+    "survives": "zeroing it leaves the super activation as it is",
+    "grows": "zeroing it makes the super activation larger: it takes some of it away",
+    "late": "what it writes is not followed by as many blocks as a super activation persists through",
+    "share": "it is on a super activation's channel, and its share of each write is too small",
+    "channel": "there is no super activation on its channel",
+}
+"""Why a weight is not confirmed."""
+
 
 @dataclass(frozen=True)
 class LayerMaxima:
@@ -28,7 +37,7 @@ class SuperActivation:
     """A residual-stream entry that dwarfs its layer's median from `layer` through `last_layer`.
 
     `value` is the entry of largest magnitude in that run, `median_ratio` its magnitude over the median of the
-    same layer.
+    same layer; `positions` is at how many positions the channel is as large there, null where that was not counted.
     """
 
     layer: int
@@ -38,11 +47,12 @@ class SuperActivation:
     value: float
     median_ratio: float
     last_layer: int
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutlierFeature:
-    """A channel that is as large as a super activation at more than half of the positions."""
+    """A channel that is as large as a super activation at more than half of the positions of its first layer."""
 
     channel: int
     layer: int
@@ -68,12 +78,14 @@ class Write:
 class SuperWeight:
     """A coordinate judged by running the model; losses are nats per token, a mean over `loss_tokens` tokens.
 
-    `status` is "confirmed", "coincident" or "rejected", `effect` "critical" or "inert", null where no loss was
-    measured; `static_rank` is its rank by magnitude among the weights of all down projections of its tower. `share` is
-    its part of what the MLP adds at the super activation's position and row; `activation_collapse` the part of the
-    super activation's magnitude that zeroing takes away. `round` is 1 where it shows in the untouched model,
-    else more: it was masked until those of the earlier rounds were zeroed. Of the losses with a control weight zeroed
-    `control_loss_max` is the worst, the other two the worst of those of nearest magnitude and of the random ones.
+    `status` is "confirmed", "coincident", "late" or "rejected", and `reason` one of REASONS, why it is not confirmed;
+    `effect` is "critical" or "inert", null where no loss was measured; `static_rank` is its rank by magnitude among
+    the weights of all down projections of its tower. `change` is the largest change of a super activation that it is
+    behind, null where it is behind none, `share` its part of what the MLP adds at that position and row;
+    `activation_collapse` the part of the super activation's magnitude that zeroing takes away. `round` is 1 where it
+    shows in the untouched model, else more: it was masked until those of the earlier rounds were zeroed. Of the losses
+    with a control weight zeroed `control_loss_max` is the worst, the other two the worst of those of nearest magnitude
+    and of the random ones.
     """
 
     layer: int
@@ -95,16 +107,50 @@ class SuperWeight:
     round: int | None = None
     tower: str | None = None
     mlp: int | None = None
+    reason: str | None = None
+    change: float | None = None
 
     @property
     def coordinate(self) -> Coordinate:
         """Where the weight is."""
         return Coordinate(self.layer, self.expert, self.row, self.col, self.tower, self.mlp)
 
+    @property
+    def column(self) -> Coordinate:
+        """Where its column is: what one input channel of its down projection writes is one event."""
+        return self.coordinate._replace(row=0)
+
+    @property
+    def is_super(self) -> bool:
+        """Whether it is a super weight: confirmed or critical."""
+        return self.status == "confirmed" or self.effect == "critical"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The weights of one input channel that write several channels at once: one event.
+
+    `rows` are those of its weights that are confirmed, late or critical, the one with the largest change first;
+    `loss_zeroed` is the loss with all of these zeroed at once, over the whole text, null where it was not measured.
+    """
+
+    layer: int
+    expert: int | None
+    col: int
+    rows: tuple[int, ...]
+    loss_zeroed: float | None
+    tower: str | None = None
+    mlp: int | None = None
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where it is, as SuperWeight.column says it."""
+        return Coordinate(self.layer, self.expert, 0, self.col, self.tower, self.mlp)
+
 
 @dataclass(frozen=True)
 class JointZeroing:
-    """The loss with every confirmed super weight zeroed at once."""
+    """The loss with these weights zeroed at once."""
 
     coordinates: tuple[Coordinate, ...]
     loss_zeroed: float
@@ -150,14 +196,18 @@ class VerifyResult:
 
     `model` is its name, `revision` the one that was asked for, `commit` the Hub's, null for other folders;
     `model_type` is config.json's. `tokens` are those of `prompt`, as text; `dtype` and `device` are what the model ran
-    in and on. `verdict` is "found" where a super weight is confirmed, critical or not, else "none".
+    in and on. `verdict` is "found" where a weight is confirmed or critical, else "none".
 
-    `layers` has the largest values of each block that ran, `super_activations` the largest first, `outlier_features`
-    what is as large at too many positions to be one, `writes` the blocks that made the activations. `super_weights`
-    are critical ones first, then confirmed, coincident and rejected ones. `joint` is the loss with all confirmed ones
-    zeroed at once, null with fewer than two; `masking` has the weights that, zeroed alone, take super activations of
-    other channels away or bring some; `profile` is the first super weight's, null without any. `prompts` is how many
-    `recurrences` are over.
+    `layers` has the largest values of each block that ran, `super_activations` the largest first, `late_activations`
+    what is as large at the end and begins too late to persist, `outlier_features` the channels that are as large at
+    most positions, `writes` the blocks that made the activations. `super_weights` are confirmed and critical ones
+    first, then the others, by the size of what they write, those of one column together; `columns` has those that
+    write several channels. `joint` is the loss with all confirmed ones zeroed at once, null with fewer than two;
+    `masking` has the weights that, zeroed alone, take super activations of other channels away or bring some;
+    `profile` is the first super weight's, null without any. `prompts` is how many `recurrences` are over.
+
+    Where weights were asked for, `asked` has them and nothing was searched for: `verdict` is null, `super_weights` is
+    empty, and `joint` is over the asked ones.
 
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
@@ -172,12 +222,15 @@ class VerifyResult:
     tokens: tuple[str, ...]
     dtype: str
     device: str
-    verdict: str
+    verdict: str | None
     layers: tuple[LayerMaxima, ...]
     super_activations: tuple[SuperActivation, ...]
+    late_activations: tuple[SuperActivation, ...]
     outlier_features: tuple[OutlierFeature, ...]
     writes: tuple[Write, ...]
     super_weights: tuple[SuperWeight, ...]
+    asked: tuple[SuperWeight, ...]
+    columns: tuple[Column, ...]
     joint: JointZeroing | None
     masking: tuple[Masking, ...]
     profile: Profile | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from analyzer.base.errors import shown
@@ -19,10 +19,12 @@ from analyzer.base.text import (
     place_name,
     table,
 )
-from analyzer.verify.records import LayerMaxima, Masking, SuperActivation, SuperWeight, VerifyResult
+from analyzer.verify.records import REASONS, LayerMaxima, Masking, SuperActivation, SuperWeight, VerifyResult
 
 SHOWN_WEIGHTS = 12
 SHOWN_ACTIVATIONS = 5
+SHOWN_ANSWERS = 3
+WEIGHTS = "Weights on the super activations' channels"
 
 
 def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreement: str = "") -> str:
@@ -30,19 +32,24 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreem
 
     `catalog_file` is named where an entry was written; `agreement` says whether it is what others report.
     """
-    sections = [model_title(result.model, result.revision, result.commit), *_finding(result)]
-    if result.super_weights:
-        sections.append(weights_table(result.super_weights))
+    sections = [model_title(result.model, result.revision, result.commit)]
+    sections += _answer(result) if result.asked else _finding(result)
+    if weights := result.asked or result.super_weights:
+        sections.append(weights_table(weights, "Weights asked for" if result.asked else WEIGHTS))
     if result.super_activations:
         sections.append(activations_table(result.super_activations))
     if result.recurrences:
         sections.append(_recurrences_table(result))
     if result.masking:
         sections.append(_masking_table(result.masking))
-    if result.outlier_features:
-        features = sorted({feature.channel for feature in result.outlier_features})
-        channels = ", ".join([*(f"channel {channel}" for channel in features[:5]), *(["…"] if features[5:] else [])])
-        sections.append(fill(f"Outlier features, large at most positions and so no super activations: {channels}."))
+    most = {feature.channel for feature in result.outlier_features}
+    late = {activation.channel for activation in result.late_activations}
+    for what, channels in (
+        ("as large at more than half of the positions", most),
+        ("as large, but only at the end", late),
+    ):
+        if channels:
+            sections.append(fill(f"Channels {what}: {_some(channels)}."))
     caption = (
         f'over the {len(result.tokens)} tokens of "{shown(result.prompt, 60)}" in {result.dtype} on {result.device}'
     )
@@ -56,38 +63,18 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreem
 
 def _finding(result: VerifyResult) -> Iterator[str]:
     """Yield the finding in sentences: which weight, what it does, how sure."""
-    confirmed = [weight for weight in result.super_weights if weight.status == "confirmed"]
-    critical = [weight for weight in confirmed if weight.effect == "critical"]
-    if not result.super_activations:
-        yield "None found: no super activation, so no super weight, on this prompt."
+    found = [weight for weight in result.super_weights if weight.is_super]
+    if not found:
+        yield fill(_none_found(result))
         return
-    if not confirmed:
-        largest = result.super_activations[0]
-        yield fill(
-            f"None found: channel {largest.channel} has a super activation of {big(largest.value)}, "
-            "but no single weight of a down projection writes it."
-        )
-        return
-    best = (critical or confirmed)[0]
-    name = "Super weight, but inert" if best.effect == "inert" else "Super weight"
-    rank = "" if best.static_rank is None else f", rank {_rank(best)} by magnitude"
-    effect = "its effect not measured" if best.effect is None else best.effect
-    yield fill(f"{name}: {place_name(best)} = {best.value:+.5g}{rank}; {best.status}, {effect}.")
-    sentence = (
-        f"It makes {best.share:.0%} of what its MLP writes to channel {best.row} there; "
-        f"zeroing it takes {percent(best.activation_collapse)} of the super activation away"
-    )
-    if best.loss is not None and best.loss_zeroed is not None:
-        control = (
-            f"the worst of its control weights gives {best.control_loss_max:.3f}"
-            if best.control_loss_max is not None
-            else "too little to be critical"
-        )
-        sentence += (
-            f" and moves the loss from {best.loss:.3f} to {best.loss_zeroed:.3f} (perplexity "
-            f"{_perplexity(best.loss)} to {_perplexity(best.loss_zeroed)}, over {best.loss_tokens:,} tokens); {control}"
-        )
-    yield fill(f"{sentence}.")
+    best, *others = found
+    yield from _one(best)
+    column = next((each for each in result.columns if each.coordinate == best.column), None)
+    if column is not None:
+        sentence = f"Its column {best.col} writes {len(column.rows)} channels at once: {_some(column.rows)}"
+        if column.loss_zeroed is not None:
+            sentence += f"; with these weights zeroed at once, the loss is {_loss(column.loss_zeroed)}"
+        yield fill(f"{sentence}.")
     if result.early_stop:
         yield fill(
             f"Stopped after layer {result.layers[-1].layer}, where a super activation had persisted: read "
@@ -95,31 +82,89 @@ def _finding(result: VerifyResult) -> Iterator[str]:
             "What later layers do was not looked at."
         )
         return
-    if len(confirmed) == 1:
+    if not others:
         return
-    sentence = f"In all {count_of(len(confirmed), 'confirmed super weight')}, {len(critical)} of them critical"
+    critical = [weight for weight in found if weight.effect == "critical"]
+    costliest = max(critical, key=lambda w: w.loss_zeroed or 0.0, default=best)
+    if costliest is not best:
+        yield fill(f"The costliest is {place_name(costliest)}: without it the loss is {_loss(costliest.loss_zeroed)}.")
+    confirmed = [weight for weight in found if weight.status == "confirmed"]
+    sentence = f"In all {count_of(len(found), 'super weight')}, {len(confirmed)} confirmed and {len(critical)} critical"
     if result.joint:
-        loss = result.joint.loss_zeroed
-        sentence += f"; with all of them zeroed at once, the loss is {loss:.3f} (perplexity {_perplexity(loss)})"
+        sentence += f"; with all the confirmed ones zeroed at once, the loss is {_loss(result.joint.loss_zeroed)}"
     yield fill(f"{sentence}.")
 
 
-def weights_table(weights: Sequence[SuperWeight]) -> str:
-    """Return all critical weights, then the others that the static scan ranks highest."""
-    critical = [weight for weight in weights if weight.effect == "critical"]
-    others = sorted((w for w in weights if w.effect != "critical"), key=lambda w: w.static_rank or math.inf)
-    kept = critical + others[: max(3, SHOWN_WEIGHTS - len(critical))]
+def _none_found(result: VerifyResult) -> str:
+    if result.super_activations:
+        largest = result.super_activations[0]
+        return (
+            f"None found: channel {largest.channel} has a super activation of {big(largest.value)}, "
+            "but no single weight of a down projection writes it."
+        )
+    if result.late_activations:
+        largest = result.late_activations[0]
+        return (
+            f"None found: channel {largest.channel} reaches {big(largest.value)} in layer {largest.layer}, too near to "
+            "the end to be a super activation."
+        )
+    return "None found: no super activation, so no super weight, on this prompt."
+
+
+def _answer(result: VerifyResult) -> Iterator[str]:
+    """Yield what the weights do that were asked for: each, while they are few, and all at once."""
+    if len(result.asked) <= SHOWN_ANSWERS:
+        for weight in result.asked:
+            yield from _one(weight)
+    if result.joint:
+        (loss,) = {weight.loss for weight in result.asked}
+        yield fill(
+            f"With all {len(result.asked)} zeroed at once, the loss goes from {_loss(loss)} to "
+            f"{_loss(result.joint.loss_zeroed)}."
+        )
+
+
+def _one(weight: SuperWeight) -> Iterator[str]:
+    """Yield what one weight is, and what it does."""
+    name = (
+        "Weight" if not weight.is_super else "Super weight, but inert" if weight.effect == "inert" else "Super weight"
+    )
+    rank = "" if weight.static_rank is None else f", rank {_rank(weight)} by magnitude"
+    effect = "its effect not measured" if weight.effect is None else weight.effect
+    yield fill(f"{name}: {place_name(weight)} = {weight.value:+.5g}{rank}; {weight.status}, {effect}.")
+    parts = [f"It makes {weight.share:.0%} of what its MLP writes to channel {weight.row} there"]
+    if weight.reason is not None:
+        parts.append(f"it is not confirmed, as {REASONS[weight.reason]}")
+    else:
+        parts.append(f"zeroing it takes {percent(weight.activation_collapse)} of the super activation away")
+    if weight.loss is not None and weight.loss_zeroed is not None:
+        parts.append(
+            f"zeroing it moves the loss from {_loss(weight.loss)} to {_loss(weight.loss_zeroed)}, over "
+            f"{weight.loss_tokens:,} tokens"
+        )
+        parts.append(
+            f"the worst of its control weights gives {weight.control_loss_max:.3f}"
+            if weight.control_loss_max is not None
+            else "too little to be critical"
+        )
+    yield fill(f"{'; '.join(parts)}.")
+
+
+def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
+    """Return the first of the weights, and all critical ones."""
+    kept = [weight for place, weight in enumerate(weights) if place < SHOWN_WEIGHTS or weight.effect == "critical"]
     header, places = coordinate_cells([weight.coordinate for weight in kept])
-    header += ["value", "share", "rank", "status", "effect", "collapse", "Δ loss", "nearest", "random"]
+    header += ["value", "writes", "share", "rank", "status", "effect", "falls", "Δ loss", "near", "random"]
     rows = [
         [
             *place,
             f"{w.value:+.4g}",
+            "-" if w.change is None else big(w.change),
             percent(w.share),
             _rank(w),
             w.status,
             cell(w.effect),
-            "grows" if (w.activation_collapse or 0.0) < 0 else percent(w.activation_collapse),
+            "grows" if w.reason == "grows" else percent(w.activation_collapse),
             _change(w.loss, w.loss_zeroed),
             _change(w.loss, w.control_loss_nearest),
             _change(w.loss, w.control_loss_random),
@@ -133,7 +178,7 @@ def weights_table(weights: Sequence[SuperWeight]) -> str:
         most, least = max(tokens), min(tokens)
         note += f"\n\nΔ loss is over {most:,} tokens; of weights that cost next to nothing on the first {least:,}, "
         note += "over those."
-    return "Weights on the super activations' channels\n\n" + table(header, rows) + note
+    return f"{title}\n\n" + table(header, rows) + note
 
 
 def _recurrences_table(result: VerifyResult) -> str:
@@ -161,8 +206,7 @@ def _masking_table(masking: Sequence[Masking]) -> str:
     """Return what zeroing one weight makes of super activations in other channels."""
 
     def channels(places: Sequence[tuple[int, int]]) -> str:
-        found = sorted({channel for channel, _ in places})
-        return ", ".join(map(str, found[:6])) + (f" and {len(found) - 6} more" if found[6:] else "") or "-"
+        return _some({channel for channel, _ in places}) or "-"
 
     header, places = coordinate_cells([each.coordinate for each in masking[:SHOWN_ACTIVATIONS]])
     rows = [
@@ -174,22 +218,26 @@ def _masking_table(masking: Sequence[Masking]) -> str:
 
 
 def activations_table(activations: Sequence[SuperActivation]) -> str:
-    """Return the first of the super activations, and how many more there are."""
+    """Return the largest super activation of each channel, as far as there is room, and how many more there are."""
+    largest: dict[int, SuperActivation] = {}
+    for activation in activations:
+        largest.setdefault(activation.channel, activation)
     rows = [
         [
             f"{a.layer}-{a.last_layer}",
             a.channel,
             a.position,
             shown(repr(a.token), 20),
+            cell(a.positions),
             big(a.value),
             f"{a.median_ratio:,.0f}",
         ]
-        for a in activations[:SHOWN_ACTIVATIONS]
+        for a in list(largest.values())[:SHOWN_ACTIVATIONS]
     ]
-    more = len(activations) - SHOWN_ACTIVATIONS
+    more = len(activations) - len(rows)
     note = f"\n\n… and {more} smaller ones" if more > 0 else ""
-    header = ["layers", "channel", "position", "token", "value", "x median"]
-    return "Super activations\n\n" + table(header, rows) + note
+    header = ["layers", "channel", "position", "token", "positions", "value", "x median"]
+    return "Super activations, the largest of each channel\n\n" + table(header, rows) + note
 
 
 def _layers_table(layers: Sequence[LayerMaxima]) -> str:
@@ -213,12 +261,19 @@ def _rank(weight: SuperWeight) -> str:
     rank = weight.static_rank
     if rank is None:
         return "-"
-    return f"{rank:,}" if rank < 1_000_000 else f"{rank / 1e6:.1f}M"
+    return f"{rank:,}" if rank < 1_000_000 else f"{rank / 1e6:.0f}M"
 
 
 def _change(loss: float | None, other: float | None) -> str:
     return "-" if loss is None or other is None else f"{round(other - loss, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
 
 
-def _perplexity(loss: float) -> str:
-    return f"{math.exp(min(loss, 700.0)):,.4g}"
+def _loss(loss: float | None) -> str:
+    if loss is None or not math.isfinite(loss):
+        return "infinite"
+    return f"{loss:.3f} (perplexity {math.exp(min(loss, 700.0)):,.4g})"
+
+
+def _some(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return ", ".join(map(str, found[:6])) + (f" and {len(found) - 6} more" if found[6:] else "")

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
+from analyzer.base.records import Coordinate
 from analyzer.base.settings import check_device, check_dtype, is_text, require
 
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
@@ -83,8 +84,9 @@ class VerifySettings:
     """What a verification is asked for.
 
     Losses are over `text`. `prompts` are what super activations are looked for in beside `prompt`; null stands for the
-    bundled ones or, with `early_stop`, for none. `early_stop` ends at the first super activation that has persisted,
-    and leaves effects and ranks out. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
+    bundled ones or, with `early_stop` or `weights`, for none. `early_stop` ends at the first super activation that has
+    persisted, and leaves effects and ranks out. `weights` are looked at in place of searching for any; those without a
+    tower are of the one that runs. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
     float16. Raises AnalyzerError for any other value.
     """
 
@@ -92,6 +94,7 @@ class VerifySettings:
     text: str = field(default_factory=evaluation_text)
     prompts: tuple[str, ...] | None = None
     early_stop: bool = False
+    weights: tuple[Coordinate, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     thresholds: Thresholds = DEFAULT_THRESHOLDS
@@ -101,6 +104,11 @@ class VerifySettings:
         require(is_text(self.prompt), "prompt", self.prompt, "text that UTF-8 can store")
         require(is_text(self.text), "text", self.text, "text that UTF-8 can store")
         require(self.prompts is None or texts, "prompts", self.prompts, "several texts, or None for the bundled ones")
+        coordinates = isinstance(self.weights, tuple | list) and all(isinstance(c, Coordinate) for c in self.weights)
+        require(coordinates, "weights", self.weights, "several Coordinates")
+        require(
+            not (self.weights and self.early_stop), "early_stop", True, "False where weights are asked for: it searches"
+        )
         check_device(self.device)
         check_dtype(self.dtype)
         require(isinstance(self.thresholds, Thresholds), "thresholds", self.thresholds, "Thresholds")

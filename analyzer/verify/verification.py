@@ -13,11 +13,19 @@ from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
-from analyzer.verify.activations.detection import detect, layer_maxima
-from analyzer.verify.activations.search import MAX_ROUNDS, search, static_candidates
-from analyzer.verify.effects import EFFECT_PARAMETERS, measure_effects
+from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
+from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
+from analyzer.verify.effects import EFFECT_PARAMETERS, measure_asked, measure_effects, measure_together
+from analyzer.verify.ordering import columns_of, in_order
 from analyzer.verify.preparation import MIN_TOKENS, Prepared, Statics
-from analyzer.verify.records import JointZeroing, Recurrence, SuperWeight, VerifyResult
+from analyzer.verify.records import (
+    Column,
+    JointZeroing,
+    Recurrence,
+    SuperActivation,
+    SuperWeight,
+    VerifyResult,
+)
 from analyzer.verify.settings import Thresholds, VerifySettings
 
 PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}
@@ -32,7 +40,8 @@ def verify(
 ) -> VerifyResult:
     """Find the super weights behind the prompt's super activations and measure what each does.
 
-    `prepared` is what `settings` ask for, as ids. Raises ForwardError where the model cannot be run on them.
+    `prepared` is what `settings` ask for, as ids; where `statics` has weights that were asked for, these are looked at
+    and none is searched for. Raises ForwardError where the model cannot be run on them.
     """
     thresholds, early_stop, tokens = settings.thresholds, settings.early_stop, prepared.tokens
     progress("prompt", 0, 1)
@@ -41,15 +50,21 @@ def verify(
     else:
         check_rows(runner, prepared.windows[0].ids)
     trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
-    activations, features = detect(trace.residual, trace.layers, tokens, thresholds)
-    found = search(runner, prepared, trace, activations, thresholds, early_stop=early_stop)
+    activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
+    if trace.layers != runner.layers:
+        late = ()  # what comes after was not run
+    rounds = 1 if early_stop else MAX_ROUNDS
+    found = search(runner, prepared, trace, activations, late, thresholds, rounds=rounds, asked=statics.asked)
     progress("prompt", 1, 1)
-    weights, joint = found.weights, None
-    if not early_stop:
-        candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in weights})
+    if statics.asked:
+        weights = _asked(runner, found.weights, trace, activations, prepared, statics, progress)
+    elif early_stop:
+        weights = in_order(found.weights)
+    else:
+        candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in found.weights})
         channels = {activation.channel for activation in activations}
-        weights, joint = _measured(runner, (*weights, *candidates), channels, prepared, statics, progress)
-    weights = tuple(sorted(weights, key=_importance))
+        weights = _measured(runner, (*found.weights, *candidates), channels, prepared, statics, progress)
+    joint, columns = _together(runner, weights, prepared, statics, early_stop=early_stop, progress=progress)
     source = runner.checkpoint.source
     return VerifyResult(
         model=runner.name,
@@ -62,12 +77,15 @@ def verify(
         tokens=tokens,
         dtype=runner.dtype,
         device=runner.device,
-        verdict="found" if any(w.status == "confirmed" for w in weights) else "none",
+        verdict=None if statics.asked else "found" if any(w.is_super for w in weights) else "none",
         layers=layer_maxima(trace),
         super_activations=activations,
-        outlier_features=features,
+        late_activations=late,
+        outlier_features=outlier_features(trace.residual, trace.layers, thresholds),
         writes=found.writes,
-        super_weights=weights,
+        super_weights=() if statics.asked else weights,
+        asked=weights if statics.asked else (),
+        columns=columns,
         joint=joint,
         masking=found.masking,
         profile=next((found.profiles[w.coordinate] for w in weights if w.coordinate in found.profiles), None),
@@ -108,30 +126,61 @@ def _measured(
     prepared: Prepared,
     statics: Statics,
     progress: Progress,
-) -> tuple[tuple[SuperWeight, ...], JointZeroing | None]:
-    """Return the weights with their effects and ranks, and the joint zeroing.
+) -> tuple[SuperWeight, ...]:
+    """Return the weights with their effects and ranks, in order.
 
     Rejected ones that are not critical are left out, but for those that write to one of the `channels`.
     """
     if not weights:
-        return (), None
-    measured, joint = measure_effects(partial(losses, runner), weights, prepared.windows, statics, progress)
+        return ()
+    measured = measure_effects(partial(losses, runner), weights, prepared.windows, statics, progress)
     kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
-    ranks = statics.rank([weight.coordinate for weight in kept])
-    return tuple(replace(weight, static_rank=ranks[weight.coordinate]) for weight in kept), joint
+    return in_order(_with_ranks(kept, statics))
 
 
-def _importance(weight: SuperWeight) -> tuple[object, ...]:
-    """Order: critical ones by what zeroing costs; then confirmed before coincident before rejected, by their share.
+def _asked(
+    runner: Runner,
+    behind: Sequence[SuperWeight],
+    trace: Trace,
+    activations: Sequence[SuperActivation],
+    prepared: Prepared,
+    statics: Statics,
+    progress: Progress,
+) -> tuple[SuperWeight, ...]:
+    """Return the weights that were asked for, as they were asked for; those `behind` a write are judged already."""
+    known = {weight.coordinate: weight for weight in behind}
+    weights = [
+        known.get(coordinate) or behind_nothing(trace, activations, coordinate, value)
+        for coordinate, value in statics.asked.items()
+    ]
+    measured = measure_asked(partial(losses, runner), weights, prepared.windows, statics, progress)
+    return tuple(_with_ranks(measured, statics))
 
-    What zeroing an inert one costs is noise.
-    """
-    return (
-        ("critical", "inert", None).index(weight.effect),
-        ("confirmed", "coincident", "rejected").index(weight.status),
-        -(weight.loss_zeroed or 0.0) if weight.effect == "critical" else (weight.round or 0),
-        -abs(weight.share),
-        weight.coordinate.sort_key,
+
+def _with_ranks(weights: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
+    ranks = statics.rank([weight.coordinate for weight in weights])
+    return [replace(weight, static_rank=ranks[weight.coordinate]) for weight in weights]
+
+
+def _together(
+    runner: Runner,
+    weights: Sequence[SuperWeight],
+    prepared: Prepared,
+    statics: Statics,
+    *,
+    early_stop: bool,
+    progress: Progress,
+) -> tuple[JointZeroing | None, tuple[Column, ...]]:
+    """Return what zeroing all confirmed weights at once does, or all that were asked for, and all of each column."""
+    every = tuple(w.coordinate for w in weights if statics.asked or w.status == "confirmed")
+    columns = [tuple(weight.coordinate for weight in column) for column in columns_of(weights)]
+    groups = [] if early_stop else [*([every] if len(every) > 1 else []), *columns]
+    loss_of = measure_together(partial(losses, runner), groups, prepared.windows, progress)
+    joint = JointZeroing(every, loss_of[every]) if every in loss_of else None
+    return joint, tuple(
+        Column(c.layer, c.expert, c.col, tuple(each.row for each in column), loss_of.get(column), c.tower, c.mlp)
+        for column in columns
+        for c in column[:1]
     )
 
 

@@ -19,7 +19,8 @@ RESULT = VerifyResult(
     model="me/model-1b", revision="main", commit="a" * 40, model_type="llama", prompt="p", tokens=("a", "b", "c"),
     dtype="float32", device="cpu", verdict="found", layers=(LayerMaxima(2, 1.0, 1, 2.0, 2, 3.0, 3),),
     super_activations=(SuperActivation(2, 3, 0, "a", 24081.234, 12632.789, 3),), outlier_features=(), writes=(),
-    super_weights=(WEIGHT,), joint=None, masking=(), profile=None, prompts=0, recurrences=(), early_stop=False,
+    late_activations=(), asked=(), columns=(), super_weights=(WEIGHT,),
+    joint=None, masking=(), profile=None, prompts=0, recurrences=(), early_stop=False,
     bytes_read=10, checkpoint_bytes=20,
 )  # fmt: skip
 METHOD = {key: value for key, value in whole()["method"].items() if key not in ("tool", "version")}
@@ -40,8 +41,13 @@ def test_what_was_measured_is_rounded_and_a_weight_is_exact():
     assert [outlier["value"] for outlier in entry["outliers"]] == [EXACT, -0.5]
 
 
-def test_weights_are_in_order_and_the_rejected_are_left_out():
-    weights = (replace(WEIGHT, layer=3), replace(WEIGHT, col=5, status="rejected"), replace(WEIGHT, col=6), WEIGHT)
+def test_weights_are_in_order_and_the_rejected_are_left_out_unless_critical():
+    weights = (
+        replace(WEIGHT, layer=3),
+        replace(WEIGHT, col=6, status="rejected"),
+        replace(WEIGHT, col=5, status="rejected", effect="inert"),
+        WEIGHT,
+    )
     joint = JointZeroing((Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4)), 4.5678912)
     entry = made(replace(RESULT, super_weights=weights, joint=joint))
     assert [(w["layer"], w["col"]) for w in entry["super_weights"]] == [(2, 4), (2, 6), (3, 4)]

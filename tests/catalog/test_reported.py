@@ -47,6 +47,16 @@ def test_merging_loses_nothing_and_settles():
             ("confirmed", True),
             "1,2,any: confirmed here, by 1,2,3 and 1,2,5.",
         ),
+        (
+            {**REPORTED, "row": 6, "col": 1, "revision": "a" * 40},
+            ("critical", True),
+            "1,6,1: critical here, though not confirmed.",
+        ),
+        (
+            {**REPORTED, "row": 6, "col": 2, "revision": "a" * 40},
+            ("late", False),
+            "1,6,2: not confirmed here: what it writes comes too near to the end to be a super activation.",
+        ),
         ({**REPORTED, "row": 7, "col": None, "revision": "a" * 40}, (None, False), "1,7,any: not seen here."),
         (NONE_FOUND, (None, False), "Reported by A paper: none found; but found here."),
         ({**NONE_FOUND, "reason": "not published"}, (None, None), "not published; nothing to agree with."),
@@ -54,6 +64,7 @@ def test_merging_loses_nothing_and_settles():
 )
 def test_an_analysis_says_whether_it_agrees(item, outcome, sentence):
     weights = [known_weight(1, 2, 3), known_weight(1, 2, 5), known_weight(1, 2, 9, "coincident")]
+    weights += [known_weight(1, 6, 1, "rejected", "critical"), known_weight(1, 6, 2, "late")]
     (each,) = agreement({"commit": "a" * 40, "verdict": "found", "super_weights": weights}, [item])
     assert (each["here"], each["agrees"]) == outcome
     assert sentence in " ".join(render_agreement([each]).split())

@@ -43,7 +43,7 @@ def rows_in(files):
 
 
 def document(*, entries=(), reported=()):
-    return {"x": {"schema_version": 3, "family": "x", "entries": list(entries), "reported": list(reported)}}
+    return {"x": {"schema_version": 4, "family": "x", "entries": list(entries), "reported": list(reported)}}
 
 
 def test_the_json_files_are_the_catalogs_to_the_byte(files):
@@ -204,7 +204,10 @@ def test_what_must_not_be_lost():
 )
 def test_parts_of_an_entry_must_not_be_lost_either(changes, lost):
     weight = entry()["super_weights"][0]
-    had = {"note": "A note.", "super_weights": [weight, {**weight, "col": 5, "status": "coincident"}]}
+    had = {
+        "note": "A note.",
+        "super_weights": [weight, {**weight, "col": 5, "status": "coincident", "effect": "inert"}],
+    }
     old, new = document(entries=[entry(**had)]), document(entries=[entry(**{**had, **changes})])
     assert lost_between(old, new) == [f"{name} me/model-1b@{'a' * 12}" for name in lost]
     assert lost_between(document(), new) == []

@@ -31,9 +31,9 @@ def entry(model="me/model-1b", commit="a" * 40, **changes):
     return {**base, **changes}
 
 
-def known_weight(layer, row, col, status="confirmed"):
+def known_weight(layer, row, col, status="confirmed", effect="inert"):
     """Return what of an entry's weight others' reports are held against."""
-    return {"layer": layer, "expert": None, "row": row, "col": col, "status": status}
+    return {"layer": layer, "expert": None, "row": row, "col": col, "status": status, "effect": effect}
 
 
 def save_many(folder, writer):

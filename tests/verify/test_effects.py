@@ -20,7 +20,14 @@ from models import (
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.losses import losses
-from analyzer.verify.effects import NEAREST_CONTROLS, RANDOM_CONTROLS, _random_weights, measure_effects
+from analyzer.verify.effects import (
+    NEAREST_CONTROLS,
+    RANDOM_CONTROLS,
+    _random_weights,
+    measure_asked,
+    measure_effects,
+    measure_together,
+)
 from analyzer.verify.preparation import Statics
 from analyzer.verify.records import SuperWeight
 
@@ -80,7 +87,7 @@ def statics_of(model, nearest=None):
 
 
 def measure(cued, found, windows=WINDOWS, nearest=None):
-    """Return what is measured, and the interventions in the order in which they were asked for."""
+    """Return what is measured, the loss without all confirmed ones, and the interventions that the first asked for."""
     model, analyzed = cued
     asked = []
 
@@ -90,8 +97,12 @@ def measure(cued, found, windows=WINDOWS, nearest=None):
         return analyzed.losses(windows, sets, progress)
 
     windows = [analyzed.tokens.window(ids) for ids in windows]
-    measured, joint = measure_effects(watched, found, windows, statics_of(model, nearest), lambda *_: None)
-    return {w.coordinate: w for w in measured}, joint, asked
+    measured = measure_effects(watched, found, windows, statics_of(model, nearest), lambda *_: None)
+    individually = list(asked)
+    group = tuple(w.coordinate for w in found if w.status == "confirmed")
+    joint = measure_together(watched, [group, group], windows, lambda *_: None)
+    assert list(joint) == [group]
+    return {w.coordinate: w for w in measured}, joint[group], individually
 
 
 def test_what_costs_much_more_than_its_controls_is_critical(cued):
@@ -106,7 +117,7 @@ def test_what_costs_much_more_than_its_controls_is_critical(cued):
         assert measured.loss_zeroed > 1.02 * loss
         assert measured.loss_tokens == sum(len(ids) - 1 for ids in WINDOWS)
     assert [found[c].status for c in (CAUSE, SECOND, IDLE)] == ["confirmed", "rejected", "coincident"]
-    assert joint is None  # of one confirmed weight
+    assert joint == pytest.approx(found[CAUSE].loss_zeroed, rel=1e-6)  # of one weight
 
 
 def test_both_kinds_of_controls_are_run_and_shown(cued):
@@ -178,7 +189,7 @@ def test_no_found_weight_is_a_control_of_another(cued):
 
     found = [weight(c) for c in (CAUSE, SECOND._replace(layer=1), IDLE._replace(layer=1))]
     _, _, asked = measure(cued, found, nearest=nearest)
-    controls = asked[-1][1][:-1]  # the last one is the joint zeroing
+    controls = asked[-1][1]
     assert (Coordinate(1, None, 50, 50),) in controls
     assert not {(w.coordinate,) for w in found} & set(controls)
     assert wanted == [NEAREST_CONTROLS + len(found)]
@@ -187,9 +198,8 @@ def test_no_found_weight_is_a_control_of_another(cued):
 def test_confirmed_weights_are_zeroed_together(cued):
     model, _ = cued
     found, joint, _ = measure(cued, [weight(CAUSE), weight(SECOND), weight(IDLE, "rejected")])
-    assert joint.coordinates == (CAUSE, SECOND)
-    assert joint.loss_zeroed == pytest.approx(edited_loss(model, [CAUSE, SECOND]), rel=1e-5)
-    assert joint.loss_zeroed > max(found[c].loss_zeroed for c in (CAUSE, SECOND)) + 0.01
+    assert joint == pytest.approx(edited_loss(model, [CAUSE, SECOND]), rel=1e-5)
+    assert joint > max(found[c].loss_zeroed for c in (CAUSE, SECOND)) + 0.01
 
 
 def test_harmless_alone_and_fatal_together_is_seen(tmp_path):
@@ -204,8 +214,8 @@ def test_harmless_alone_and_fatal_together_is_seen(tmp_path):
     assert {w.effect for w in found.values()} == {"inert"}
     loss = found[CAUSE].loss
     assert all(w.loss_zeroed - w.loss < 0.01 * loss for w in found.values())
-    assert joint.loss_zeroed > 1.02 * loss
-    assert joint.loss_zeroed == pytest.approx(edited_loss(model, pair), rel=1e-5)
+    assert joint > 1.02 * loss
+    assert joint == pytest.approx(edited_loss(model, pair), rel=1e-5)
 
 
 def test_a_single_window_is_enough(cued):
@@ -227,7 +237,7 @@ def test_progress_counts_windows_by_interventions(cued):
     assert calls == [
         *(("screening", done, 3) for done in range(4)),
         *(("evaluation text", done, 2) for done in range(3)),
-        *(("controls", done, 2 * 5) for done in range(11)),  # and the joint zeroing
+        *(("controls", done, 2 * 4) for done in range(9)),
     ]
 
 
@@ -258,6 +268,24 @@ class Infinite:
     def losses(self, windows, interventions, progress):
         found = self._model.losses(windows, interventions, progress)
         return [float("inf") if CAUSE in zeroed else loss for zeroed, loss in zip(interventions, found, strict=True)]
+
+
+def test_what_is_asked_for_is_run_whole_and_with_controls(cued):
+    """However little it costs; it is no control of another."""
+    model, analyzed = cued
+    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
+
+    def run(windows, interventions, progress):
+        return losses(analyzed.runner, windows, interventions, progress)
+
+    found = measure_asked(run, [weight(IDLE), weight(CAUSE)], windows, statics_of(model), lambda *_: None)
+    assert [(w.coordinate, w.effect) for w in found] == [(IDLE, "inert"), (CAUSE, "critical")]
+    for measured in found:
+        c = measured.coordinate
+        assert measured.loss_tokens == sum(len(ids) - 1 for ids in WINDOWS)
+        assert measured.loss_zeroed == pytest.approx(edited_loss(model, [c]), rel=1e-5)
+        near = nearest_by_brute_force(model, c, NEAREST_CONTROLS)
+        assert measured.control_loss_nearest == pytest.approx(max(edited_loss(model, [n]) for n in near), rel=1e-6)
 
 
 def test_a_weight_keeps_what_was_known_of_it(cued):

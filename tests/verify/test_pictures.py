@@ -30,7 +30,8 @@ WEIGHT = SuperWeight(2, None, 507, 1229, 5.875, 0.733, 2, "confirmed", "critical
 RESULT = VerifyResult(
     model="me/model", revision=None, commit="0123456789" * 4, model_type="llama", prompt="Apple Inc.",
     tokens=("Apple", " Inc", "."), dtype="float32", device="cpu", verdict="found", layers=LAYERS, super_activations=(),
-    outlier_features=(), writes=(), super_weights=(WEIGHT,), joint=None, masking=(), profile=PROFILE, prompts=0,
+    late_activations=(), outlier_features=(), asked=(), columns=(), writes=(),
+    super_weights=(WEIGHT,), joint=None, masking=(), profile=PROFILE, prompts=0,
     recurrences=(), early_stop=False, bytes_read=0, checkpoint_bytes=0,
 )  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_the_profile_is_drawn_with_and_without_the_weight():
 
 def test_a_weight_that_is_not_confirmed_is_not_called_super():
     expert = replace(PROFILE, coordinate=Coordinate(2, 5, 507, 1229))
-    for change in ({"super_weights": (replace(WEIGHT, status="coincident"),)}, {"profile": expert}):
+    for change in ({"super_weights": (replace(WEIGHT, status="coincident", effect="inert"),)}, {"profile": expert}):
         names = [text.get_text() for text in drawn(replace(RESULT, **change))[2].get_legend().get_texts()]
         assert names[0].startswith("with the weight (layer 2, ")
     assert names[0] == "with the weight (layer 2, expert 5, row 507, col 1229)"

@@ -5,7 +5,18 @@ from dataclasses import replace
 import pytest
 
 from analyzer.base.records import Coordinate
-from analyzer.verify.records import LayerMaxima, Masking, Recurrence, SuperActivation, SuperWeight, VerifyResult, Write
+from analyzer.verify.records import (
+    Column,
+    JointZeroing,
+    LayerMaxima,
+    Masking,
+    OutlierFeature,
+    Recurrence,
+    SuperActivation,
+    SuperWeight,
+    VerifyResult,
+    Write,
+)
 from analyzer.verify.report import render_verify
 
 ACTIVATION = SuperActivation(2, 507, 0, "Apple", 24081.2, 12632.7, 29)
@@ -15,7 +26,8 @@ WEIGHT = SuperWeight(
 RESULT = VerifyResult(
     model="me/model", revision=None, commit=None, model_type="llama", prompt="p", tokens=("a",) * 9, dtype="float32",
     device="cpu", verdict="found", layers=(LayerMaxima(11, 2999.0, 1229, 24045.0, 507, 24081.0, 507),),
-    super_activations=(ACTIVATION,), outlier_features=(), writes=(Write(11, 507, 0, 24050.0, 0.733),),
+    super_activations=(ACTIVATION,),
+    late_activations=(), outlier_features=(), asked=(), columns=(), writes=(Write(11, 507, 0, 24050.0, 0.733),),
     super_weights=(WEIGHT,), joint=None, masking=(), profile=None, prompts=0, recurrences=(), early_stop=False,
     bytes_read=270_000_000, checkpoint_bytes=269_000_000,
 )  # fmt: skip
@@ -24,10 +36,10 @@ RESULT = VerifyResult(
 def test_the_finding_comes_first_with_its_evidence():
     text = render_verify(RESULT)
     finding = " ".join(text.split("\n\n")[1:3])
-    for figure in ("layer 11, row 507, col 1229 = +5.875", "rank 2", "confirmed, critical", "73%", "2.888 to 4.692"):
+    for figure in ("layer 11, row 507, col 1229 = +5.875", "rank 2", "confirmed, critical", "73%"):
         assert figure in " ".join(finding.split())
     assert "the worst of its control weights gives 2.889" in " ".join(finding.split())
-    assert "(perplexity 17.96 to 109.1, over 1,881 tokens)" in " ".join(finding.split())
+    assert "2.888 (perplexity 17.96) to 4.692 (perplexity 109.1), over 1,881 tokens" in " ".join(finding.split())
 
 
 def test_fits_in_100_columns_with_many_large_numbers():
@@ -45,7 +57,7 @@ def test_an_inert_super_weight_is_said_to_be_inert():
     assert "Super weight, but inert: layer 11" in text
     assert "too little to be critical" in text
     two = " ".join(render_verify(replace(RESULT, super_weights=(inert, replace(inert, col=1)))).split())
-    assert "In all 2 confirmed super weights, 0 of them critical." in two
+    assert "In all 2 super weights, 2 confirmed and 0 critical." in two
 
 
 def test_none_is_said_in_a_sentence():
@@ -54,7 +66,7 @@ def test_none_is_said_in_a_sentence():
 
 
 def test_an_activation_that_no_weight_writes_is_none_too():
-    rejected = replace(WEIGHT, status="rejected", effect=None)
+    rejected = replace(WEIGHT, status="rejected", effect=None, reason="share")
     text = " ".join(render_verify(replace(RESULT, verdict="none", super_weights=(rejected,))).split())
     assert "None found: channel 507 has a super activation of +24,081" in text
     assert "no single weight of a down projection writes it" in text
@@ -96,3 +108,58 @@ def test_prompts_and_masking():
     assert ["1", "507", "12", "of", "12", "0,", "1,", "14,", "15,", "…", "11"] in cells
     assert ["11", "14", "3", "of", "12", "0", "0"] in cells
     assert ["11", "507", "1229", "521,", "571", "9"] in cells
+
+
+def words(**changes):
+    return " ".join(render_verify(replace(RESULT, **changes)).split())
+
+
+def test_a_columns_weights_are_told_as_one_event():
+    other = replace(WEIGHT, row=12, effect="inert", change=900.0)
+    column = Column(11, None, 1229, (507, 12), 5.25)
+    said = "Its column 1229 writes 2 channels at once: 12, 507; with these weights zeroed at once, the loss is 5.250"
+    assert said in words(super_weights=(WEIGHT, other), columns=(column,))
+    assert "writes 2 channels" not in words(super_weights=(WEIGHT, other), columns=(replace(column, col=9),))
+
+
+def test_the_costliest_is_named_where_the_largest_is_inert():
+    inert = replace(WEIGHT, effect="inert", loss_zeroed=2.889, control_loss_max=None, change=20000.0)
+    costly = replace(WEIGHT, layer=3, status="rejected", reason="channel", change=None)
+    text = words(super_weights=(inert, costly))
+    assert text.index("Super weight, but inert: layer 11") < text.index("The costliest is layer 3, row 507, col 1229")
+    assert "In all 2 super weights, 1 confirmed and 1 critical." in text
+
+
+def test_a_critical_weight_that_is_not_confirmed_says_why():
+    costly = replace(WEIGHT, status="rejected", reason="channel", change=None, activation_collapse=None)
+    text = words(super_weights=(costly,), super_activations=(), writes=())
+    assert "Super weight: layer 11, row 507, col 1229 = +5.875, rank 2 by magnitude; rejected, critical." in text
+    assert "it is not confirmed, as there is no super activation on its channel" in text
+
+
+def test_what_was_asked_for_is_answered():
+    inert = replace(WEIGHT, layer=3, status="rejected", reason="share", effect="inert", share=0.02)
+    joint = JointZeroing((WEIGHT.coordinate, inert.coordinate), 6.0)
+    text = words(asked=(inert, WEIGHT), super_weights=(), joint=joint, verdict=None)
+    assert text.index("Weight: layer 3, row 507, col 1229 = +5.875") < text.index("Super weight: layer 11")
+    assert "With all 2 zeroed at once, the loss goes from 2.888 (perplexity 17.96) to 6.000" in text
+    assert "None found" not in text
+
+
+def test_channels_that_are_large_everywhere_or_only_at_the_end_are_named():
+    late = replace(ACTIVATION, layer=28, channel=77, last_layer=29)
+    text = words(outlier_features=(OutlierFeature(9, 0, 29, 8),), late_activations=(late,))
+    assert "Channels as large at more than half of the positions: 9." in text
+    assert "Channels as large, but only at the end: 77." in text
+    none = words(super_activations=(), super_weights=(), writes=(), late_activations=(late,), verdict="none")
+    assert "None found: channel 77 reaches +24,081 in layer 28, too near to the end to be a super activation." in none
+
+
+def test_each_channel_has_one_line_with_its_number_of_positions():
+    activations = [replace(ACTIVATION, position=n, value=9000.0 - n, positions=6) for n in range(6)]
+    text = render_verify(replace(RESULT, super_activations=(*activations, replace(ACTIVATION, channel=3, positions=1))))
+    table = text.split("the largest of each channel")[1].split("… and 5 smaller ones")[0]
+    assert [line.split()[1:3] + line.split()[4:5] for line in table.splitlines() if "Apple" in line] == [
+        ["507", "0", "6"],
+        ["3", "0", "1"],
+    ]

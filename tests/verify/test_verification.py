@@ -114,6 +114,59 @@ def test_an_echo_of_the_last_block_is_no_super_weight(tmp_path):
     result = verify_folder(save(plant(random_llama(), layer=5), tmp_path))
     assert abs(result.layers[5].residual_max) > 100 * abs(result.layers[4].residual_max)
     assert (result.verdict, result.super_activations) == ("none", ())
+    late = found_at(result, Coordinate(5, None, ROW, COL))
+    assert (late.status, late.reason, late.round) == ("late", "late", 1)
+    assert (late.share, late.activation_collapse) == (pytest.approx(1, abs=0.02), pytest.approx(1, abs=0.05))
+    assert {(a.layer, a.channel) for a in result.late_activations} == {(5, ROW)}
+    assert late.change == pytest.approx(result.late_activations[0].value, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+def test_a_channel_that_is_large_at_every_position_is_attributed_too(tmp_path, factor):
+    """It says nothing of one token, and everything of its weight."""
+    model = random_llama()
+    (entered,) = arguments(model, model.model.layers[LAYER].mlp, PROMPT_IDS)
+    with torch.no_grad():
+        mlp = model.model.layers[LAYER].mlp
+        mlp.gate_proj.weight[COL] = torch.linalg.pinv(entered[0]) @ torch.full((len(PROMPT_IDS),), 3.0)
+        mlp.up_proj.weight[COL] = factor * mlp.gate_proj.weight[COL]
+        mlp.down_proj.weight[ROW, COL] = VALUE
+    result = verify_folder(save(model, tmp_path))
+    assert {(a.channel, a.position, a.positions) for a in result.super_activations} == {(ROW, p, 8) for p in range(8)}
+    assert [(f.channel, f.positions) for f in result.outlier_features] == [(ROW, 8)]
+    weight = found_at(result, PLANTED)
+    assert (result.verdict, weight.status, weight.reason) == ("found", "confirmed", None)
+    assert weight.share == pytest.approx(1, abs=0.02)
+    writes = [w for w in result.writes if w.channel == ROW]
+    assert {w.position for w in writes} == set(range(8))
+    assert weight.change == max((w.change for w in writes), key=abs)
+
+
+def test_what_a_column_writes_at_once_is_one_event(tmp_path):
+    """The order is that of what is written, not of shares: the same column writes a smaller channel all by itself."""
+    model = random_llama()
+    with torch.no_grad():
+        mlp = model.model.layers[LAYER].mlp
+        mlp.down_proj.weight[:, [COL, 60]] = 0
+        plant(plant(model), row=5, value=0.5)
+        mlp.gate_proj.weight[60] = mlp.up_proj.weight[60] = mlp.gate_proj.weight[COL]
+        mlp.down_proj.weight[ROW, 60] = 1.5  # takes three sevenths of the largest write
+    folder = save(model, tmp_path)
+    result = verify_folder(folder)
+    confirmed = [w for w in result.super_weights if w.status == "confirmed"]
+    assert [(w.row, w.col) for w in confirmed] == [(ROW, COL), (5, COL), (ROW, 60)]
+    assert confirmed[0].share < confirmed[1].share
+    assert abs(confirmed[0].change) > abs(confirmed[1].change)
+    assert confirmed[0].change == confirmed[2].change
+    (column,) = result.columns
+    assert (column.layer, column.col, column.rows) == (LAYER, COL, (ROW, 5))
+    plain = load_plain("llama", folder)
+    with torch.no_grad():
+        plain.downs[LAYER, None][[ROW, 5], COL] = 0
+        logits = plain.model(torch.tensor([TEXT_IDS])).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(TEXT_IDS[1:])).item()
+    assert column.loss_zeroed == pytest.approx(loss, rel=1e-5)
+    assert set(result.joint.coordinates) == {w.coordinate for w in confirmed}
 
 
 def lone_outlier(folder, **options):
@@ -146,7 +199,8 @@ def test_a_static_candidate_of_either_score_is_screened_for_its_effect(tmp_path,
     weight = found_at(result, coordinate)
     assert (weight.status, weight.effect) == ("rejected", "critical")
     assert weight.loss_zeroed > 1.01 * weight.loss
-    assert result.verdict == "none"
+    assert (weight.reason, weight.change) == ("channel", None)
+    assert result.verdict == "found"  # by what it costs
     assert result.super_activations == ()
     assert [w.coordinate for w in result.super_weights] == [
         coordinate

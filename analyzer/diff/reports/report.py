@@ -9,6 +9,7 @@ from typing import Any
 
 from analyzer.base.errors import shown
 from analyzer.base.text import WIDTH, byte_size, cell, coordinate_cells, count_of, fill, short_commit, table
+from analyzer.catalog.documents import is_super
 from analyzer.diff.records import Change, DiffResult, FollowedWeight, History, LayerChange
 
 SHOWN_WEIGHTS = 6
@@ -154,10 +155,10 @@ def _said(side: Mapping[str, Any] | None) -> str | None:
 
 
 def _found(side: Mapping[str, Any] | None) -> str | None:
-    """Return a weight's effect, or its status where it is not confirmed or its effect was not measured."""
+    """Return a weight's effect, or its status where it is no super weight or its effect was not measured."""
     if side is None:
         return None
-    return str(side["effect"] or side["status"]) if side["status"] == "confirmed" else str(side["status"])
+    return str((is_super(side) and side["effect"]) or side["status"])
 
 
 def _signed(number: float | None) -> str | None:

@@ -40,7 +40,7 @@ def find_writes(
     before = np.concatenate((entering[None], residual[:-1]))
     bounds = thresholds.write_ratio * medians(residual)
     writes = []
-    for position, channel in sorted({(a.position, a.channel) for a in activations}):
+    for channel, position in sorted({(a.channel, a.position) for a in activations}):
         here = [a for a in activations if (a.position, a.channel) == (position, channel)]
         start = layers.index(min(a.layer for a in here))
         stop = layers.index(max(a.last_layer for a in here)) + 1

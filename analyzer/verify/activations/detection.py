@@ -19,49 +19,50 @@ def medians(residual: Stream) -> NDArray[np.float32]:
 
 def detect(
     residual: Stream, layers: Sequence[int], tokens: Sequence[str], thresholds: Thresholds
-) -> tuple[tuple[SuperActivation, ...], tuple[OutlierFeature, ...]]:
-    """Return the super activations, largest first, and the outlier features of one prompt.
+) -> tuple[tuple[SuperActivation, ...], tuple[SuperActivation, ...]]:
+    """Return the super activations of one prompt, largest first, and the late ones: too near to the end to persist.
 
     The criterion is relative to the layer, since the absolute one of the literature (> 100, arXiv 2402.17762)
-    does not hold across models.
+    does not hold across models. At how many positions a channel is as large does not matter. Where `residual` ends
+    before the last block, what is late there means nothing.
     """
-    middle = medians(residual)[:, None, None]
-    # A median of zero says nothing about what is large.
-    large = (np.abs(residual) >= thresholds.activation_ratio * middle) & (middle > 0)  # [layers, T, hidden_size]
-    everywhere = large.sum(axis=1) > thresholds.feature_positions * residual.shape[1]  # [layers, hidden_size]
-    activations = []
-    large &= ~everywhere[:, None, :]
+    middle, large = medians(residual), _large(residual, thresholds)
+    lasting: list[SuperActivation] = []
+    late: list[SuperActivation] = []
     for position, channel in np.argwhere(large.any(axis=0)):
         for first, last in _runs(large[:, position, channel]):
-            if last - first < thresholds.persists:
+            persists = last - first >= thresholds.persists
+            if not persists and last < len(layers) - 1:
                 continue
             along = residual[first : last + 1, position, channel]
             peak = int(np.argmax(np.abs(along)))
-            activations.append(
+            (lasting if persists else late).append(
                 SuperActivation(
                     layer=layers[first],
                     channel=int(channel),
                     position=int(position),
                     token=tokens[position],
                     value=float(along[peak]),
-                    median_ratio=float(abs(along[peak]) / middle[first + peak, 0, 0]),
+                    median_ratio=float(abs(along[peak]) / middle[first + peak]),
                     last_layer=layers[last],
+                    positions=int(large[first + peak, :, channel].sum()),
                 )
             )
-    activations.sort(key=lambda a: (-abs(a.value), a.layer, a.position, a.channel))
-    features = tuple(
-        OutlierFeature(
-            channel=int(channel),
-            layer=layers[first],
-            last_layer=layers[last],
-            positions=int(
-                (np.abs(residual[first, :, channel]) >= thresholds.activation_ratio * middle[first, 0, 0]).sum()
-            ),
-        )
+    for found in (lasting, late):
+        found.sort(key=lambda a: (-abs(a.value), a.layer, a.position, a.channel))
+    return tuple(lasting), tuple(late)
+
+
+def outlier_features(residual: Stream, layers: Sequence[int], thresholds: Thresholds) -> tuple[OutlierFeature, ...]:
+    """Return the channels that are as large as a super activation at most positions, which is a property of them."""
+    large = _large(residual, thresholds)
+    counts = large.sum(axis=1)  # [layers, hidden_size]
+    everywhere = counts > thresholds.feature_positions * residual.shape[1]
+    return tuple(
+        OutlierFeature(int(channel), layers[first], layers[last], int(counts[first, channel]))
         for channel in np.flatnonzero(everywhere.any(axis=0))
         for first, last in _runs(everywhere[:, channel])
     )
-    return tuple(activations), features
 
 
 def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
@@ -79,6 +80,12 @@ def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
         for index, layer in enumerate(trace.layers)
         if layer in trace.outputs
     )
+
+
+def _large(residual: Stream, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Tell which entries are as large as a super activation, [layers, T, hidden_size]."""
+    middle = medians(residual)[:, None, None]
+    return (np.abs(residual) >= thresholds.activation_ratio * middle) & (middle > 0)  # which else says nothing
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from analyzer.verify.records import Masking, Profile, SuperActivation, SuperWeig
 from analyzer.verify.settings import Thresholds
 
 MAX_ROUNDS = 5  # of zeroing what was found and looking again
+ROWS_KEPT = 64  # of weights, which several positions ask for
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,16 @@ def search(
     prepared: Prepared,
     trace: Trace,
     activations: Sequence[SuperActivation],
+    late: Sequence[SuperActivation],
     thresholds: Thresholds,
     *,
-    early_stop: bool,
+    rounds: int,
+    asked: Collection[Coordinate] = (),
 ) -> Found:
     """Attribute every write, zero each weight behind one, and look again with the confirmed ones zeroed.
 
-    `trace` and `activations` are the untouched model's. A weight that only a zeroed one had masked is judged in the
-    model without that one. With `early_stop` there is no looking again.
+    `trace`, `activations` and `late` ones are the untouched model's. A weight that only a zeroed one had masked is
+    judged in the model without that one. Where weights are `asked` for, only these are zeroed, and each by itself.
     """
     ids, tokens = prepared.ids, prepared.tokens
     found: dict[Coordinate, SuperWeight] = {}
@@ -54,34 +58,26 @@ def search(
     first_writes: tuple[Write, ...] = ()
     masking: list[Masking] = []
     profiles: dict[Coordinate, Profile] = {}
-    for round_number in range(1, 2 if early_stop else MAX_ROUNDS + 1):
+    for round_number in range(1, 1 + (1 if asked else rounds)):
         if round_number > 1:
             trace = runner.trace(ids, zeroing(zeroed))
-            activations, _ = detect(trace.residual, trace.layers, tokens, thresholds)
-        attributions: list[Attribution] = []
-        writes: list[Write] = []
-        for change in find_writes(trace.entering, trace.residual, trace.layers, activations, thresholds):
-            write, behind = attribute(change, trace, runner.weight_row, thresholds)
-            writes.append(write)
-            attributions += behind
+            activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
+        attributions, writes = _behind(runner, trace, activations, thresholds)
+        to_late, late_writes = _behind(runner, trace, late, thresholds)
         if round_number == 1:
-            first_writes = tuple(sorted(writes, key=lambda w: (w.layer, -abs(w.change))))
-        # A weight may be behind several writes, at several positions: the largest speaks for it.
-        new: dict[Coordinate, Attribution] = {}
-        for attribution in sorted(attributions, key=lambda a: -abs(a.write.change)):
-            if attribution.coordinate not in found:
-                new.setdefault(attribution.coordinate, attribution)
+            first_writes = tuple(sorted({*writes, *late_writes}, key=_place_of_write))
+        new = {c: each for c, each in (attributions | to_late | attributions).items() if c not in found}
+        new = {c: each for c, each in new.items() if not asked or c in asked}
         confirmed: list[Coordinate] = []
         interventions = [zeroing((*zeroed, coordinate)) for coordinate in new]
         streams = runner.streams([ids] * len(new), interventions, last_layer=trace.layers[-1])
         for attribution, stream in zip(new.values(), streams, strict=True):
             coordinate, position = attribution.coordinate, attribution.write.position
-            part = collapse(coordinate, position, activations, trace.layers, trace.residual, stream)
-            status = "confirmed" if part >= thresholds.collapse else "coincident"
-            found[coordinate] = _super_weight(
-                coordinate, attribution.value, attribution.share, status, part, round_number
-            )
-            confirmed += [coordinate] if status == "confirmed" else []
+            of = activations if coordinate in attributions else late
+            part = collapse(coordinate, position, of, trace.layers, trace.residual, stream)
+            weight = judged(attribution, part, thresholds, late=of is late, round_number=round_number)
+            found[coordinate] = weight
+            confirmed += [coordinate] if weight.status == "confirmed" else []
             if round_number == 1:
                 along = trace.residual[:, position, coordinate.row], stream[:, position, coordinate.row]
                 profiles[coordinate] = Profile(coordinate, position, trace.layers, *(tuple(a.tolist()) for a in along))
@@ -90,6 +86,30 @@ def search(
             break
         zeroed += tuple(confirmed)
     return Found(tuple(found.values()), first_writes, tuple(masking), profiles)
+
+
+def _behind(
+    runner: Runner, trace: Trace, activations: Sequence[SuperActivation], thresholds: Thresholds
+) -> tuple[dict[Coordinate, Attribution], list[Write]]:
+    """Return the weights behind the writes of these activations, and the writes.
+
+    A weight may be behind several, at several positions: the largest speaks for it.
+    """
+    weight_row = lru_cache(maxsize=ROWS_KEPT)(runner.weight_row)
+    attributions: list[Attribution] = []
+    writes: list[Write] = []
+    for change in find_writes(trace.entering, trace.residual, trace.layers, activations, thresholds):
+        write, behind = attribute(change, trace, weight_row, thresholds)
+        writes.append(write)
+        attributions += behind
+    largest: dict[Coordinate, Attribution] = {}
+    for attribution in sorted(attributions, key=lambda a: -abs(a.write.change)):
+        largest.setdefault(attribution.coordinate, attribution)
+    return largest, writes
+
+
+def _place_of_write(write: Write) -> tuple[float, ...]:
+    return write.layer, -abs(write.change), write.channel, write.position
 
 
 def _masking(
@@ -109,14 +129,39 @@ def _masking(
     return [Masking(coordinate, tuple(sorted(before - after)), tuple(sorted(after - before)))]
 
 
-def _super_weight(
+def judged(
+    attribution: Attribution, part: float, thresholds: Thresholds, *, late: bool, round_number: int | None
+) -> SuperWeight:
+    """Return a weight behind a write with its status: zeroing it takes this part of the activation away."""
+    status, reason = "confirmed", None
+    if part < thresholds.collapse:
+        status, reason = "coincident", "grows" if part < 0 else "survives"
+    elif late:
+        status = reason = "late"
+    return super_weight(
+        attribution.coordinate,
+        attribution.value,
+        attribution.share,
+        status,
+        reason,
+        change=attribution.write.change,
+        part=part,
+        round_number=round_number,
+    )
+
+
+def super_weight(
     coordinate: Coordinate,
     value: float,
     share: float,
     status: str,
+    reason: str | None,
+    *,
+    change: float | None = None,
     part: float | None = None,
     round_number: int | None = None,
 ) -> SuperWeight:
+    """Return a weight of which only its effect and its rank are not yet known."""
     return SuperWeight(
         *coordinate[:4],
         value=value,
@@ -132,26 +177,38 @@ def _super_weight(
         round=round_number,
         tower=coordinate.tower,
         mlp=coordinate.mlp,
+        reason=reason,
+        change=change,
     )
 
 
 def static_candidates(
-    trace: Trace, activations: Sequence[SuperActivation], outliers: Sequence[Outlier], found: set[Coordinate]
+    trace: Trace, activations: Sequence[SuperActivation], outliers: Sequence[Outlier], found: Collection[Coordinate]
 ) -> list[SuperWeight]:
-    """Return the static outliers that are behind no write, with their part of what the MLP adds on their channel.
+    """Return the static outliers that are behind no write, with their part of what the MLP adds on their channel."""
+    candidates = {outlier.coordinate: outlier.value for outlier in outliers if outlier.coordinate not in found}
+    return [
+        behind_nothing(trace, activations, coordinate, value)
+        for coordinate, value in candidates.items()
+        if coordinate.layer in trace.outputs
+    ]
+
+
+def behind_nothing(
+    trace: Trace, activations: Sequence[SuperActivation], coordinate: Coordinate, value: float
+) -> SuperWeight:
+    """Return a weight that is behind no write, with its part of what its MLP adds on its channel.
 
     That is at the largest super activation on the channel while it lasts, else at the position where it is largest.
     """
-    rejected: dict[Coordinate, SuperWeight] = {}
-    for outlier in outliers:
-        coordinate, layer = outlier.coordinate, outlier.layer
-        if coordinate in found or coordinate in rejected or layer not in trace.outputs:
-            continue
-        here = [a for a in activations if a.channel == outlier.row and a.layer <= layer <= a.last_layer]
-        along = trace.outputs[layer][:, outlier.row]
-        position = here[0].position if here else int(np.argmax(np.abs(along)))
-        total = float(along[position])
-        entered = dict(trace.at(layer, position)).get(outlier.expert)
-        term = 0.0 if entered is None else outlier.value * float(entered[outlier.col])
-        rejected[coordinate] = _super_weight(coordinate, outlier.value, term / total if total else 0.0, "rejected")
-    return list(rejected.values())
+    layer = coordinate.layer
+    here = [a for a in activations if a.channel == coordinate.row and a.layer <= layer <= a.last_layer]
+    along = trace.outputs[layer][:, coordinate.row]
+    position = here[0].position if here else int(np.argmax(np.abs(along)))
+    total = float(along[position])
+    entered = dict(trace.at(layer, position)).get(coordinate.expert)
+    term = 0.0 if entered is None else value * float(entered[coordinate.col])
+    on_channel = any(a.channel == coordinate.row for a in activations)
+    return super_weight(
+        coordinate, value, term / total if total else 0.0, "rejected", "share" if on_channel else "channel"
+    )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from traces import entry, trace_of
 
-from analyzer.verify.activations.detection import detect, layer_maxima
-from analyzer.verify.records import LayerMaxima
+from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
+from analyzer.verify.records import LayerMaxima, OutlierFeature
 from analyzer.verify.settings import Thresholds
 
 THRESHOLDS = Thresholds()
@@ -49,10 +49,14 @@ def test_must_persist_two_following_blocks(length, count):
     assert len(detect(stream, LAYERS, TOKENS, THRESHOLDS)[0]) == count
 
 
-def test_the_last_blocks_echo_is_none():
+@pytest.mark.parametrize("layer", [6, 7])
+def test_what_begins_in_the_last_two_blocks_is_late(layer):
     stream = quiet_stream()
-    stream[6:, 1, 1] = 1000
-    assert detect(stream, LAYERS, TOKENS, THRESHOLDS)[0] == ()
+    stream[layer:, 1, 1] = 1000
+    stream[layer - 2 : layer, 2, 2] = 1000  # over by then
+    lasting, late = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert lasting == ()
+    assert [(a.channel, a.layer, a.last_layer) for a in late] == [(1, layer, 7)]
 
 
 @pytest.mark.parametrize(("factor", "count"), [(0.99, 0), (1.0, 1)])
@@ -70,14 +74,23 @@ def test_two_runs_at_one_place_are_two():
     assert [(a.layer, a.last_layer, a.value) for a in found] == [(5, 7, 3000), (0, 2, 1000)]
 
 
-@pytest.mark.parametrize(("positions", "activations", "features"), [(4, 4, 0), (5, 0, 1)])
-def test_a_channel_large_at_most_positions_is_a_feature(positions, activations, features):
+@pytest.mark.parametrize(
+    ("positions", "features"), [(4, ()), (5, (OutlierFeature(9, 0, 7, 5),)), (8, (OutlierFeature(9, 0, 7, 8),))]
+)
+def test_a_channel_large_at_most_positions_is_a_feature_too(positions, features):
     stream = quiet_stream()
     stream[:, :positions, 9] = 1000
-    found, reported = detect(stream, LAYERS, TOKENS, THRESHOLDS)
-    assert (len(found), len(reported)) == (activations, features)
-    if features:
-        assert (reported[0].channel, reported[0].layer, reported[0].last_layer, reported[0].positions) == (9, 0, 7, 5)
+    found, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert [(a.channel, a.position, a.positions) for a in found] == [(9, p, positions) for p in range(positions)]
+    assert outlier_features(stream, LAYERS, THRESHOLDS) == features
+
+
+def test_positions_are_counted_where_the_activation_is_largest():
+    stream = quiet_stream()
+    stream[2:, 0, 9] = [1000, 1000, 3000, 1000, 1000, 1000]
+    stream[2:4, 1:4, 9] = 1000
+    (found, *_), _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
+    assert (found.value, found.positions) == (3000, 1)
 
 
 def test_a_stream_of_zeros_has_none():
