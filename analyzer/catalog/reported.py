@@ -51,8 +51,8 @@ def agreement(entry: Entry, reported: Sequence[Reported]) -> list[dict[str, Any]
     """Return, for each coordinate that others report, whether an analysis of the model sees it too.
 
     `here` is `confirmed`, `critical` (not confirmed, but the model needs it), `coincident` (on the super activation's
-    channel, but zeroing it does not take the activation away), `late` or null; `weights` the super weights that stand for it:
-    the coordinate itself, or those in a reported row. `agrees` is null where there is nothing to agree with;
+    channel, but zeroing it does not take the activation away), `late` or null; `weights` the super weights that stand
+    for it: the coordinate itself, or those in a reported row. `agrees` is null where there is nothing to agree with;
     `same_commit` says whether the source looked at this commit.
     """
     return [
