@@ -1,18 +1,39 @@
-"""The loss of a text under interventions: all windows and interventions ride as rows of one batch."""
+"""The loss of a text under interventions, token by token: windows and interventions ride as rows of one batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from analyzer.forward.edits import Intervention
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Window
 
 PASS_BYTES = 1 << 29  # of all rows' residual streams and attention masks in one pass over the weights
-LOGIT_BYTES = 1 << 27
+
+
+def token_losses(
+    runner: Runner,
+    pairs: Sequence[tuple[Window, Intervention]],
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[NDArray[np.float32]]:
+    """Return the negative log-likelihood of each judged token, in nats, of each window under its intervention.
+
+    The batch is split only where memory asks for it; `progress` is called with the number of pairs just done.
+    """
+    found: dict[int, NDArray[np.float32]] = {}
+    for length in sorted({len(window.ids) for window, _ in pairs}, reverse=True):
+        same = [place for place, (window, _) in enumerate(pairs) if len(window.ids) == length]
+        rows = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
+        for start in range(0, len(same), rows):
+            part = same[start : start + rows]
+            found |= zip(part, _likelihoods(runner, [pairs[place] for place in part]), strict=True)
+            progress(len(part))
+    return [found[place] for place in range(len(pairs))]
 
 
 def losses(
@@ -23,41 +44,38 @@ def losses(
 ) -> list[float]:
     """Return the mean negative log-likelihood, in nats per judged token, of each intervention over all windows.
 
-    Infinite where it is not a number. The batch is split only where memory asks for it; `progress` is called with the
-    number of (window, intervention) pairs just done.
+    Infinite where it is not a number.
     """
-    totals = [0.0] * len(interventions)
-    for length in sorted({len(window.ids) for window in windows}, reverse=True):
-        same = [window for window in windows if len(window.ids) == length]
-        pairs = [(window, index) for window in same for index in range(len(interventions))]
-        rows = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
-        for start in range(0, len(pairs), rows):
-            part = pairs[start : start + rows]
-            likelihoods = _likelihoods(
-                runner, [window for window, _ in part], [interventions[index] for _, index in part], progress
-            )
-            for (_, index), nll in zip(part, likelihoods, strict=True):
-                totals[index] += nll
-    judged = sum(len(window.places) for window in windows)
-    return [total / judged if math.isfinite(total) else math.inf for total in totals]
+    pairs = [(window, intervention) for window in windows for intervention in interventions]
+    found = token_losses(runner, pairs, progress)
+    means = [
+        float(np.concatenate(found[number :: len(interventions)]).mean(dtype=np.float64))
+        for number in range(len(interventions))
+    ]
+    return [mean if math.isfinite(mean) else math.inf for mean in means]
 
 
-def _likelihoods(
-    runner: Runner,
-    windows: Sequence[Window],
-    interventions: Sequence[Intervention],
-    progress: Callable[[int], object],
-) -> Iterator[float]:
-    """Yield the summed negative log-likelihood of each window with its intervention, all in one pass over blocks."""
-    states = runner.states([window.ids for window in windows], interventions)
-    step = max(1, LOGIT_BYTES // (4 * runner.vocabulary))
-    for row, window in enumerate(windows):
-        total = 0.0
-        for start in range(0, len(window.places), step):
-            places, targets = (list(each[start : start + step]) for each in (window.places, window.targets))
-            with runner.running():
-                logits = runner.logits(states[row, places])
-                wanted = torch.tensor(targets, device=logits.device)
-                total += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").item()
-        yield total
-        progress(1)
+def _likelihoods(runner: Runner, pairs: Sequence[tuple[Window, Intervention]]) -> list[NDArray[np.float32]]:
+    """Return what token_losses does, all in one pass over the blocks, and the head once for each distinct state."""
+    states = runner.states([window.ids for window, _ in pairs], [intervention for _, intervention in pairs])
+    first: dict[Window, int] = {}
+    judged: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    new: list[torch.Tensor] = []  # which of a row's judged states are not those of the first row of its window
+    for row, (window, _) in enumerate(pairs):
+        places = list(window.places)
+        here, base = states[row, places], first.setdefault(window, row)
+        is_new = torch.ones(len(places), dtype=torch.bool)
+        if base != row:
+            is_new = (here != states[base, places]).any(dim=-1).cpu()
+        new.append(is_new)
+        judged.append(here[is_new])
+        targets.append(torch.tensor(window.targets)[is_new])
+    likelihoods = runner.likelihoods(torch.cat(judged), torch.cat(targets)).numpy()
+    parts = np.split(likelihoods, np.cumsum([len(each) for each in judged])[:-1])
+    found: list[NDArray[np.float32]] = []
+    for row, (window, _) in enumerate(pairs):
+        whole = parts[row] if first[window] == row else found[first[window]].copy()
+        whole[new[row].numpy()] = parts[row]
+        found.append(whole)
+    return found

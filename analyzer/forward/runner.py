@@ -228,6 +228,14 @@ class Runner:
         first = min(places, key=lambda place: place[:3])[3]
         return Coordinate(first.layer, first.expert, 0, 0, first.tower)
 
+    def likelihoods(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the negative log-likelihood of each target [n] after its state [n, hidden_size], in nats, [n] float32.
+
+        The vocabulary is gone through in slices: there never is a tensor of all logits.
+        """
+        with self.running():
+            return self.blocks.likelihoods(states, targets.to(states.device)).cpu()
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of states [n, hidden_size]."""
         with self.running():

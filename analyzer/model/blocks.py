@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from analyzer.model.rows import Rows
 from analyzer.model.stock import Loader, build_empty, tied_parameters
 from analyzer.model.weights import ChangeTensor, StoredWeights
 
+LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the tokens that go through the head at once
 OUTSIDE = ""  # stands for what belongs to no block
 
 
@@ -53,6 +54,8 @@ class BlockwiseModel:
         """
         self.model = build_empty(config, dtype)
         self.device, self.dtype = device, dtype
+        self.sliced = True
+        """Whether the head gives the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
         self._weights = StoredWeights(checkpoint)
         self.change = change
@@ -119,6 +122,28 @@ class BlockwiseModel:
             return self.logits(nothing)
         finally:
             setattr(self.model, self._body_name, body)
+
+    def likelihoods(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32.
+
+        The stock model's own head runs over slices of the vocabulary, where it takes them (`sliced`).
+        """
+        head = self.model.get_output_embeddings()
+        slices = head.slices if self.sliced and isinstance(head, SlicedHead) else [range(self.vocabulary)]
+        total = torch.full(targets.shape, -torch.inf, device=hidden.device)
+        wanted = torch.full(targets.shape, torch.nan, device=hidden.device)
+        for rows in slices:
+            step = max(1, LOGIT_BYTES // (4 * len(rows)))
+            with head.only(rows) if len(slices) > 1 else nullcontext():
+                for start in range(0, len(targets), step):
+                    part = slice(start, start + step)
+                    logits = self.head(hidden[None, part]).float()
+                    total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=-1))
+                    places = targets[part] - rows.start
+                    here = (places >= 0) & (places < len(rows))
+                    found = logits.gather(1, places.clamp(0, len(rows) - 1)[:, None])[:, 0]
+                    wanted[part] = torch.where(here, found, wanted[part])
+        return total - wanted
 
     def _block_of(self, target: str) -> str:
         parts = target.split(".")

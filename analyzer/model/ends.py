@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,22 +56,38 @@ class SlicedHead(torch.nn.Module):
         self._weights, self._source, self._shape = weights, source, tuple(head.weight.shape)
         self._device, self._dtype = device, dtype
         self._stored: torch.Tensor | None = None
+        self._only: tuple[range, torch.Tensor] | None = None
+        rows = max(1, HEAD_NUMBERS // self._shape[1])
+        self.slices = [range(n, min(n + rows, self._shape[0])) for n in range(0, self._shape[0], rows)]
+        """The vocabulary in slices that are multiplied at once."""
         weights.check_shape(source, self._shape)
         weights.dtype(source)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return [..., vocabulary] for [..., hidden_size]; the weights are read when they are first needed."""
+        if self._only is not None:
+            rows, weight = self._only
+            return torch.nn.functional.linear(
+                hidden, weight, None if self.bias is None else self.bias[rows.start : rows.stop]
+            )
+        logits = torch.cat([torch.nn.functional.linear(hidden, self._slice(rows)) for rows in self.slices], dim=-1)
+        return logits if self.bias is None else logits + self.bias
+
+    @contextmanager
+    def only(self, rows: range) -> Iterator[None]:
+        """While the context lasts, return the logits of this slice of the vocabulary alone."""
+        self._only = rows, self._slice(rows)
+        try:
+            yield
+        finally:
+            self._only = None
+
+    def _slice(self, rows: range) -> torch.Tensor:
         if self._stored is None:
             self._stored = self._weights.read([self._source])[self._source]
             if self._device.type != "cpu":
                 self._stored = self._stored.to(self._device)
-        rows = max(1, HEAD_NUMBERS // self._shape[1])
-        slices = [
-            torch.nn.functional.linear(hidden, self._stored[start : start + rows].to(self._dtype))
-            for start in range(0, self._shape[0], rows)
-        ]
-        logits = slices[0] if len(slices) == 1 else torch.cat(slices, dim=-1)
-        return logits if self.bias is None else logits + self.bias
+        return self._stored[rows.start : rows.stop].to(self._dtype)
 
 
 class Answer(torch.nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Window:
     ids: tuple[int, ...]
     places: tuple[int, ...]
     targets: tuple[int, ...]
+
+    def prefix(self, tokens: int) -> Window:
+        """Return its first tokens, judged as they are in the whole of it."""
+        judged = sum(place < tokens for place in self.places)
+        return replace(self, ids=self.ids[:tokens], places=self.places[:judged], targets=self.targets[:judged])
 
 
 class Tokens:

@@ -85,7 +85,8 @@ class SuperWeight:
     `activation_collapse` the part of the super activation's magnitude that zeroing takes away. `round` is 1 where it
     shows in the untouched model, else more: it was masked until those of the earlier rounds were zeroed. Of the losses
     with a control weight zeroed `control_loss_max` is the worst, the other two the worst of those of nearest magnitude
-    and of the random ones.
+    and of the random ones. `delta` is what zeroing adds to the loss, with its interval; where `zeroed_with` is not
+    null, the weight has no loss of its own: it was zeroed with so many others, whose delta this is.
     """
 
     layer: int
@@ -109,6 +110,10 @@ class SuperWeight:
     mlp: int | None = None
     reason: str | None = None
     change: float | None = None
+    delta: float | None = None
+    delta_low: float | None = None
+    delta_high: float | None = None
+    zeroed_with: int | None = None
 
     @property
     def coordinate(self) -> Coordinate:
@@ -131,14 +136,18 @@ class Column:
     """The weights of one input channel that write several channels at once: one event.
 
     `rows` are those of its weights that are confirmed, late or critical, the one with the largest change first;
-    `loss_zeroed` is the loss with all of these zeroed at once, over the whole text, null where it was not measured.
+    `delta` is what zeroing all of these at once adds to the loss, with its interval, over `loss_tokens` tokens of the
+    text; null where it was not measured.
     """
 
     layer: int
     expert: int | None
     col: int
     rows: tuple[int, ...]
-    loss_zeroed: float | None
+    delta: float | None
+    delta_low: float | None
+    delta_high: float | None
+    loss_tokens: int | None
     tower: str | None = None
     mlp: int | None = None
 

@@ -72,8 +72,10 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     column = next((each for each in result.columns if each.coordinate == best.column), None)
     if column is not None:
         sentence = f"Its column {best.col} writes {len(column.rows)} channels at once: {_some(column.rows)}"
-        if column.loss_zeroed is not None:
-            sentence += f"; with these weights zeroed at once, the loss is {_loss(column.loss_zeroed)}"
+        if column.delta is not None and column.delta_high is not None:
+            sentence += (
+                f"; zeroing these weights at once adds {_plus_minus(column.delta, column.delta_high)} to the loss"
+            )
         yield fill(f"{sentence}.")
     if result.early_stop:
         yield fill(
@@ -154,7 +156,7 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
     """Return the first of the weights, and all critical ones."""
     kept = [weight for place, weight in enumerate(weights) if place < SHOWN_WEIGHTS or weight.effect == "critical"]
     header, places = coordinate_cells([weight.coordinate for weight in kept])
-    header += ["value", "writes", "share", "rank", "status", "effect", "falls", "Δ loss", "near", "random"]
+    header += ["value", "writes", "share", "rank", "status", "effect", "falls", "Δ loss", "control"]
     rows = [
         [
             *place,
@@ -165,9 +167,8 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
             w.status,
             cell(w.effect),
             "grows" if w.reason == "grows" else percent(w.activation_collapse),
-            _change(w.loss, w.loss_zeroed),
-            _change(w.loss, w.control_loss_nearest),
-            _change(w.loss, w.control_loss_random),
+            _cost(w),
+            _change(w.loss, w.control_loss_max),
         ]
         for w, place in zip(kept, places, strict=True)
     ]
@@ -264,8 +265,24 @@ def _rank(weight: SuperWeight) -> str:
     return f"{rank:,}" if rank < 1_000_000 else f"{rank / 1e6:.0f}M"
 
 
+def _cost(weight: SuperWeight) -> str:
+    """Return what zeroing a weight alone adds to the loss, with half the width of its interval."""
+    if weight.loss is None or weight.delta is None or weight.delta_high is None:
+        return _change(weight.loss, weight.loss_zeroed)
+    return _plus_minus(weight.delta, weight.delta_high)
+
+
+def _plus_minus(delta: float, high: float) -> str:
+    """Return a difference with half the width of its interval, as far as that is known."""
+    return _signed(delta) + (f" ±{high - delta:.3f}" if math.isfinite(high) else "")
+
+
 def _change(loss: float | None, other: float | None) -> str:
-    return "-" if loss is None or other is None else f"{round(other - loss, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
+    return "-" if loss is None or other is None else _signed(other - loss)
+
+
+def _signed(difference: float) -> str:
+    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
 
 
 def _loss(loss: float | None) -> str:

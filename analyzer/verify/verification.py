@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress
+from analyzer.base.records import Coordinate
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.forward.losses import losses
+from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
-from analyzer.verify.effects import EFFECT_PARAMETERS, measure_asked, measure_effects, measure_together
+from analyzer.verify.costs.effects import (
+    EFFECT_PARAMETERS,
+    measure_asked,
+    measure_columns,
+    measure_effects,
+    measure_joint,
+)
+from analyzer.verify.costs.intervals import Estimate
+from analyzer.verify.costs.measuring import Measuring
 from analyzer.verify.ordering import columns_of, in_order
 from analyzer.verify.preparation import MIN_TOKENS, Prepared, Statics
 from analyzer.verify.records import (
@@ -56,15 +65,14 @@ def verify(
     rounds = 1 if early_stop else MAX_ROUNDS
     found = search(runner, prepared, trace, activations, late, thresholds, rounds=rounds, asked=statics.asked)
     progress("prompt", 1, 1)
-    if statics.asked:
-        weights = _asked(runner, found.weights, trace, activations, prepared, statics, progress)
-    elif early_stop:
-        weights = in_order(found.weights)
-    else:
-        candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in found.weights})
-        channels = {activation.channel for activation in activations}
-        weights = _measured(runner, (*found.weights, *candidates), channels, prepared, statics, progress)
-    joint, columns = _together(runner, weights, prepared, statics, early_stop=early_stop, progress=progress)
+    weights, measuring = in_order(found.weights), None
+    if not early_stop:
+        measuring = Measuring(partial(token_losses, runner), prepared.windows, progress, causal=causal)
+        if statics.asked:
+            weights = _asked(measuring, found.weights, trace, activations, statics)
+        else:
+            weights = _measured(measuring, found.weights, trace, activations, statics)
+    joint, columns = _together(measuring, weights, statics)
     source = runner.checkpoint.source
     return VerifyResult(
         model=runner.name,
@@ -120,32 +128,29 @@ def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, e
 
 
 def _measured(
-    runner: Runner,
-    weights: Sequence[SuperWeight],
-    channels: Container[int],
-    prepared: Prepared,
+    measuring: Measuring,
+    behind: Sequence[SuperWeight],
+    trace: Trace,
+    activations: Sequence[SuperActivation],
     statics: Statics,
-    progress: Progress,
 ) -> tuple[SuperWeight, ...]:
-    """Return the weights with their effects and ranks, in order.
+    """Return the weights `behind` writes and the static candidates with their effects and ranks, in order.
 
-    Rejected ones that are not critical are left out, but for those that write to one of the `channels`.
+    Candidates that are not critical are left out, but for those that write to a super activation's channel.
     """
-    if not weights:
-        return ()
-    measured = measure_effects(partial(losses, runner), weights, prepared.windows, statics, progress)
+    candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in behind})
+    channels = {activation.channel for activation in activations}
+    measured = measure_effects(measuring, (*behind, *candidates), statics)
     kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
     return in_order(_with_ranks(kept, statics))
 
 
 def _asked(
-    runner: Runner,
+    measuring: Measuring,
     behind: Sequence[SuperWeight],
     trace: Trace,
     activations: Sequence[SuperActivation],
-    prepared: Prepared,
     statics: Statics,
-    progress: Progress,
 ) -> tuple[SuperWeight, ...]:
     """Return the weights that were asked for, as they were asked for; those `behind` a write are judged already."""
     known = {weight.coordinate: weight for weight in behind}
@@ -153,8 +158,7 @@ def _asked(
         known.get(coordinate) or behind_nothing(trace, activations, coordinate, value)
         for coordinate, value in statics.asked.items()
     ]
-    measured = measure_asked(partial(losses, runner), weights, prepared.windows, statics, progress)
-    return tuple(_with_ranks(measured, statics))
+    return tuple(_with_ranks(measure_asked(measuring, weights, statics), statics))
 
 
 def _with_ranks(weights: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
@@ -163,25 +167,23 @@ def _with_ranks(weights: Sequence[SuperWeight], statics: Statics) -> list[SuperW
 
 
 def _together(
-    runner: Runner,
-    weights: Sequence[SuperWeight],
-    prepared: Prepared,
-    statics: Statics,
-    *,
-    early_stop: bool,
-    progress: Progress,
+    measuring: Measuring | None, weights: Sequence[SuperWeight], statics: Statics
 ) -> tuple[JointZeroing | None, tuple[Column, ...]]:
     """Return what zeroing all confirmed weights at once does, or all that were asked for, and all of each column."""
     every = tuple(w.coordinate for w in weights if statics.asked or w.status == "confirmed")
     columns = [tuple(weight.coordinate for weight in column) for column in columns_of(weights)]
-    groups = [] if early_stop else [*([every] if len(every) > 1 else []), *columns]
-    loss_of = measure_together(partial(losses, runner), groups, prepared.windows, progress)
-    joint = JointZeroing(every, loss_of[every]) if every in loss_of else None
-    return joint, tuple(
-        Column(c.layer, c.expert, c.col, tuple(each.row for each in column), loss_of.get(column), c.tower, c.mlp)
-        for column in columns
-        for c in column[:1]
-    )
+    if measuring is None:
+        return None, tuple(_column(column, None) for column in columns)
+    joint = JointZeroing(every, measure_joint(measuring, every)) if len(every) > 1 else None
+    return joint, tuple(map(_column, columns, measure_columns(measuring, columns)))
+
+
+def _column(weights: Sequence[Coordinate], cost: Estimate | None) -> Column:
+    first, rows = weights[0], tuple(each.row for each in weights)
+    column = Column(first.layer, first.expert, first.col, rows, None, None, None, None, first.tower, first.mlp)
+    if cost is None:
+        return column
+    return replace(column, delta=cost.delta, delta_low=cost.low, delta_high=cost.high, loss_tokens=cost.tokens)
 
 
 def _recurrences(

@@ -9,7 +9,7 @@ from guide import FOLDERS, rooms
 from guide_pages import PAGES, ROOT, blocks, inline, inline_code, tokens_of
 
 from analyzer import __version__
-from analyzer.verify.effects import EFFECT_PARAMETERS
+from analyzer.verify.costs.effects import EFFECT_PARAMETERS
 from analyzer.verify.settings import Thresholds
 
 DESIGN = (ROOT / "docs" / "design.md").read_text("utf-8")

@@ -13,7 +13,7 @@ from analyzer.analyze.verifying import verify_model
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses import losses, token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
 from analyzer.projections.down_projections import down_projections
@@ -117,6 +117,9 @@ class Hooked:
     def losses(self, windows, sets, *progress):
         windows = [window if isinstance(window, Window) else self.tokens.window(window) for window in windows]
         return losses(self.runner, windows, [zeroing(zeroed) for zeroed in sets], *progress)
+
+    def token_losses(self, pairs):
+        return token_losses(self.runner, pairs)
 
     def predicted(self, windows):
         return sum(len(self.tokens.window(window).places) for window in windows)

@@ -93,10 +93,10 @@ def test_early_stop_says_what_was_read_and_what_was_not_looked_at():
     assert "Stopped after layer 11, where a super activation had persisted: read 35.5 MB of 269 MB." in words
 
 
-def test_controls_of_both_kinds_are_shown():
-    weight = replace(WEIGHT, control_loss_nearest=2.893, control_loss_random=2.887)
+def test_what_zeroing_costs_is_shown_with_its_interval_and_the_worst_control():
+    weight = replace(WEIGHT, delta=1.804, delta_low=1.7, delta_high=1.908)
     lines = render_verify(replace(RESULT, super_weights=(weight,))).splitlines()
-    assert ["+1.804", "+0.005", "-0.001"] in [line.split()[-3:] for line in lines]
+    assert ["+1.804", "±0.104", "+0.001"] in [line.split()[-3:] for line in lines]
 
 
 def test_prompts_and_masking():
@@ -116,9 +116,10 @@ def words(**changes):
 
 def test_a_columns_weights_are_told_as_one_event():
     other = replace(WEIGHT, row=12, effect="inert", change=900.0)
-    column = Column(11, None, 1229, (507, 12), 5.25)
-    said = "Its column 1229 writes 2 channels at once: 12, 507; with these weights zeroed at once, the loss is 5.250"
-    assert said in words(super_weights=(WEIGHT, other), columns=(column,))
+    column = Column(11, None, 1229, (507, 12), 2.25, 2.0, 2.5, 192)
+    said = words(super_weights=(WEIGHT, other), columns=(column,))
+    assert "Its column 1229 writes 2 channels at once: 12, 507; zeroing these weights" in said
+    assert "at once adds +2.250 ±0.250 to the loss." in said
     assert "writes 2 channels" not in words(super_weights=(WEIGHT, other), columns=(replace(column, col=9),))
 
 

@@ -19,20 +19,21 @@ from models import (
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-from analyzer.forward.losses import losses
-from analyzer.verify.effects import (
+from analyzer.verify.costs.effects import (
     NEAREST_CONTROLS,
     RANDOM_CONTROLS,
     _random_weights,
     measure_asked,
+    measure_columns,
     measure_effects,
-    measure_together,
+    measure_joint,
 )
+from analyzer.verify.costs.measuring import Measuring
 from analyzer.verify.preparation import Statics
 from analyzer.verify.records import SuperWeight
 
 CAUSE, SECOND, IDLE = (Coordinate(1, None, 7, 3), Coordinate(2, None, 9, 4), Coordinate(3, None, 11, 5))
-WINDOWS = [TEXT_IDS[:40], TEXT_IDS[40:]]
+WINDOWS = [TEXT_IDS * 3, TEXT_IDS * 2 + TEXT_IDS[:20]]  # 192 and 148 tokens: looks at 64, 128 and all of them
 
 
 def weight(coordinate, status="confirmed"):
@@ -45,7 +46,7 @@ def weight(coordinate, status="confirmed"):
 @pytest.fixture(scope="module")
 def cued(tmp_path_factory):
     """A model that knows what follows two words, by one weight each; and has a large weight that does nothing."""
-    model = random_llama()
+    model = random_llama(max_position_embeddings=256)
     cue(model, 1, 7, 3, "banana")
     cue(model, 2, 9, 4, "grape")
     with torch.no_grad():
@@ -87,22 +88,21 @@ def statics_of(model, nearest=None):
 
 
 def measure(cued, found, windows=WINDOWS, nearest=None):
-    """Return what is measured, the loss without all confirmed ones, and the interventions that the first asked for."""
+    """Return what is measured, the loss without all confirmed ones, and what was zeroed for the first, look by look."""
     model, analyzed = cued
-    asked = []
+    zeroed = []
 
-    def watched(windows, interventions, progress):
-        sets = [tuple(edit.coordinate for edit in each.edits) for each in interventions]
-        asked.append((len(windows), sets))
-        return analyzed.losses(windows, sets, progress)
+    def watched(pairs, progress):
+        zeroed.append([tuple(edit.coordinate for edit in intervention.edits) for _, intervention in pairs])
+        return analyzed.token_losses(pairs)
 
     windows = [analyzed.tokens.window(ids) for ids in windows]
-    measured = measure_effects(watched, found, windows, statics_of(model, nearest), lambda *_: None)
-    individually = list(asked)
+    measuring = Measuring(watched, windows, lambda *_: None, causal=True)
+    measured = measure_effects(measuring, found, statics_of(model, nearest))
+    individually = list(zeroed)
     group = tuple(w.coordinate for w in found if w.status == "confirmed")
-    joint = measure_together(watched, [group, group], windows, lambda *_: None)
-    assert list(joint) == [group]
-    return {w.coordinate: w for w in measured}, joint[group], individually
+    joint = measure_joint(measuring, group)
+    return {w.coordinate: w for w in measured}, joint, individually
 
 
 def test_what_costs_much_more_than_its_controls_is_critical(cued):
@@ -122,21 +122,20 @@ def test_what_costs_much_more_than_its_controls_is_critical(cued):
 
 def test_both_kinds_of_controls_are_run_and_shown(cued):
     model, _ = cued
-    found, _, asked = measure(cued, [weight(CAUSE)])
-    _, controls = asked[-1]
+    found, _, zeroed = measure(cued, [weight(CAUSE)])
+    controls = zeroed[-1]
     near = nearest_by_brute_force(model, CAUSE, NEAREST_CONTROLS)
     assert [(c,) for c in near] == controls[:NEAREST_CONTROLS]
     random = [c for (c,) in controls[NEAREST_CONTROLS:]]
     assert len(random) == RANDOM_CONTROLS
     assert all(c.layer == CAUSE.layer and c.row != CAUSE.row for c in random)
     assert all(0 <= c.row < HIDDEN and 0 <= c.col < INTERMEDIATE for c in random)
-    worst_near = max(edited_loss(model, [c]) for c in near)
-    worst_random = max(edited_loss(model, [c]) for c in random)
-    measured = found[CAUSE]
-    assert measured.control_loss_nearest == pytest.approx(worst_near, rel=1e-6)
-    assert measured.control_loss_random == pytest.approx(worst_random, rel=1e-6)
+    measured, part = found[CAUSE], [WINDOWS[0][:65]]  # what settles it; the last token is judged too
+    for kind, shown in ((near, measured.control_loss_nearest), (random, measured.control_loss_random)):
+        worst = max(edited_loss(model, [c], part) for c in kind) - edited_loss(model, [], part)
+        assert shown - measured.loss == pytest.approx(worst, abs=1e-6)
     assert measured.control_loss_max == max(measured.control_loss_nearest, measured.control_loss_random)
-    assert measure(cued, [weight(CAUSE)])[2] == asked  # the same ones again
+    assert measure(cued, [weight(CAUSE)])[2] == zeroed  # the same ones again
 
 
 def test_a_random_control_is_in_another_row(cued):
@@ -160,24 +159,81 @@ def test_what_costs_no_more_than_its_controls_is_inert(cued):
 
 
 def test_without_any_control_nothing_is_critical(cued, monkeypatch):
-    monkeypatch.setattr("analyzer.verify.effects.RANDOM_CONTROLS", 0)
+    monkeypatch.setattr("analyzer.verify.costs.effects.RANDOM_CONTROLS", 0)
     found, _, _ = measure(cued, [weight(CAUSE)], nearest=lambda *_: [])
     assert (found[CAUSE].effect, found[CAUSE].control_loss_max) == ("inert", None)
 
 
-def test_what_costs_nothing_at_first_is_inert_and_not_run_further(cued):
+def test_what_costs_nothing_is_inert_and_not_run_further(cued):
     model, _ = cued
-    found, _, asked = measure(cued, [weight(CAUSE), weight(IDLE)])
+    found, _, zeroed = measure(cued, [weight(CAUSE), weight(IDLE)])
     measured = found[IDLE]
-    assert (measured.effect, measured.loss_tokens) == ("inert", len(WINDOWS[0]) - 1)
-    assert measured.loss == pytest.approx(edited_loss(model, [], WINDOWS[:1]), rel=1e-5)
+    assert (measured.effect, measured.loss_tokens) == ("inert", 64)
+    assert measured.loss == pytest.approx(edited_loss(model, [], [WINDOWS[0][:65]]), rel=1e-5)
     assert measured.loss_zeroed == pytest.approx(measured.loss, rel=1e-6)
+    assert measured.delta_low <= measured.delta <= measured.delta_high < 0.01 * measured.loss
     assert (measured.control_loss_max, measured.control_loss_nearest, measured.control_loss_random) == (None,) * 3
-    (first, screened), (rest, remaining), (whole, controls) = asked
-    assert (first, screened) == (1, [(), (CAUSE,), (IDLE,)])
-    assert (rest, remaining) == (1, [(), (CAUSE,)])
-    assert whole == 2
+    untouched, first, *more, controls = zeroed
+    assert (untouched, first) == ([()] * 2, [(CAUSE,), (IDLE,)])
+    assert {each for look in more for each in look} == {(CAUSE,)}
+    assert more[-1] == [(CAUSE,)] * 2  # the whole text
     assert (IDLE,) not in controls
+
+
+def test_the_interval_is_that_of_the_paired_differences(cued):
+    found, _, _ = measure(cued, [weight(CAUSE)])
+    measured = found[CAUSE]
+    assert measured.delta == pytest.approx(measured.loss_zeroed - measured.loss, abs=1e-9)
+    assert 0 < measured.delta_low < measured.delta < measured.delta_high
+
+
+def many(count, *, among=()):
+    """Return weights of a layer that are behind no write, and these among them."""
+    idle = [Coordinate(4, None, row, 5) for row in range(count)]
+    return [weight(c, "rejected") for c in (*idle, *among)]
+
+
+def test_what_is_behind_no_write_is_zeroed_in_groups(cued):
+    found, _, zeroed = measure(cued, many(40))
+    groups = zeroed[1]
+    assert [len(group) for group in groups] == [16, 16, 8] * 2
+    assert sorted(c for group in groups[:3] for c in group) == sorted(c for group in groups[3:] for c in group)
+    assert set(groups[:3]) != set(groups[3:])
+    assert len(zeroed) == 2  # nothing else is run
+    for measured in found.values():
+        assert (measured.effect, measured.loss, measured.loss_zeroed) == ("inert", None, None)
+        assert measured.zeroed_with in (15, 7)
+        assert measured.delta_high < 0.01 * edited_loss(cued[0], [])
+
+
+def test_a_group_that_costs_something_is_split(cued):
+    model, _ = cued
+    found, _, zeroed = measure(cued, many(40, among=(SECOND,)))
+    measured = found[SECOND]
+    assert (measured.effect, measured.zeroed_with) == ("critical", None)
+    assert measured.loss_zeroed == pytest.approx(edited_loss(model, [SECOND]), rel=1e-5)
+    alone = {each for look in zeroed for each in look if len(each) == 1}
+    with_it = {c for group in zeroed[1] if SECOND in group for c in group}
+    assert {c for (c,) in alone} >= with_it
+    assert [w.zeroed_with is None for c, w in found.items()] == [c in with_it for c in found]
+
+
+def test_two_that_cancel_out_are_seen_in_another_grouping(cued, tmp_path):
+    """The second undoes the first where both are zeroed; alone, each matters."""
+    model = cue(random_llama(max_position_embeddings=256), 1, 7, 3, "banana", value=0.3)
+    with torch.no_grad():
+        mlp = model.model.layers[1].mlp
+        mlp.gate_proj.weight[6], mlp.up_proj.weight[6] = mlp.gate_proj.weight[3], mlp.up_proj.weight[3]
+        mlp.down_proj.weight[7, 6] = -0.3
+        mlp.gate_proj.weight[8], mlp.up_proj.weight[8] = mlp.gate_proj.weight[3], mlp.up_proj.weight[3]
+        mlp.down_proj.weight[7, 8] = 0.3
+    pair = (CAUSE, CAUSE._replace(col=6))
+    found, _, zeroed = measure((model, hooked(save(model, tmp_path))), many(40, among=pair))
+    assert any({*pair} <= set(group) for group in zeroed[1]) or found[CAUSE].zeroed_with is None
+    loss = edited_loss(model, [])
+    assert abs(edited_loss(model, pair) - loss) < 1e-3 * loss
+    assert edited_loss(model, [CAUSE]) > 1.02 * loss
+    assert found[CAUSE].zeroed_with is None
 
 
 def test_no_found_weight_is_a_control_of_another(cued):
@@ -188,10 +244,9 @@ def test_no_found_weight_is_a_control_of_another(cued):
         return [SECOND._replace(layer=1), IDLE._replace(layer=1), Coordinate(1, None, 50, 50)]
 
     found = [weight(c) for c in (CAUSE, SECOND._replace(layer=1), IDLE._replace(layer=1))]
-    _, _, asked = measure(cued, found, nearest=nearest)
-    controls = asked[-1][1]
-    assert (Coordinate(1, None, 50, 50),) in controls
-    assert not {(w.coordinate,) for w in found} & set(controls)
+    _, _, zeroed = measure(cued, found, nearest=nearest)
+    assert (Coordinate(1, None, 50, 50),) in zeroed[-1]
+    assert not {(w.coordinate,) for w in found} & set(zeroed[-1])
     assert wanted == [NEAREST_CONTROLS + len(found)]
 
 
@@ -200,6 +255,18 @@ def test_confirmed_weights_are_zeroed_together(cued):
     found, joint, _ = measure(cued, [weight(CAUSE), weight(SECOND), weight(IDLE, "rejected")])
     assert joint == pytest.approx(edited_loss(model, [CAUSE, SECOND]), rel=1e-5)
     assert joint > max(found[c].loss_zeroed for c in (CAUSE, SECOND)) + 0.01
+
+
+def test_a_column_is_looked_at_as_a_whole(cued):
+    model, analyzed = cued
+    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
+    measuring = Measuring(lambda pairs, _: analyzed.token_losses(pairs), windows, lambda *_: None, causal=True)
+    group = (CAUSE, CAUSE._replace(row=8))
+    (cost,) = measure_columns(measuring, [group])
+    assert cost.tokens == 64 + 128
+    parts = [ids[: tokens + 1] for ids, tokens in zip(WINDOWS, (64, 128), strict=True)]
+    assert cost.delta == pytest.approx(edited_loss(model, group, parts) - edited_loss(model, [], parts), abs=1e-5)
+    assert cost.low < cost.delta < cost.high
 
 
 def test_harmless_alone_and_fatal_together_is_seen(tmp_path):
@@ -218,27 +285,10 @@ def test_harmless_alone_and_fatal_together_is_seen(tmp_path):
     assert joint == pytest.approx(edited_loss(model, pair), rel=1e-5)
 
 
-def test_a_single_window_is_enough(cued):
-    found, _, asked = measure(cued, [weight(CAUSE)], windows=WINDOWS[:1])
-    assert (found[CAUSE].effect, found[CAUSE].loss_tokens) == ("critical", len(WINDOWS[0]) - 1)
-    assert [count for count, _ in asked] == [1, 1]
-
-
-def test_progress_counts_windows_by_interventions(cued):
-    model, analyzed = cued
-    calls = []
-    measure_effects(
-        lambda windows, sets, progress: losses(analyzed.runner, windows, sets, progress),
-        [weight(CAUSE), weight(IDLE)],
-        [analyzed.tokens.window(ids) for ids in WINDOWS],
-        statics_of(model),
-        lambda *call: calls.append(call),
-    )
-    assert calls == [
-        *(("screening", done, 3) for done in range(4)),
-        *(("evaluation text", done, 2) for done in range(3)),
-        *(("controls", done, 2 * 4) for done in range(9)),
-    ]
+@pytest.mark.parametrize("tokens", [20, 148])
+def test_a_single_window_is_enough(cued, tokens):
+    found, _, _ = measure(cued, [weight(CAUSE)], windows=[TEXT_IDS[:20] * 8][:1] if tokens > 20 else [TEXT_IDS[:20]])
+    assert found[CAUSE].effect == "critical"
 
 
 def test_a_loss_that_is_no_number_is_an_error_not_inert(cued, tmp_path):
@@ -265,27 +315,25 @@ class Infinite:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def losses(self, windows, interventions, progress):
-        found = self._model.losses(windows, interventions, progress)
-        return [float("inf") if CAUSE in zeroed else loss for zeroed, loss in zip(interventions, found, strict=True)]
+    def token_losses(self, pairs):
+        found = self._model.token_losses(pairs)
+        return [
+            np.full_like(each, np.inf) if any(edit.coordinate == CAUSE for edit in pair[1].edits) else each
+            for pair, each in zip(pairs, found, strict=True)
+        ]
 
 
 def test_what_is_asked_for_is_run_whole_and_with_controls(cued):
     """However little it costs; it is no control of another."""
     model, analyzed = cued
     windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
-
-    def run(windows, interventions, progress):
-        return losses(analyzed.runner, windows, interventions, progress)
-
-    found = measure_asked(run, [weight(IDLE), weight(CAUSE)], windows, statics_of(model), lambda *_: None)
+    measuring = Measuring(lambda pairs, _: analyzed.token_losses(pairs), windows, lambda *_: None, causal=True)
+    found = measure_asked(measuring, [weight(IDLE), weight(CAUSE)], statics_of(model))
     assert [(w.coordinate, w.effect) for w in found] == [(IDLE, "inert"), (CAUSE, "critical")]
     for measured in found:
-        c = measured.coordinate
         assert measured.loss_tokens == sum(len(ids) - 1 for ids in WINDOWS)
-        assert measured.loss_zeroed == pytest.approx(edited_loss(model, [c]), rel=1e-5)
-        near = nearest_by_brute_force(model, c, NEAREST_CONTROLS)
-        assert measured.control_loss_nearest == pytest.approx(max(edited_loss(model, [n]) for n in near), rel=1e-6)
+        assert measured.loss_zeroed == pytest.approx(edited_loss(model, [measured.coordinate]), rel=1e-5)
+        assert measured.control_loss_nearest is not None and measured.control_loss_random is not None
 
 
 def test_a_weight_keeps_what_was_known_of_it(cued):

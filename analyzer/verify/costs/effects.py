@@ -1,0 +1,217 @@
+"""What zeroing costs, and so what is critical: each weight on as much of the text as settles it, against controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from analyzer.base.errors import ForwardError
+from analyzer.base.records import Coordinate
+from analyzer.forward.edits import Intervention, zeroing
+from analyzer.verify.costs.intervals import BLOCK_TOKENS, Estimate
+from analyzer.verify.costs.measuring import ERROR, FIRST_TOKENS, Measuring
+from analyzer.verify.preparation import Statics
+from analyzer.verify.records import SuperWeight
+
+# A super weight is critical if zeroing it raises the loss by at least this part of it ...
+CRITICAL_INCREASE = 0.01
+# ... and by at least this multiple of the worst that zeroing a control weight does.
+CRITICAL_OVER_CONTROLS = 10.0
+NEAREST_CONTROLS = 2
+RANDOM_CONTROLS = 2
+CONTROL_SEED = 0
+GROUP = 16  # weights that are behind no write, zeroed at once
+COLUMN_LOOKS = 2  # at what all weights of a column cost together
+GROUPINGS = 2  # by chance, each: what cancels out in one does not in the other
+EFFECT_PARAMETERS = {
+    "critical_increase": CRITICAL_INCREASE,
+    "critical_over_controls": CRITICAL_OVER_CONTROLS,
+    "nearest_controls": NEAREST_CONTROLS,
+    "random_controls": RANDOM_CONTROLS,
+    "control_seed": CONTROL_SEED,
+    "first_tokens": FIRST_TOKENS,
+    "block_tokens": BLOCK_TOKENS,
+    "error": ERROR,
+    "group": GROUP,
+    "groupings": GROUPINGS,
+}
+
+
+def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
+    """Return the weights with their losses and effects.
+
+    Those behind a write are run one by one; the others, which are rejected, are looked at in groups once, and those of
+    a group that may cost something one by one too. A weight is looked at until its interval says whether it costs
+    enough to be critical; where that does not say that it costs too little, it is run over the whole text, which
+    decides. Those that cost enough get their controls. Raises ForwardError where the untouched loss is no number.
+    """
+    _check_finite(measuring, statics)
+    least = CRITICAL_INCREASE * measuring.loss
+
+    def settled(cost: Estimate) -> bool:
+        return cost.high < least or cost.low >= least
+
+    def may_cost(coordinates: Iterable[Coordinate]) -> bool:
+        return measuring.of(zeroing(coordinates)).high >= least
+
+    others = [weight.coordinate for weight in found if weight.status == "rejected"]
+    groups = _groups(others) if measuring.last else []
+    measuring.look(map(zeroing, groups), 0, "screening")
+    split = {c for group in groups if may_cost(group) for c in group}
+    alone = [w.coordinate for w in found if w.status != "rejected" or not groups or w.coordinate in split]
+    _look_until(settled, measuring, [zeroing([c]) for c in alone])
+    costly = [c for c in alone if may_cost([c])]
+    measuring.look([zeroing([c]) for c in costly], measuring.last, "evaluation text")
+    suspects = [c for c in costly if measuring.of(zeroing([c])).delta >= least]
+    controls = _controls_of(measuring, suspects, [weight.coordinate for weight in found], statics)
+    in_group = {c: group for group in groups for c in group}
+    return [
+        _with_effect(measuring, weight, controls.get(weight.coordinate))
+        if weight.coordinate in alone
+        else _as_group(weight, measuring.of(zeroing(in_group[weight.coordinate])), len(in_group[weight.coordinate]))
+        for weight in found
+    ]
+
+
+def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
+    """Return weights with their losses and effects, each over the whole text, and with controls. Raises alike."""
+    _check_finite(measuring, statics)
+    coordinates = [weight.coordinate for weight in asked]
+    measuring.look([zeroing([c]) for c in coordinates], measuring.last, "weights asked for")
+    controls = _controls_of(measuring, coordinates, coordinates, statics)
+    return [_with_effect(measuring, weight, controls[weight.coordinate]) for weight in asked]
+
+
+def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...]) -> float:
+    """Return the loss over the whole text with all these weights zeroed at once."""
+    measuring.look([zeroing(group)], measuring.last, "together")
+    return measuring.of(zeroing(group)).loss_zeroed
+
+
+def measure_columns(measuring: Measuring, columns: Sequence[tuple[Coordinate, ...]]) -> list[Estimate]:
+    """Return what zeroing all weights of a column at once costs, for each, as the first looks tell it."""
+    for number in range(min(COLUMN_LOOKS, measuring.last + 1)):
+        measuring.look(map(zeroing, columns), number, "columns")
+    return [measuring.of(zeroing(column)) for column in columns]
+
+
+def _check_finite(measuring: Measuring, statics: Statics) -> None:
+    if not math.isfinite(measuring.loss):
+        raise ForwardError(
+            f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
+        )
+
+
+def _look_until(
+    settled: Callable[[Estimate], bool], measuring: Measuring, interventions: Iterable[Intervention]
+) -> None:
+    """Look at each intervention until that settles it, but not over the whole text yet."""
+    left = list(interventions)
+    for number in range(measuring.last):
+        measuring.look(left, number, "screening")
+        left = [intervention for intervention in left if not settled(measuring.of(intervention))]
+
+
+def _groups(coordinates: Sequence[Coordinate]) -> list[tuple[Coordinate, ...]]:
+    """Return these weights in groups, each weight in one of each grouping; none where they are too few for that."""
+    if len(coordinates) <= GROUPINGS * GROUPINGS:
+        return []
+    generator = np.random.default_rng(CONTROL_SEED)
+    groups = []
+    for _ in range(GROUPINGS):
+        order = [coordinates[place] for place in generator.permutation(len(coordinates))]
+        groups += [tuple(order[start : start + GROUP]) for start in range(0, len(order), GROUP)]
+    return groups
+
+
+def _with_effect(
+    measuring: Measuring, weight: SuperWeight, controls: tuple[list[Estimate], list[Estimate]] | None
+) -> SuperWeight:
+    """Return a weight with its losses and its effect: without any control it is inert."""
+    cost = measuring.of(zeroing([weight.coordinate]))
+    near, random = controls or ([], [])
+    worst = max((each.delta for each in (*near, *random)), default=None)
+    over = worst is not None and cost.delta >= CRITICAL_OVER_CONTROLS * max(worst, 0.0)
+    critical = over and cost.delta >= CRITICAL_INCREASE * measuring.loss
+
+    def loss_of(estimates: Sequence[Estimate]) -> float | None:
+        return cost.loss + max(each.delta for each in estimates) if estimates else None
+
+    return replace(
+        weight,
+        effect="critical" if critical else "inert",
+        loss=cost.loss,
+        loss_zeroed=cost.loss_zeroed,
+        loss_tokens=cost.tokens,
+        delta=cost.delta,
+        delta_low=cost.low,
+        delta_high=cost.high,
+        control_loss_max=loss_of([*near, *random]),
+        control_loss_nearest=loss_of(near),
+        control_loss_random=loss_of(random),
+    )
+
+
+def _as_group(weight: SuperWeight, cost: Estimate, size: int) -> SuperWeight:
+    """Return a weight that costs nothing even when it is zeroed with others, with what these cost together."""
+    return replace(
+        weight,
+        effect="inert",
+        loss_tokens=cost.tokens,
+        delta=cost.delta,
+        delta_low=cost.low,
+        delta_high=cost.high,
+        zeroed_with=size - 1,
+    )
+
+
+def _controls_of(
+    measuring: Measuring, suspects: Sequence[Coordinate], avoid: Collection[Coordinate], statics: Statics
+) -> dict[Coordinate, tuple[list[Estimate], list[Estimate]]]:
+    """Return, for each suspect, what its controls cost: the nearest and the random ones.
+
+    A control is looked at until it is sure whether the suspects that it is for cost so many times as much.
+    """
+    controls = {c: _controls(statics, c, set(avoid)) for c in suspects}
+    for_whom: dict[Intervention, list[float]] = {}
+    for c, kinds in controls.items():
+        for control in (*kinds[0], *kinds[1]):
+            for_whom.setdefault(zeroing([control]), []).append(measuring.of(zeroing([c])).delta)
+    left = list(for_whom)
+    for number in range(measuring.last + 1):
+        measuring.look(left, number, "controls")
+        left = [control for control in left if not _is_settled(measuring.of(control), for_whom[control])]
+
+    def costs(these: Iterable[Coordinate]) -> list[Estimate]:
+        return [measuring.of(zeroing([control])) for control in these]
+
+    return {c: (costs(near), costs(random)) for c, (near, random) in controls.items()}
+
+
+def _is_settled(control: Estimate, deltas: Iterable[float]) -> bool:
+    bounds = CRITICAL_OVER_CONTROLS * control.low, CRITICAL_OVER_CONTROLS * control.high
+    return all(bounds[1] <= delta or bounds[0] > delta for delta in deltas)
+
+
+def _controls(
+    statics: Statics, coordinate: Coordinate, avoid: set[Coordinate]
+) -> tuple[list[Coordinate], list[Coordinate]]:
+    """Return a weight's controls of both kinds, nearest in magnitude and random, none of those to avoid."""
+    near = statics.nearest(coordinate, NEAREST_CONTROLS + len(avoid))
+    random = _random_weights(statics, coordinate)
+    return _first(near, avoid, NEAREST_CONTROLS), _first(random, avoid, RANDOM_CONTROLS)
+
+
+def _first(candidates: Sequence[Coordinate], avoid: set[Coordinate], count: int) -> list[Coordinate]:
+    return [c for c in candidates if c not in avoid][:count]
+
+
+def _random_weights(statics: Statics, coordinate: Coordinate) -> list[Coordinate]:
+    """Return weights of the same projection, in other rows; the same ones for all weights of the projection."""
+    rows, cols = statics.shape(coordinate)
+    generator = np.random.default_rng([CONTROL_SEED, coordinate.layer, (coordinate.expert or 0)])
+    places = zip(generator.integers(rows, size=1000), generator.integers(cols, size=1000), strict=True)
+    return [coordinate._replace(row=int(r), col=int(c)) for r, c in places if r != coordinate.row]

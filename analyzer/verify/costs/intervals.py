@@ -1,0 +1,73 @@
+"""Pure NumPy: what a paired difference per token is, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 8  # whose mean is one observation: tokens beside each other are alike
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an intervention adds to the loss, in nats per token: a mean over `tokens` tokens, and its interval.
+
+    `loss` and `loss_zeroed` are the means over these tokens without it and with it.
+    """
+
+    loss: float
+    loss_zeroed: float
+    low: float
+    high: float
+    tokens: int
+
+    @property
+    def delta(self) -> float:
+        """The mean difference."""
+        return self.loss_zeroed - self.loss
+
+
+def estimate(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]], error: float) -> Estimate:
+    """Return the mean of the paired differences of windows' tokens, and an interval of Student's t over their blocks.
+
+    `error` is how often the true mean is beyond either end. Infinite where a loss is no number.
+    """
+    total, changed = (float(np.concatenate(each).sum(dtype=np.float64)) for each in (before, after))
+    tokens = sum(map(len, before))
+    if not math.isfinite(changed):
+        return Estimate(total / tokens, math.inf, math.inf, math.inf, tokens)
+    means = np.concatenate(
+        [_block_means(new.astype(np.float64) - old) for old, new in zip(before, after, strict=True) if len(old)]
+    )
+    delta = (changed - total) / tokens
+    if len(means) < 2:
+        return Estimate(total / tokens, changed / tokens, -math.inf, math.inf, tokens)
+    half = student(1 - error, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
+    return Estimate(total / tokens, changed / tokens, delta - half, delta + half, tokens)
+
+
+def student(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t by its expansion around the normal one (Abramowitz and Stegun, 26.7.5).
+
+    Within 1 % of it for a probability of at most 0.999 and a freedom of at least 7.
+    """
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+
+
+def _block_means(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means of blocks of tokens; what is left at the end is spread over them."""
+    count = max(1, len(differences) // BLOCK_TOKENS)
+    return np.array([block.mean() for block in np.array_split(differences, count)])
