@@ -34,6 +34,7 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     then too.
     """
     ids = tuple(ids[:CHECKED_TOKENS])
+    runner.blocks.sliced = True
     runner.blocks.sliced = _takes_slices(runner, ids)
     middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
     other = ids[::-1] if ids[::-1] != ids else tuple((each + 1) % runner.vocabulary for each in ids)

@@ -54,8 +54,8 @@ class BlockwiseModel:
         """
         self.model = build_empty(config, dtype)
         self.device, self.dtype = device, dtype
-        self.sliced = True
-        """Whether the head gives the same logits a slice of the vocabulary at a time (checking.py)."""
+        self.sliced = False
+        """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
         self._weights = StoredWeights(checkpoint)
         self.change = change
@@ -140,8 +140,8 @@ class BlockwiseModel:
                     logits = self.head(hidden[None, part]).float()
                     total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=-1))
                     places = targets[part] - rows.start
-                    here = (places >= 0) & (places < len(rows))
-                    found = logits.gather(1, places.clamp(0, len(rows) - 1)[:, None])[:, 0]
+                    here = (places >= 0) & (places < logits.shape[1])
+                    found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
                     wanted[part] = torch.where(here, found, wanted[part])
         return total - wanted
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from streamed import assert_close, check_equal, run, stored_bytes
 
 from analyzer.checkpoint.shards import SINGLE
+from analyzer.forward.checking import check_rows
+from analyzer.forward.edits import UNTOUCHED
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,39 @@ def test_the_head_is_multiplied_in_slices(llama, monkeypatch):
     with torch.no_grad():
         expected = plain.model(input_ids=torch.tensor([PROMPT_IDS])).logits
     assert_close(run(model, [PROMPT_IDS])[1], expected)
+
+
+def sliced(monkeypatch, folder, rows, tokens):
+    """Return a model whose head is gone through by so many rows of the vocabulary and so many tokens at a time."""
+    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 16 * rows)
+    monkeypatch.setattr("analyzer.model.blocks.LOGIT_BYTES", 4 * rows * tokens)
+    return hooked(folder)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(2000, 100), (7, 100), (300, 3), (1, 1)])
+def test_likelihoods_are_those_of_the_whole_vocabulary(llama, monkeypatch, rows, tokens):
+    model, ids = sliced(monkeypatch, llama, rows, tokens), [*range(1, 20), 999, 0]
+    check_rows(model.runner, ids)
+    assert model.blocks.sliced
+    with torch.no_grad():
+        logits = load_plain("llama", llama).model(input_ids=torch.tensor([ids])).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    found = model.likelihoods(model.states([ids], [UNTOUCHED])[0, :-1], torch.tensor(ids[1:]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_that_needs_the_whole_vocabulary_gets_it(llama, monkeypatch):
+    """As Chameleon does, which says of some tokens that they are none of a text's."""
+
+    def without_one(_module, _args, output):
+        output.logits[..., 500] = -100.0
+
+    model, ids = sliced(monkeypatch, llama, 7, 100), [1, 2, 500, 3]
+    model.blocks.model.register_forward_hook(without_one)
+    check_rows(model.runner, PROMPT_IDS)
+    assert not model.blocks.sliced
+    with torch.no_grad():
+        logits = load_plain("llama", llama).model(input_ids=torch.tensor([ids])).logits[0]
+    logits[:, 500] = -100.0
+    expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
+    assert model.losses([ids], [()])[0] == pytest.approx(expected, rel=1e-5)

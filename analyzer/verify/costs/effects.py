@@ -52,10 +52,10 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     least = CRITICAL_INCREASE * measuring.loss
 
     def settled(cost: Estimate) -> bool:
-        return cost.high < least or cost.low >= least
+        return cost.most < least or cost.least >= least
 
     def may_cost(coordinates: Iterable[Coordinate]) -> bool:
-        return measuring.of(zeroing(coordinates)).high >= least
+        return measuring.of(zeroing(coordinates)).most >= least
 
     others = [weight.coordinate for weight in found if weight.status == "rejected"]
     groups = _groups(others) if measuring.last else []
@@ -192,7 +192,7 @@ def _controls_of(
 
 
 def _is_settled(control: Estimate, deltas: Iterable[float]) -> bool:
-    bounds = CRITICAL_OVER_CONTROLS * control.low, CRITICAL_OVER_CONTROLS * control.high
+    bounds = CRITICAL_OVER_CONTROLS * control.least, CRITICAL_OVER_CONTROLS * control.most
     return all(bounds[1] <= delta or bounds[0] > delta for delta in deltas)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -17,13 +17,16 @@ BLOCK_TOKENS = 8  # whose mean is one observation: tokens beside each other are 
 class Estimate:
     """What an intervention adds to the loss, in nats per token: a mean over `tokens` tokens, and its interval.
 
-    `loss` and `loss_zeroed` are the means over these tokens without it and with it.
+    `loss` and `loss_zeroed` are the means over these tokens without it and with it. `low` and `high` are the ends for
+    any text of this kind, `least` and `most` those for the whole of this one, of which these tokens are a part.
     """
 
     loss: float
     loss_zeroed: float
     low: float
     high: float
+    least: float
+    most: float
     tokens: int
 
     @property
@@ -32,23 +35,31 @@ class Estimate:
         return self.loss_zeroed - self.loss
 
 
-def estimate(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]], error: float) -> Estimate:
+UNKNOWN = Estimate(math.nan, math.nan, -math.inf, math.inf, -math.inf, math.inf, 0)
+
+
+def estimate(
+    before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]], error: float, whole: int
+) -> Estimate:
     """Return the mean of the paired differences of windows' tokens, and an interval of Student's t over their blocks.
 
-    `error` is how often the true mean is beyond either end. Infinite where a loss is no number.
+    `error` is how often the true mean is beyond either end. Of the `whole` text, which has so many tokens, the part
+    that was not looked at alone is unknown: its interval is narrower by the root of that part. Infinite where a loss
+    is no number.
     """
     total, changed = (float(np.concatenate(each).sum(dtype=np.float64)) for each in (before, after))
     tokens = sum(map(len, before))
     if not math.isfinite(changed):
-        return Estimate(total / tokens, math.inf, math.inf, math.inf, tokens)
+        return Estimate(total / tokens, math.inf, math.inf, math.inf, math.inf, math.inf, tokens)
     means = np.concatenate(
         [_block_means(new.astype(np.float64) - old) for old, new in zip(before, after, strict=True) if len(old)]
     )
     delta = (changed - total) / tokens
     if len(means) < 2:
-        return Estimate(total / tokens, changed / tokens, -math.inf, math.inf, tokens)
+        return replace(UNKNOWN, loss=total / tokens, loss_zeroed=changed / tokens, tokens=tokens)
     half = student(1 - error, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return Estimate(total / tokens, changed / tokens, delta - half, delta + half, tokens)
+    here = half * math.sqrt(1 - tokens / whole)
+    return Estimate(total / tokens, changed / tokens, delta - half, delta + half, delta - here, delta + here, tokens)
 
 
 def student(probability: float, freedom: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from analyzer.base.progress import Progress
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.verify.costs.intervals import Estimate, estimate
+from analyzer.verify.costs.intervals import UNKNOWN, Estimate, estimate
 
 if TYPE_CHECKING:
     from analyzer.model.tokens import Window
@@ -71,10 +70,11 @@ class Measuring:
         """Return what an intervention costs, as far as it was looked at: anything where it was not."""
         seen, untouched = self._seen.get(intervention, {}), self._seen[UNTOUCHED]
         if not seen:
-            return Estimate(self.loss, self.loss, -math.inf, math.inf, 0)
+            return UNKNOWN
         places = sorted(seen)
         before = [untouched[place][: len(seen[place])] for place in places]
-        return estimate(before, [seen[place] for place in places], ERROR / (self.last + 1))
+        whole = sum(len(window.places) for window in self._windows)
+        return estimate(before, [seen[place] for place in places], ERROR / (self.last + 1), whole)
 
     def _missing(self, intervention: Intervention, place: int, tokens: int) -> bool:
         wanted = len(self._windows[place].prefix(tokens).places)

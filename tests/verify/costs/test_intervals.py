@@ -20,7 +20,7 @@ def test_the_mean_is_over_tokens_and_the_interval_over_blocks_of_them():
     generator = np.random.default_rng(0)
     before = [generator.normal(3, 1, count).astype(np.float32) for count in (64, 40)]
     after = [each + generator.normal(0.1, 0.2, len(each)).astype(np.float32) for each in before]
-    found = estimate(before, after, 0.01)
+    found = estimate(before, after, 0.01, 416)
     differences = [new.astype(float) - old for old, new in zip(before, after, strict=True)]
     assert (found.tokens, found.loss) == (104, pytest.approx(np.concatenate(before).mean(), rel=1e-6))
     assert found.loss_zeroed == pytest.approx(np.concatenate(after).mean(), rel=1e-6)
@@ -28,6 +28,8 @@ def test_the_mean_is_over_tokens_and_the_interval_over_blocks_of_them():
     means = np.concatenate([each.reshape(-1, BLOCK_TOKENS).mean(axis=1) for each in differences])
     half = student(0.99, 12) * means.std(ddof=1) / math.sqrt(13)
     assert (found.low, found.high) == (pytest.approx(found.delta - half), pytest.approx(found.delta + half))
+    here = half * math.sqrt(0.75)  # three quarters of the text were not looked at
+    assert (found.least, found.most) == (pytest.approx(found.delta - here), pytest.approx(found.delta + here))
 
 
 def test_the_interval_misses_the_mean_as_often_as_it_says():
@@ -35,16 +37,25 @@ def test_the_interval_misses_the_mean_as_often_as_it_says():
     generator, beyond = np.random.default_rng(1), 0
     for _ in range(2000):
         noise = np.repeat(generator.normal(0, 1, 32), 4) + generator.normal(0, 1, 128)
-        found = estimate([np.zeros(128, np.float32)], [(0.5 + noise).astype(np.float32)], 0.05)
+        found = estimate([np.zeros(128, np.float32)], [(0.5 + noise).astype(np.float32)], 0.05, 10**6)
         beyond += found.high < 0.5
     assert 0.03 < beyond / 2000 < 0.07
 
 
+def test_the_interval_for_the_whole_of_a_text_misses_it_as_often_as_it_says():
+    generator, beyond = np.random.default_rng(2), 0
+    for _ in range(2000):
+        text = (0.5 + np.repeat(generator.normal(0, 1, 128), 4) + generator.normal(0, 1, 512)).astype(np.float32)
+        found = estimate([np.zeros(384, np.float32)], [text[:384]], 0.05, 512)
+        beyond += found.most < text.mean()
+    assert 0.03 < beyond / 2000 < 0.07
+
+
 def test_a_loss_that_is_no_number_is_infinite():
-    found = estimate([np.ones(16, np.float32)], [np.array([np.nan] + [1.0] * 15, np.float32)], 0.01)
-    assert (found.loss, found.loss_zeroed, found.delta, found.low, found.high) == (1, *[math.inf] * 4)
+    found = estimate([np.ones(16, np.float32)], [np.array([np.nan] + [1.0] * 15, np.float32)], 0.01, 16)
+    assert (found.loss, found.loss_zeroed, found.delta, found.low, found.most) == (1, *[math.inf] * 4)
 
 
 def test_of_too_few_tokens_nothing_is_known():
-    found = estimate([np.ones(5, np.float32)], [np.full(5, 2, np.float32)], 0.01)
+    found = estimate([np.ones(5, np.float32)], [np.full(5, 2, np.float32)], 0.01, 9)
     assert (found.delta, found.low, found.high) == (1, -math.inf, math.inf)
