@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,22 +50,14 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     """
     _check_finite(measuring, statics)
     least = CRITICAL_INCREASE * measuring.loss
-
-    def settled(cost: Estimate) -> bool:
-        return cost.most < least or cost.least >= least
-
-    def may_cost(coordinates: Iterable[Coordinate]) -> bool:
-        return measuring.of(zeroing(coordinates)).most >= least
-
     others = [weight.coordinate for weight in found if weight.status == "rejected"]
     groups = _groups(others) if measuring.last else []
     measuring.look(map(zeroing, groups), 0, "screening")
-    split = {c for group in groups if may_cost(group) for c in group}
+    split = {c for group in groups if measuring.of(zeroing(group)).most >= least for c in group}
     alone = [w.coordinate for w in found if w.status != "rejected" or not groups or w.coordinate in split]
-    _look_until(settled, measuring, [zeroing([c]) for c in alone])
-    costly = [c for c in alone if may_cost([c])]
-    measuring.look([zeroing([c]) for c in costly], measuring.last, "evaluation text")
-    suspects = [c for c in costly if measuring.of(zeroing([c])).delta >= least]
+    costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
+    measuring.look(costly, measuring.last, "evaluation text")
+    suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= least]
     controls = _controls_of(measuring, suspects, [weight.coordinate for weight in found], statics)
     in_group = {c: group for group in groups for c in group}
     return [
@@ -74,6 +66,17 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
         else _as_group(weight, measuring.of(zeroing(in_group[weight.coordinate])), len(in_group[weight.coordinate]))
         for weight in found
     ]
+
+
+def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -> list[Intervention]:
+    """Return those of which no look before the last says that they cost too little for what is critical."""
+    asked, least = list(interventions), CRITICAL_INCREASE * measuring.loss
+    left = asked
+    for number in range(measuring.last):
+        measuring.look(left, number, "screening")
+        costs = {each: measuring.of(each) for each in left}
+        left = [each for each, cost in costs.items() if cost.least < least <= cost.most]
+    return [each for each in asked if measuring.of(each).most >= least]
 
 
 def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
@@ -103,16 +106,6 @@ def _check_finite(measuring: Measuring, statics: Statics) -> None:
         raise ForwardError(
             f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
         )
-
-
-def _look_until(
-    settled: Callable[[Estimate], bool], measuring: Measuring, interventions: Iterable[Intervention]
-) -> None:
-    """Look at each intervention until that settles it, but not over the whole text yet."""
-    left = list(interventions)
-    for number in range(measuring.last):
-        measuring.look(left, number, "screening")
-        left = [intervention for intervention in left if not settled(measuring.of(intervention))]
 
 
 def _groups(coordinates: Sequence[Coordinate]) -> list[tuple[Coordinate, ...]]:

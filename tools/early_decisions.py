@@ -1,0 +1,88 @@
+"""How often is a weight dropped too early? Its cost over the whole text, against what the looks at parts of it say.
+
+    python tools/early_decisions.py                  # on the sample model: 200 weights, an hour on two cores
+    python tools/early_decisions.py --weights 40
+
+Weights with costs of every size are made: the critical ones times factors between 0 and 1, and the static outliers.
+Each is run over the whole evaluation text once; the looks are then taken at parts of these losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from sample_model import built_sample_model
+from sample_result import stored_sample
+from tabulate import tabulate
+
+from analyzer.analyze.running import open_runnable
+from analyzer.analyze.scanning import scan_model
+from analyzer.forward.checking import check_rows
+from analyzer.forward.edits import UNTOUCHED, Intervention, scaling, zeroing
+from analyzer.forward.losses import token_losses
+from analyzer.scan.records import ScanSettings
+from analyzer.source.folder import FolderSource
+from analyzer.verify.costs.effects import CRITICAL_INCREASE, may_be_costly
+from analyzer.verify.costs.measuring import ERROR, FIRST_TOKENS, Measuring, Pair
+from analyzer.verify.settings import evaluation_text
+
+BANDS = (-np.inf, 0.0025, 0.005, 0.01, 0.02, np.inf)  # of the loss
+
+
+def main() -> None:
+    """Print a table: of the weights of each band of costs, how many are dropped, and after how many tokens."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=int, default=200)
+    count = parser.parse_args().weights
+    source = FolderSource(built_sample_model())
+    runner, tokens = open_runnable(source).build()
+    windows = tokens.windows(evaluation_text())
+    check_rows(runner, windows[0].ids)
+    interventions = [*_scaled(count // 2), *_static(source, count - count // 2)]
+    kept: dict[Intervention, list[NDArray[np.float32]]] = {}
+    for number, intervention in enumerate([UNTOUCHED, *interventions]):
+        kept[intervention] = token_losses(runner, [(window, intervention) for window in windows])
+        print(f"{number} of {len(interventions)}", end="\r", file=sys.stderr)
+
+    def again(pairs: Sequence[Pair], _: Callable[[int], object]) -> list[NDArray[np.float32]]:
+        """Return what was measured, of the window that each part begins."""
+        starts = [window.ids[:FIRST_TOKENS] for window in windows]
+        return [kept[i][starts.index(part.ids[:FIRST_TOKENS])][: len(part.places)] for part, i in pairs]
+
+    whole, looked = (Measuring(again, windows, lambda *_: None, causal=True) for _ in range(2))
+    whole.look(interventions, whole.last, "")
+    kept_on = set(may_be_costly(looked, interventions))
+    rows = []
+    for low, high in pairwise(BANDS):
+        here = [i for i in interventions if low <= whole.of(i).delta / whole.loss < high]
+        tokens_used = int(np.median([looked.of(i).tokens for i in here])) if here else "-"
+        rows.append([f"{low:.2%} to {high:.2%}", len(here), sum(i not in kept_on for i in here), tokens_used])
+    print(tabulate(rows, ["costs, of the loss", "weights", "dropped", "tokens, median"], disable_numparse=True))
+    costly = [i for i in interventions if whole.of(i).delta >= CRITICAL_INCREASE * whole.loss]
+    wrong = sum(i not in kept_on for i in costly)
+    print(
+        f"{wrong} of {len(costly)} that cost {CRITICAL_INCREASE:.0%} or more were dropped; the rule allows {ERROR:.0%}"
+    )
+
+
+def _scaled(count: int) -> list[Intervention]:
+    """Return critical weights of the sample, each times factors between 0 and 1, so many in all."""
+    critical = [w.coordinate for w in stored_sample().verified.super_weights if w.effect == "critical"]
+    factors = np.linspace(0, 1, -(-count // len(critical)), endpoint=False)
+    return [scaling({c: float(factor)}) for factor in factors for c in critical][:count]
+
+
+def _static(source: FolderSource, count: int) -> list[Intervention]:
+    """Return the zeroings of the largest weights that are not critical ones."""
+    critical = {w.coordinate for w in stored_sample().verified.super_weights if w.effect == "critical"}
+    outliers = scan_model(source, ScanSettings(top=count + len(critical))).outliers
+    return [zeroing([o.coordinate]) for o in outliers if o.coordinate not in critical][:count]
+
+
+if __name__ == "__main__":
+    main()
