@@ -134,20 +134,18 @@ def _one(weight: SuperWeight) -> Iterator[str]:
     rank = "" if weight.static_rank is None else f", rank {_rank(weight)} by magnitude"
     effect = "its effect not measured" if weight.effect is None else weight.effect
     yield fill(f"{name}: {place_name(weight)} = {weight.value:+.5g}{rank}; {weight.status}, {effect}.")
-    parts = [f"It makes {weight.share:.0%} of what its MLP writes to channel {weight.row} there"]
-    if weight.reason is not None:
-        parts.append(f"it is not confirmed, as {REASONS[weight.reason]}")
+    share = f"It makes {weight.share:.0%} of what its MLP writes to channel {weight.row} there"
+    if weight.reason is None:
+        parts = [share, f"zeroing it takes {percent(weight.activation_collapse)} of the super activation away"]
     else:
-        parts.append(f"zeroing it takes {percent(weight.activation_collapse)} of the super activation away")
+        parts = [share, f"it is not confirmed, as {REASONS[weight.reason]}"]
     if weight.loss is not None and weight.loss_zeroed is not None:
+        moves = " and moves" if weight.reason is None else "; zeroing it moves"
+        control = weight.control_loss_max
+        parts[-1] += f"{moves} the loss from {_loss(weight.loss)} to {_loss(weight.loss_zeroed)}"
+        parts[-1] += f", over {weight.loss_tokens:,} tokens"
         parts.append(
-            f"zeroing it moves the loss from {_loss(weight.loss)} to {_loss(weight.loss_zeroed)}, over "
-            f"{weight.loss_tokens:,} tokens"
-        )
-        parts.append(
-            f"the worst of its control weights gives {weight.control_loss_max:.3f}"
-            if weight.control_loss_max is not None
-            else "too little to be critical"
+            "too little to be critical" if control is None else f"the worst of its controls gives {control:.3f}"
         )
     yield fill(f"{'; '.join(parts)}.")
 
@@ -177,8 +175,7 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
     tokens = {w.loss_tokens for w in kept if w.loss_tokens is not None}
     if len(tokens) > 1:
         most, least = max(tokens), min(tokens)
-        note += f"\n\nΔ loss is over {most:,} tokens; of weights that cost next to nothing on the first {least:,}, "
-        note += "over those."
+        note += f"\n\nΔ loss is over {least:,} to {most:,} tokens: as many as settle whether a weight is critical."
     return f"{title}\n\n" + table(header, rows) + note
 
 

@@ -38,7 +38,7 @@ def test_the_finding_comes_first_with_its_evidence():
     finding = " ".join(text.split("\n\n")[1:3])
     for figure in ("layer 11, row 507, col 1229 = +5.875", "rank 2", "confirmed, critical", "73%"):
         assert figure in " ".join(finding.split())
-    assert "the worst of its control weights gives 2.889" in " ".join(finding.split())
+    assert "the worst of its controls gives 2.889" in " ".join(finding.split())
     assert "2.888 (perplexity 17.96) to 4.692 (perplexity 109.1), over 1,881 tokens" in " ".join(finding.split())
 
 
