@@ -144,8 +144,8 @@ def _that_run(
         )
     _check_followed(checkpoint, projections)
     ahead = {each.block for each in found.projections if each.tower == "mtp"}
-    blocks = {
-        number
+    blocks = {layer for each in projections for layer in each.layers or ()} | {
+        int(number)
         for name in checkpoint.tensors
         if name.startswith(f"{stack}.")
         and (number := name[len(stack) + 1 :].partition(".")[0]).isdigit()
@@ -199,7 +199,3 @@ def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection
         raise ArchitectureError(f"{model}: config.json speaks of {most:,} blocks, too many to be true: correct it")
     if nan := not_a_number_in(config):
         raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
-    if any(each.mlp is not None or each.layers is not None for each in projections):
-        raise ArchitectureError(
-            f"{model} has several MLPs in a block, or shares one among blocks: it can be scanned, but not yet verified"
-        )

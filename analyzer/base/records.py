@@ -44,6 +44,12 @@ class Coordinate(NamedTuple):
         }
         return cls(**numbers, tower=found["tower"])  # type: ignore[arg-type]
 
+    @classmethod
+    def at(cls, place: Place, row: int, col: int) -> Coordinate:
+        """Return the weight at (row, col) of the down projection at this place."""
+        tower, layer, mlp, expert = place
+        return cls(layer, None if expert < 0 else expert, row, col, tower or None, None if mlp < 0 else mlp)
+
     @property
     def place(self) -> Place:
         """Where its down projection is: tower, layer, MLP and expert, none of these first."""

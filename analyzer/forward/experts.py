@@ -1,4 +1,4 @@
-"""A look into fused experts: their products with down projections, and which tokens they are for."""
+"""A look into experts that share a parameter: their products with it, and which tokens these are for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from analyzer.forward.mlps import Passage, Record
+from analyzer.forward.mlps import Passage, Record, Writer
 
 PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 
 
 @contextmanager
-def watched_experts(
-    experts: torch.nn.Module, down: str, layer: int, change: Callable[..., torch.Tensor], record: Record | None
-) -> Iterator[None]:
-    """Run fused experts under a mode that sees each product with their down projections, the parameter `down`."""
-    forward = experts.forward
+def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record: Record | None) -> Iterator[None]:
+    """Run experts that share a parameter under a mode that sees each product with their down projections."""
+    experts, forward = writer.module, writer.module.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with _ExpertsMode(experts.get_parameter(down), layer, change, record, (*args, *kwargs.values())):
+        with _ExpertsMode(writer, change, record, (*args, *kwargs.values())):
             return forward(*args, **kwargs)
 
     experts.forward = watched
@@ -41,17 +39,14 @@ class _ExpertsMode(TorchFunctionMode):
     """
 
     def __init__(
-        self,
-        weight: torch.nn.Parameter,
-        layer: int,
-        change: Callable[..., torch.Tensor],
-        record: Record | None,
-        arguments: tuple[Any, ...],
+        self, writer: Writer, change: Callable[..., torch.Tensor], record: Record | None, arguments: tuple[Any, ...]
     ) -> None:
         super().__init__()
+        weight = writer.module.get_parameter(writer.down)
         self._storage, self._start = weight.untyped_storage().data_ptr(), weight.data_ptr()
-        self._stride = weight.stride(0) * weight.element_size()
-        self._layer, self._change, self._record = layer, change, record
+        self._places, self._change, self._record = writer.places, change, record
+        experts = weight.shape[0] if weight.ndim == 3 else len(writer.places)
+        self._bytes = weight.numel() // experts * weight.element_size()  # of one of them
         self._routing = next((a for a in arguments[2:] if isinstance(a, torch.Tensor) and a.ndim == 2), None)
         self._gathered: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -72,15 +67,15 @@ class _ExpertsMode(TorchFunctionMode):
             if self._gathered is None or self._gathered[1].shape[0] != result.shape[0]:
                 raise RuntimeError("the experts gather their tokens in a way that this version does not know")
             place, which = self._gathered
-            return self._pass((weight.data_ptr() - self._start) // self._stride, which, place, args[0], result)
+            return self._pass((weight.data_ptr() - self._start) // self._bytes, which, place, args[0], result)
 
     def _pass(
         self, expert: int, which: torch.Tensor, place: torch.Tensor | None, entered: torch.Tensor, left: torch.Tensor
     ) -> torch.Tensor:
-        left = self._change(self._layer, expert, which, entered, left)
+        left = self._change(self._places[expert], which, entered, left)
         if self._record is not None:
             routed = torch.ones(left.shape[0], device=left.device)
             if place is not None and self._routing is not None:
                 routed = self._routing[which, place].float()
-            self._record(Passage(self._layer, expert, which, entered, left, routed))
+            self._record(Passage(self._places[expert], which, entered, routed))
         return left

@@ -7,7 +7,7 @@ carry its own edits and one pass over the model answers for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.hooks import RemovableHandle
 
 from analyzer.base.errors import ForwardError
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.forward.edits import Intervention, WeightEdit
 from analyzer.forward.experts import watched_experts
-from analyzer.forward.mlps import Mlp, Passage, Record
+from analyzer.forward.mlps import Block, Passage, Record
+from analyzer.forward.trace import Entry
 
 
 @contextmanager
 def intercepted(
-    mlps: Mapping[int, Mlp],
+    blocks: Iterable[Block],
     interventions: Sequence[Intervention],
     values: Mapping[Coordinate, float],
     rows: Callable[[], list[int]],
@@ -38,18 +40,18 @@ def intercepted(
     hand, each of so many tokens; what is recorded is what the model goes on with. Raises ForwardError where an edit is
     of a kind that is not done here.
     """
-    edited: dict[tuple[int, int | None], list[tuple[int, int, int, float]]] = {}
+    edited: dict[Place, list[tuple[int, int, int, float]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
             if not isinstance(edit, WeightEdit):
                 raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
             c = edit.coordinate
             removed = values[c] * (1.0 - float(edit.factor))
-            edited.setdefault((c.layer, c.expert), []).append((batch_row, c.row, c.col, removed))
+            edited.setdefault(c.place, []).append((batch_row, c.row, c.col, removed))
 
-    def change(layer: int, expert: int | None, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor) -> Any:
+    def change(place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         """Return the output [n, hidden_size] of the tokens at the places `which` [n] with the edits in place."""
-        here = edited.get((layer, expert))
+        here = edited.get(place)
         if not here:
             return left
         left = left.clone()
@@ -61,28 +63,30 @@ def intercepted(
         return left
 
     with ExitStack() as stack:
-        for layer, mlp in mlps.items():
-            if mlp.dense is not None and (record is not None or (layer, None) in edited):
-                keep = record
-                if mlp.gate is not None and record is not None:
-                    waiting: list[Passage] = []
-                    keep = waiting.append
-                    stack.callback(mlp.gate.register_forward_hook(_gate_hook(waiting, record)).remove)
-                hook = _dense_hook(layer, change, keep)
-                stack.callback(mlp.dense.register_forward_hook(hook).remove)
-            if mlp.experts is not None and (record is not None or any(place[0] == layer for place in edited)):
-                stack.enter_context(watched_experts(mlp.experts, mlp.down, layer, change, record))
+        for writer in (writer for block in blocks for mlp in block.mlps for writer in mlp.writers):
+            if record is None and not any(place in edited for place in writer.places):
+                continue
+            if writer.down:
+                stack.enter_context(watched_experts(writer, change, record))
+                continue
+            keep = record
+            if writer.gate is not None and record is not None:
+                waiting: list[Passage] = []
+                keep = waiting.append
+                stack.callback(writer.gate.register_forward_hook(_gate_hook(waiting, record)).remove)
+            hook = _linear_hook(writer.places[0], change, keep)
+            stack.callback(writer.module.register_forward_hook(hook).remove)
         yield
 
 
-def _dense_hook(layer: int, change: Callable[..., torch.Tensor], record: Record | None) -> Callable[..., Any]:
+def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Record | None) -> Callable[..., Any]:
     def hook(_module: object, args: Any, output: torch.Tensor) -> torch.Tensor:
         # [rows, T, channels]; some models flatten the first two.
         entered, left = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
         which = torch.arange(left.shape[0], device=left.device)
-        left = change(layer, None, which, entered, left)
+        left = change(place, which, entered, left)
         if record is not None:
-            record(Passage(layer, None, which, entered, left, torch.ones(left.shape[0], device=left.device)))
+            record(Passage(place, which, entered, torch.ones(left.shape[0], device=left.device)))
         return left.reshape(output.shape)
 
     return hook
@@ -101,29 +105,55 @@ class EnoughError(Exception):
 
 
 class Watched:
-    """What the hooks of one pass have seen, of so many rows of so many tokens."""
+    """What the hooks of one pass have seen, of so many rows of so many tokens; of the MLPs, those of the first row."""
 
-    def __init__(self, rows: int, tokens: int) -> None:
-        self.streams: dict[int, NDArray[np.float32]] = {}
-        self.outputs: dict[int, NDArray[np.float32]] = {}
+    def __init__(self, rows: int, tokens: int, width: int) -> None:
         self.entering: list[NDArray[np.float32]] = []
-        self._rows, self._tokens = rows, tokens
+        self.streams: dict[int, NDArray[np.float32]] = {}
+        self.entries: dict[int, list[Entry]] = {}
+        self.outputs: dict[int, list[NDArray[np.float32]]] = {}
+        """What each MLP of a layer gives, nothing where it does not run."""
+        self.added: dict[int, list[NDArray[np.float32]]] = {}
+        """What becomes of it in the norm that follows each of several apart."""
+        self._rows, self._tokens, self._width = rows, tokens, width
+        self._layer = -1  # of the block that runs
+        self._parts: dict[Place, int] = {}
+        self._given: dict[int, torch.Tensor] = {}  # by the running block's MLPs
 
-    def on_first(self, _module: object, args: Any, kwargs: Any) -> None:
-        """Keep the stream before the first block, whose hook before it runs this is."""
-        self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
+    def hung_up(self, block: Block, ends: Callable[[int], bool], *, inside: bool) -> Iterator[RemovableHandle]:
+        """Hang up the hooks of a block, those of its MLPs only where one wants to see `inside`."""
+        layers = iter(block.layers)
 
-    def on_block(self, layer: int, ends: Callable[[int], bool]) -> Callable[..., None]:
-        """Return the hook of a block, which keeps the stream after it and ends the pass where `ends` says so."""
+        def before(_module: object, args: Any, kwargs: Any) -> None:
+            self._layer = next(layers, -1)
+            if self._layer < 0:
+                raise ForwardError(f"block {block.layers[-1]} runs again and again, which is not followed yet")
+            self.outputs[self._layer] = [np.zeros((self._tokens, self._width), np.float32)] * len(block.mlps)
+            self.added[self._layer] = list(self.outputs[self._layer])
+            self._given.clear()
+            if not self.entering:
+                self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
 
-        def hook(_module: object, _args: object, output: Any) -> None:
-            self.streams[layer] = self._by_rows(_first(output), "gives")
-            if ends(layer):
+        def after(_module: object, _args: object, output: Any) -> None:
+            self.streams[self._layer] = self._by_rows(_first(output), "gives")
+            if ends(self._layer):
                 raise EnoughError
 
-        return hook
+        yield block.module.register_forward_pre_hook(before, with_kwargs=True)
+        for number, mlp in enumerate(block.mlps if inside else ()):
+            self._parts |= {place: number for writer in mlp.writers for place in writer.places}
+            yield mlp.whole.register_forward_hook(self._on_mlp(number))
+        for child in block.module.children() if inside and len(block.mlps) > 1 else ():
+            yield child.register_forward_hook(self._on_child)
+        yield block.module.register_forward_hook(after)
 
-    def on_mlp(self, layer: int) -> Callable[..., None]:
+    def on_passage(self, passage: Passage) -> None:
+        """Keep what went through a down projection."""
+        place, tokens = passage.place, passage.tokens.cpu().numpy()
+        entry = Entry(place, tokens, numpy_of(passage.entered), numpy_of(passage.routed), self._parts[place])
+        self.entries.setdefault(self._layer, []).append(entry)
+
+    def _on_mlp(self, number: int) -> Callable[..., None]:
         """Return the hook of an MLP, which keeps what it adds. Raises ForwardError where that is not of each token."""
 
         def hook(_module: object, _args: object, output: Any) -> None:
@@ -133,17 +163,27 @@ class Watched:
                 left = left[: self._tokens]  # what is padded to a window
             if left.shape[0] != self._rows * self._tokens:
                 raise ForwardError(f"an MLP gives {list(left.shape)}, which is not followed yet: verify another model")
-            self.outputs[layer] = numpy_of(left)
+            self._given[number] = _first(output)
+            self.outputs[self._layer][number] = self.added[self._layer][number] = numpy_of(left)
 
         return hook
+
+    def _on_child(self, _module: object, args: Any, output: Any) -> None:
+        """Keep what a norm makes of what one of several MLPs gave: it has nothing else to work on."""
+        for number, given in self._given.items():
+            same = args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() == given.data_ptr()
+            if same and isinstance(output, torch.Tensor) and output.shape == args[0].shape:
+                self.added[self._layer][number] = numpy_of(output).reshape(-1, self._width)[: self._tokens]
 
     def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
         if hidden.ndim == 2 and self._rows == 1:
             hidden = hidden[None]
-        if hidden.ndim != 3 or hidden.shape[0] != self._rows or hidden.shape[1] < self._tokens:
+        wanted = self._rows, max(self._tokens, hidden.shape[1] if hidden.ndim > 1 else 0), self._width
+        if hidden.shape != wanted:
             raise ForwardError(
                 f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
-                "which is not followed yet: it can be scanned, but not verified"
+                f"where its MLPs write {self._width} channels, which is not followed yet: it can be scanned, but not "
+                "verified"
             )
         return numpy_of(hidden[:, : self._tokens])  # some pad their inputs to a window
 

@@ -1,31 +1,49 @@
-"""Where each block of a model has its MLP, and what goes through it."""
+"""Where each block of a model has its MLPs, and what goes through them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from analyzer.base.errors import ForwardError, shown
+from analyzer.base.records import Place
 from analyzer.projections.projection import DownProjection
 
 
 @dataclass(frozen=True)
-class Mlp:
-    """Where one block has its MLP: a down projection of its own, fused experts, both (shared experts), or nowhere."""
+class Writer:
+    """What multiplies by one down projection, or by those of experts that share a parameter."""
 
-    block: str
     module: torch.nn.Module
-    """The block itself; what it gives is the residual stream after it."""
-    dense: torch.nn.Module | None
-    experts: torch.nn.Module | None
-    whole: torch.nn.Module | None
-    """The module whose output is all that the MLP adds: the down projection, or the mixture of experts."""
+    """The linear map, or the module whose forward hands tokens to the experts and multiplies."""
+    places: tuple[Place, ...]
+    """Where the down projections are, those of experts in their parameter's order."""
     down: str = ""
-    """The name of the fused experts' down projections among their parameters."""
+    """The name of the experts' parameter in the module; empty for a linear map."""
     gate: torch.nn.Module | None = None
-    """Its sigmoid weighs what the shared expert, the dense one, adds to the others (Qwen's mixtures)."""
+    """Its sigmoid weighs what a shared expert adds to the others (Qwen's mixtures)."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One MLP of a block: a down projection, or a mixture of experts with those that are shared."""
+
+    whole: torch.nn.Module
+    """The module whose output is all that it adds."""
+    writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the stack, whose output is the residual stream after it, and its MLPs, if it has any."""
+
+    name: str
+    module: torch.nn.Module
+    layers: tuple[int, ...]
+    """The layers that it is: more than one where it runs several times (ALBERT)."""
+    mlps: tuple[Mlp, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,64 +51,82 @@ class Passage:
     """What went through one down projection: of n tokens, their flat places in the batch, and of experts the weight
     that the router gave them."""
 
-    layer: int
-    expert: int | None
+    place: Place
     tokens: torch.Tensor  # [n]
     entered: torch.Tensor  # [n, intermediate_size]
-    left: torch.Tensor  # [n, hidden_size]
     routed: torch.Tensor  # [n]
 
 
 Record = Callable[[Passage], None]
 
 
-def find_mlps(
+def find_blocks(
     name: str, model: torch.nn.Module, targets: Mapping[str, str], projections: Sequence[DownProjection]
-) -> dict[int, Mlp]:
-    """Return every block of the stack that these projections are in, by its number, with its MLP where it has one.
+) -> tuple[Block, ...]:
+    """Return every block of the stack that these projections are in, in the order in which they run.
 
     `targets` tells the parameter that each stored tensor goes into. Raises ForwardError where one has none, where they
     are in several stacks, and for what the forward pass cannot follow yet.
     """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    dense: dict[int, torch.nn.Module] = {}
-    experts: dict[int, tuple[str, str]] = {}
-    stacks = set()
+    stored: dict[str, list[DownProjection]] = {}
     for projection in projections:
         target = targets.get(projection.name)
         if target is None:
             raise ForwardError(f"{name}: {type(model).__name__} has no place for {shown(projection.name)}")
-        holder = target.rpartition(".")[0]
-        stacks.add(_stack_of(target, projection.layer))
-        if parameters[target].ndim == 3:
-            experts[projection.layer] = holder, target.rpartition(".")[2]
-        elif projection.expert is not None:
+        stored.setdefault(target, []).append(projection)
+    writers: dict[str, dict[str, Writer]] = {}  # by block, and by the module's name
+    layers: dict[str, tuple[int, ...]] = {}
+    for target, here in stored.items():
+        first = min(here, key=lambda each: each.place)
+        block = _block_of(target, first.block.rpartition(".")[2])
+        layers[block] = first.layers or (first.layer,)
+        holder, _, last = target.rpartition(".")
+        places = tuple(sorted(each.place for each in here))
+        if first.expert is None:
+            writers.setdefault(block, {})[holder] = Writer(modules[holder], places)
+            continue
+        if parameters[target].ndim == 2:  # experts below each other, each multiplied by a module that is called for it
+            holder, _, inner = holder.rpartition(".")
+            last = f"{inner}.{last}"
+        elif parameters[target].ndim != 3:
             raise ForwardError(f"{name}: its experts are modules of their own: it can be scanned, but not yet verified")
-        elif dense.setdefault(projection.layer, modules[holder]) is not modules[holder]:
-            raise ForwardError(f"{name} has several MLPs in a block: it can be scanned, but not yet verified")
-    if len(stacks) != 1 or None in stacks:
+        writers.setdefault(block, {})[holder] = Writer(modules[holder], places, last)
+    stacks = {block.rpartition(".")[0] for block in writers}
+    if len(stacks) != 1 or "" in stacks:
         raise ForwardError(f"{name} has more than one stack of blocks: it can be scanned, but not yet verified")
     (stack,) = stacks
-    mlps = {}
-    for number, block in modules[str(stack)].named_children():
-        layer, fused = int(number), experts.get(int(number))
-        module = f"{stack}.{number}"
-        if fused is None:
-            mlps[layer] = Mlp(module, block, dense.get(layer), None, dense.get(layer))
-        else:
-            holder, down = fused
-            around = holder.rpartition(".")[0]
-            if around == module and layer not in dense:
-                around = holder  # the experts stand in the block by themselves
-            names = [each for each, found in modules.items() if found is dense.get(layer)]
-            if around == module or not all(each.startswith(f"{around}.") for each in names):
-                raise ForwardError(
-                    f"{name} has an MLP apart from its experts in a block: it can be scanned, but not yet verified"
-                )
-            whole = modules[around]
-            gate = getattr(whole, "shared_expert_gate", None)
-            mlps[layer] = Mlp(module, block, dense.get(layer), modules[holder], whole, down, gate)
-    return dict(sorted(mlps.items()))
+    blocks = []
+    for number, module in modules[stack].named_children():
+        block = f"{stack}.{number}"
+        mlps = tuple(_mlps(block, writers.get(block, {}), modules))
+        blocks.append(Block(block, module, layers.get(block, (int(number),)), mlps))
+    blocks.sort(key=lambda each: each.layers)
+    numbers = [layer for each in blocks for layer in each.layers]
+    if numbers != sorted(set(numbers)):
+        raise ForwardError(f"{name} shares an MLP among blocks that differ: it can be scanned, but not yet verified")
+    return tuple(blocks)
+
+
+def _mlps(block: str, writers: Mapping[str, Writer], modules: Mapping[str, torch.nn.Module]) -> Iterator[Mlp]:
+    """Yield the MLPs of a block: each mixture with what is shared among its experts, and each linear map by itself.
+
+    A mixture is the smallest module that has all the writers of that part of the block where its experts are.
+    """
+    left = dict(writers)
+    for name, writer in writers.items():
+        if not writer.down or name not in left:
+            continue
+        parts = name[len(block) + 1 :].split(".")
+        above = [".".join((block, *parts[:count])) for count in range(1, len(parts))]
+        above = [each for each in above if not isinstance(modules[each], torch.nn.ModuleList)] or [name]
+        together = [each for each in left if f"{each}.".startswith(f"{above[0]}.")]
+        whole = next(each for each in reversed(above) if all(f"{one}.".startswith(f"{each}.") for one in together))
+        gate = getattr(modules[whole], "shared_expert_gate", None)
+        found = (left.pop(each) for each in together)
+        yield Mlp(modules[whole], tuple(each if each.down else replace(each, gate=gate) for each in found))
+    for writer in left.values():
+        yield Mlp(writer.module, (writer,))
 
 
 def beside_stack(stack: str, parameters: Iterable[str]) -> tuple[str, ...]:
@@ -104,7 +140,7 @@ def beside_stack(stack: str, parameters: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _stack_of(parameter: str, layer: int) -> str | None:
-    """Return the name of the list of blocks that a parameter of this layer is in."""
+def _block_of(parameter: str, number: str) -> str:
+    """Return the name of the block of this number that a parameter is in, empty where it is in none."""
     parts = parameter.split(".")
-    return next((".".join(parts[:place]) for place, part in enumerate(parts) if part == str(layer)), None)
+    return next((".".join(parts[: place + 1]) for place, part in enumerate(parts) if part == number), "")

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.base.errors import AnalyzerError, ForwardError, reason_of
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.interception import EnoughError, Watched, intercepted, numpy_of
-from analyzer.forward.mlps import Mlp, Passage, beside_stack, find_mlps
-from analyzer.forward.trace import Entry, Stream, Trace
+from analyzer.forward.interception import EnoughError, Watched, intercepted
+from analyzer.forward.mlps import Block, beside_stack, find_blocks
+from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
@@ -63,20 +63,20 @@ class Runner:
         """
         self.checkpoint = checkpoint
         self.name = checkpoint.source.model
-        self._projections = {(p.layer, p.expert): p for p in projections}
+        self._projections = {projection.place: projection for projection in projections}
         self._values: dict[Coordinate, float] = {}
         if (folder / "adapter_config.json").exists():
             raise ForwardError(
                 f"{self.name} holds an adapter, which would change its weights: merge it, or move it away"
             )
         place = pick_device(device)
-        self.mlps: dict[int, Mlp] = {}
-        """Every block of the stack by its number, whether it has an MLP or not."""
+        self.stack: tuple[Block, ...] = ()
+        """Every block in the order in which they run, whether it has an MLP or not."""
         self.tower = projections[0].tower
 
-        def find_blocks(model: torch.nn.Module, targets: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
-            self.mlps = find_mlps(self.name, model, targets, projections)
-            blocks = [mlp.block for mlp in self.mlps.values()]
+        def find_stack(model: torch.nn.Module, targets: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
+            self.stack = find_blocks(self.name, model, targets, projections)
+            blocks = [block.name for block in self.stack]
             beside = (targets[other.name] for other in others if other.name in targets)
             return blocks, beside_stack(blocks[0], beside)
 
@@ -84,7 +84,7 @@ class Runner:
             self.blocks = BlockwiseModel(
                 checkpoint,
                 read_config(folder),
-                find_blocks,
+                find_stack,
                 device=place,
                 dtype=pick_dtype(dtype, place, next(iter(self._projections.values())).matrix.encoding.name),
                 keep_bytes=bearable_bytes(place) if keep_bytes is None else keep_bytes,
@@ -112,7 +112,7 @@ class Runner:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers, those without a down projection too."""
-        return tuple(self.mlps)
+        return tuple(layer for block in self.stack for layer in block.layers)
 
     @property
     def hidden_size(self) -> int:
@@ -130,9 +130,9 @@ class Runner:
         positions = getattr(self.blocks.model.config.get_text_config(), "max_position_embeddings", None)
         return positions if isinstance(positions, int) else None
 
-    def weight_row(self, layer: int, expert: int | None, row: int) -> NDArray[np.float64]:
+    def weight_row(self, place: Place, row: int) -> NDArray[np.float64]:
         """Return the weights of one output channel of a down projection, [intermediate_size]."""
-        projection = self._projections[layer, expert]
+        projection = self._projections[place]
         if self.blocks.change is not None:
             return self._as_loaded(projection)[row].double().numpy()
         return read_row(self.checkpoint, projection, row)
@@ -144,22 +144,13 @@ class Runner:
 
         Raises ForwardError where an activation is not finite.
         """
-        entries: dict[int, list[Entry]] = {}
-
-        def record(passage: Passage) -> None:
-            entry = Entry(
-                passage.expert,
-                passage.tokens.cpu().numpy(),
-                numpy_of(passage.entered),
-                numpy_of(passage.routed),
-            )
-            entries.setdefault(passage.layer, []).append(entry)
-
-        streams, entering, outputs = self._watch([ids], [intervention], record=record, enough=enough)
-        layers = self.layers[: streams.shape[1]]
-        kept = {layer: tuple(entries[layer]) for layer in layers if layer in entries}
-        here = {layer: outputs[layer] for layer in layers if layer in outputs}
-        return Trace(layers, entering[0], streams[0], kept, here, self.tower)
+        watched, residual = self._watch([ids], [intervention], inside=True, enough=enough)
+        layers = self.layers[: residual.shape[1]]
+        entries = {layer: tuple(watched.entries[layer]) for layer in layers if layer in watched.entries}
+        outputs, added = (
+            {layer: np.stack(by_layer[layer]) for layer in entries} for by_layer in (watched.outputs, watched.added)
+        )
+        return Trace(layers, watched.entering[0][0], residual[0], entries, outputs, added)
 
     def streams(
         self,
@@ -179,7 +170,7 @@ class Runner:
             rows = list(alike)
             for start in range(0, len(rows), most):
                 some = rows[start : start + most]
-                yield from self._watch([ids for ids, _ in some], [row for _, row in some], last_layer=last_layer)[0]
+                yield from self._watch([ids for ids, _ in some], [row for _, row in some], last_layer=last_layer)[1]
 
     def is_causal(self, ids: Sequence[int], trace: Trace) -> bool:
         """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise.
@@ -204,7 +195,7 @@ class Runner:
         with (
             self.running(),
             self._once_for_all_alike(prompts, interventions),
-            intercepted(self.mlps, interventions, self._values_of(interventions), self._in_hand, ids.shape[1]),
+            intercepted(self.stack, interventions, self._values_of(interventions), self._in_hand, ids.shape[1]),
         ):
             return self.blocks.body(ids)
 
@@ -219,14 +210,12 @@ class Runner:
         def whole(ids: torch.Tensor) -> None:
             logits.append(self.blocks.logits(ids))
 
-        streams = self._watch([ids], [UNTOUCHED], run=whole, last_layer=last_layer)[0]
-        return streams[0], logits[0] if logits else None
+        _, residual = self._watch([ids], [UNTOUCHED], run=whole, last_layer=last_layer)
+        return residual[0], logits[0] if logits else None
 
     def some_weight(self, layer: int) -> Coordinate:
         """Return where the first weight is of this layer's MLP, or of the next one's that has one."""
-        places = [(each.layer < layer, each.layer, each.expert or 0, each) for each in self._projections.values()]
-        first = min(places, key=lambda place: place[:3])[3]
-        return Coordinate(first.layer, first.expert, 0, 0, first.tower)
+        return Coordinate.at(min(self._projections, key=lambda place: (place[1] < layer, place)), 0, 0)
 
     def likelihoods(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the negative log-likelihood of each target [n] after its state [n, hidden_size], in nats, [n] float32.
@@ -263,48 +252,44 @@ class Runner:
         prompts: Sequence[Sequence[int]],
         interventions: Sequence[Intervention],
         *,
-        record: Callable[[Passage], None] | None = None,
+        inside: bool = False,
         enough: Enough = lambda *_: False,
         last_layer: int | None = None,
         run: Callable[[torch.Tensor], object] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[int, NDArray[np.float32]]]:
+    ) -> tuple[Watched, NDArray[np.float32]]:
         """Run each prompt with its edits, all in one batch, through the model's body or through `run`.
 
-        Returns the residual stream after each block, [rows, layers, T, hidden_size], and before the first, and where
-        `record` gets what goes through the down projections, what each MLP of the first row adds.
+        Returns what was seen, of the MLPs only where one wants to see `inside`, and the residual stream after each
+        block, [rows, layers, T, hidden_size].
         """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-        watched = Watched(*ids.shape)
+        watched = Watched(ids.shape[0], ids.shape[1], self.hidden_size)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)
             return layer == last_layer or enough(seen, np.stack([watched.streams[n][0] for n in seen]))
 
-        values = self._values_of(interventions)
+        values, record = self._values_of(interventions), watched.on_passage if inside else None
         # What watches is hung up after what changes, and so sees what the model goes on with.
-        with intercepted(self.mlps, interventions, values, self._in_hand, ids.shape[1], record), ExitStack() as stack:
-            for number, (layer, mlp) in enumerate(self.mlps.items()):
-                if number == 0:
-                    handle = mlp.module.register_forward_pre_hook(watched.on_first, with_kwargs=True)
+        with intercepted(self.stack, interventions, values, self._in_hand, ids.shape[1], record), ExitStack() as stack:
+            for block in self.stack:
+                for handle in watched.hung_up(block, ends, inside=inside):
                     stack.callback(handle.remove)
-                if record is not None and mlp.whole is not None:
-                    stack.callback(mlp.whole.register_forward_hook(watched.on_mlp(layer)).remove)
-                stack.callback(mlp.module.register_forward_hook(watched.on_block(layer, ends)).remove)
             with suppress(EnoughError), self.running():
                 (run or self.blocks.body)(ids)
-        residual = np.stack([watched.streams[layer] for layer in self.mlps if layer in watched.streams], axis=1)
+        residual = np.stack([watched.streams[layer] for layer in self.layers if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
             cure = "its weights hold NaN or Inf, or its config.json is not theirs"
             cure = cure if self.dtype == "float32" else "run in float32 (--dtype)"
             raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
-        return residual, watched.entering[0], watched.outputs
+        return watched, residual
 
     @contextmanager
     def _once_for_all_alike(
         self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
     ) -> Iterator[None]:
         """Run rows of the same prompt once for all of them, up to the block where an edit first tells them apart."""
-        layers = {mlp.block: layer for layer, mlp in self.mlps.items()}
+        layers = {block.name: block.layers[0] for block in self.stack}  # where an edit in a block begins to act
         numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
         of_row = [numbers[tuple(prompt)] for prompt in prompts]
         whole = self.blocks.rows.kind
@@ -327,7 +312,7 @@ class Runner:
         unknown = sorted(edited - self._values.keys(), key=lambda c: c.sort_key)
         values = read_weights(self.checkpoint, list(self._projections.values()), unknown)
         if self.blocks.change is not None:
-            values = {c: self._as_loaded(self._projections[c.layer, c.expert])[c.row, c.col].item() for c in unknown}
+            values = {c: self._as_loaded(self._projections[c.place])[c.row, c.col].item() for c in unknown}
         for coordinate, value in values.items():
             self._values[coordinate] = float(torch.tensor(value, dtype=torch.float64).to(self.blocks.dtype))
         return {coordinate: self._values[coordinate] for coordinate in edited}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.base.records import Place
+
 Stream = NDArray[np.float32]
 """The residual stream after each block, [layers, T, hidden_size]."""
 
@@ -16,13 +18,21 @@ Stream = NDArray[np.float32]
 class Entry:
     """What went into one down projection: for n tokens their positions, its inputs, and the router's weights.
 
-    `expert` is null where it is not one of several; the router's weights are then 1.
+    `place` is where the down projection is: of one that several layers share, in the first of them. The router's
+    weights are 1 where it is not one of several experts. `part` is the number of the MLP that it is a part of, among
+    those of the block.
     """
 
-    expert: int | None
+    place: Place
     positions: NDArray[np.int64]  # [n]
     inputs: NDArray[np.float32]  # [n, intermediate_size]
     routed: NDArray[np.float32]  # [n]
+    part: int = 0
+
+    @property
+    def expert(self) -> int | None:
+        """The expert, null where it is not one of several."""
+        return None if self.place[3] < 0 else self.place[3]
 
 
 @dataclass(frozen=True)
@@ -30,21 +40,30 @@ class Trace:
     """What one prompt did, in float32; each array's layers are those of `layers`, in their order.
 
     T is the number of tokens. `entering` and `residual` are the residual stream before the first block and after
-    each; `outputs` what each MLP adds.
+    each; `outputs` what each MLP of a block gives, and `added` what becomes of that before they are summed up, where a
+    norm follows each of several apart (Gemma 4).
     """
 
     layers: tuple[int, ...]
     entering: NDArray[np.float32]  # [T, hidden_size]
     residual: NDArray[np.float32]  # [layers, T, hidden_size]
     entries: Mapping[int, tuple[Entry, ...]]
-    outputs: Mapping[int, NDArray[np.float32]]  # layer that has an MLP -> [T, hidden_size]
-    tower: str | None = None  # of a model with several
+    outputs: Mapping[int, NDArray[np.float32]]  # layer that has an MLP -> [MLPs, T, hidden_size]
+    added: Mapping[int, NDArray[np.float32]]  # the same
 
-    def at(self, layer: int, position: int) -> Iterator[tuple[int | None, NDArray[np.float64]]]:
-        """Yield each expert that had this position (null where there is one MLP) with what went in, [inner width].
+    def at(self, layer: int, position: int) -> Iterator[tuple[Place, NDArray[np.float64], NDArray[np.float64]]]:
+        """Yield of each down projection that had this position what went in, [inner width], and the whole at each row.
 
-        The router's weight is multiplied in, so that W[row] times it is what the MLP adds.
+        W[row] times the first, over the whole there, is the part that each column has in what the block's MLPs add.
+        The router's weight is multiplied in. The whole, [hidden_size], is what the MLP gives, times what all MLPs of
+        the block add over what this one does: a norm that follows it scales all its terms alike. Infinite where
+        nothing is added.
         """
+        added = self.added[layer][:, position].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wholes = self.outputs[layer][:, position] * (added.sum(axis=0) / added)
+        wholes[~np.isfinite(wholes) | (wholes == 0)] = np.inf
         for entry in self.entries[layer]:
             for index in np.flatnonzero(entry.positions == position):
-                yield entry.expert, entry.inputs[index].astype(np.float64) * float(entry.routed[index])
+                entered = entry.inputs[index].astype(np.float64) * float(entry.routed[index])
+                yield entry.place, entered, wholes[entry.part]

@@ -119,7 +119,7 @@ class StoredWeights:
         plain = [name for name in names if name not in self._decoded]
         dtypes = {name: self.dtype(name) for name in plain}
         found = {
-            name: torch.frombuffer(data, dtype=dtypes[name]).reshape(self.shape(name))
+            name: (torch.frombuffer(data, dtype=dtypes[name]) if data else torch.empty(0)).reshape(self.shape(name))
             for name, data in self.checkpoint.read_tensors(plain).items()
         }
         return found | {name: self._decode(self._decoded[name]) for name in names if name in self._decoded}

@@ -64,7 +64,7 @@ class OutlierFeature:
 class Write:
     """A block that changes a super activation's channel, at its position, by a multiple of the median.
 
-    `change` is signed; `largest_share` the largest part that one weight has in the down projection's output there.
+    `change` is signed; `largest_share` the largest part that one weight has in what the MLPs add there.
     """
 
     layer: int
@@ -81,7 +81,7 @@ class SuperWeight:
     `status` is "confirmed", "coincident", "late" or "rejected", and `reason` one of REASONS, why it is not confirmed;
     `effect` is "critical" or "inert", null where no loss was measured; `static_rank` is its rank by magnitude among
     the weights of all down projections of its tower. `change` is the largest change of a super activation that it is
-    behind, null where it is behind none, `share` its part of what the MLP adds at that position and row;
+    behind, null where it is behind none, `share` its part of what the block's MLPs add at that position and row;
     `activation_collapse` the part of the super activation's magnitude that zeroing takes away. `round` is 1 where it
     shows in the untouched model, else more: it was masked until those of the earlier rounds were zeroed. Of the losses
     with a control weight zeroed `control_loss_max` is the worst, the other two the worst of those of nearest magnitude

@@ -139,7 +139,7 @@ def test_an_edit_is_of_the_weight_as_the_model_has_it(tmp_path, name, coordinate
     expected = edited(plain, [coordinate], lambda: plain_stream(plain, PROMPT_IDS))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     row = plain.downs[coordinate.layer, coordinate.expert][ROW].detach()
-    np.testing.assert_array_equal(model.weight_row(coordinate.layer, coordinate.expert, ROW), row)
+    np.testing.assert_array_equal(model.weight_row(coordinate.place, ROW), row)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class ChannelEdit:
 
 
 @contextmanager
-def with_channels(mlps, interventions, values, rows, tokens, record=None):
+def with_channels(blocks, interventions, values, rows, tokens, record=None):
     """Stands for an interception that also does the edit above: it is given what that one is given."""
 
     def is_channel(edit):
@@ -182,10 +182,11 @@ def with_channels(mlps, interventions, values, rows, tokens, record=None):
         return rows().index(row) if row in rows() else None
 
     others = [Intervention(tuple(e for e in each.edits if not is_channel(e))) for each in interventions]
-    with intercepted(mlps, others, values, rows, tokens, record), ExitStack() as stack:
+    with intercepted(blocks, others, values, rows, tokens, record), ExitStack() as stack:
         for row, intervention in enumerate(interventions):
             for edit in filter(is_channel, intervention.edits):
-                module = mlps[edit.layer].module if edit.of_stream else mlps[edit.layer].whole
+                block = blocks[edit.layer]
+                module = block.module if edit.of_stream else block.mlps[0].whole
                 index = (lambda row=row: row) if edit.of_stream else (lambda row=row: in_hand(row))
                 stack.callback(module.register_forward_hook(edit.hook(tokens, index)).remove)
         yield
@@ -218,7 +219,7 @@ def test_another_kind_of_edit_needs_only_its_record_and_its_doing(pair, monkeypa
     np.testing.assert_array_equal(found[2][0, 1, 7], -30.0)
     trace = model.runner.trace(PROMPT_IDS, interventions[3])
     np.testing.assert_allclose(trace.residual, found[3], rtol=0, atol=1e-4 * np.abs(found[3]).max())
-    np.testing.assert_array_equal(trace.outputs[1][[0, 2], 7], 30.0)
+    np.testing.assert_array_equal(trace.outputs[1][0, [0, 2], 7], 30.0)
 
 
 def test_each_kind_of_edit_says_what_it_changes():

@@ -65,7 +65,7 @@ def test_trace_of_a_down_projection_is_its_input_and_output(planted):
         (entry,) = trace.entries[layer]
         assert (entry.expert, entry.positions.tolist()) == (None, list(range(len(ids))))
         np.testing.assert_allclose(entry.inputs, seen[layer][0], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(trace.outputs[layer], seen[layer][1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trace.outputs[layer][0], seen[layer][1], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(entry.routed, 1)
 
 
@@ -75,7 +75,7 @@ def test_what_is_recorded_is_what_the_model_goes_on_with(planted):
     trace = analyzed.trace(ids, [PLANTED])
     (stream,) = analyzed.streams([ids], [[PLANTED]])
     np.testing.assert_array_equal(trace.residual, stream)
-    before, after = (analyzed.trace(ids, zeroed).outputs[LAYER][0, ROW] for zeroed in ((), [PLANTED]))
+    before, after = (analyzed.trace(ids, zeroed).outputs[LAYER][0, 0, ROW] for zeroed in ((), [PLANTED]))
     assert before > 100 * abs(after)
 
 
@@ -89,7 +89,7 @@ def test_a_falcons_output_is_without_its_attention(tmp_path):
     expected = streams(plain.model, plain.blocks, ids)
     trace = hooked(tmp_path).trace(ids)
     for layer, stream in enumerate(expected):
-        np.testing.assert_allclose(trace.outputs[layer], seen[layer].detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trace.outputs[layer][0], seen[layer].detach(), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(trace.residual[layer], stream[0], rtol=1e-4, atol=1e-5)
 
 
@@ -116,8 +116,8 @@ def test_a_pass_ends_where_it_is_enough(planted):
 def test_weights_are_read_as_they_are(planted):
     model, analyzed = planted
     down = model.model.layers[2].mlp.down_proj.weight.detach()
-    np.testing.assert_array_equal(analyzed.weight_row(2, None, 7), down[7])
-    assert analyzed.weight_row(LAYER, None, ROW)[COL] == VALUE
+    np.testing.assert_array_equal(analyzed.weight_row(Coordinate(2, None, 7, 0).place, 7), down[7])
+    assert analyzed.weight_row(PLANTED.place, ROW)[COL] == VALUE
 
 
 def test_overflow_in_float16_is_reported(tmp_path):

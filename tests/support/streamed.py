@@ -19,7 +19,7 @@ WINDOWS = [list(range(1, 17)), [4, 4, 9, 2, 16, 1, 3], [7, 1, 2, 3, 16, 16, 5]]
 
 
 def blocks_of(model):
-    return [model.blocks.model.get_submodule(mlp.block) for mlp in model.mlps.values()]
+    return [block.module for block in model.stack]
 
 
 def run(model, ids):

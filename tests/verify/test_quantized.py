@@ -148,7 +148,7 @@ def test_what_is_zeroed_is_the_value_that_the_stored_weight_stands_for(tmp_path)
     zeroed = []
     for folder in pair(tmp_path, "awq"):
         runner, tokens = open_runnable(FolderSource(folder)).build()
-        place = Coordinate(2, None, 7, int(np.abs(runner.weight_row(2, None, 7)).argmax()))
+        place = Coordinate(2, None, 7, int(np.abs(runner.weight_row(Coordinate(2, None, 7, 0).place, 7)).argmax()))
         zeroed.append(losses(runner, tokens.windows(TEXT), [UNTOUCHED, zeroing([place])]))
     assert zeroed[0] == pytest.approx(zeroed[1], rel=1e-6)
     assert abs(zeroed[0][1] - zeroed[0][0]) > 1e-4

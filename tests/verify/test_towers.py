@@ -13,7 +13,7 @@ from models import PLANTED, PROMPT_IDS, TEXT, arguments, plant, random_llama, sa
 from analyzer.analyze.analyzing import analyze_model
 from analyzer.analyze.running import open_runnable
 from analyzer.analyze.verifying import verify_model
-from analyzer.base.errors import ArchitectureError, ForwardError
+from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import plain
 from analyzer.catalog.documents import problems
 from analyzer.catalog.files import read_documents, save_entry
@@ -157,19 +157,6 @@ def test_experts_that_write_a_latent_run_and_are_said_not_to_be_followed(tmp_pat
     assert note.startswith("the experts of layers 3 write a latent that is turned before the residual stream")
     assert [each.layer for each in done.verified.layers] == [1, 5]
     assert {each.layer for each in done.scanned.tensors} == {1, 3, 5}
-
-
-def test_an_mlp_apart_from_its_experts_is_refused_since_neither_is_all_that_they_add(tmp_path):
-    torch.manual_seed(0)
-    config = transformers.GraniteMoeHybridConfig(
-        vocab_size=19, hidden_size=64, intermediate_size=48, shared_intermediate_size=96, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
-        layers_block_type=["attention"] * 4, max_position_embeddings=64,
-    )  # fmt: skip
-    transformers.GraniteMoeHybridForCausalLM(config).eval().save_pretrained(tmp_path)
-    save_tokenizer(tmp_path)
-    with pytest.raises(ForwardError, match="has an MLP apart from its experts in a block"):
-        verify_model(FolderSource(tmp_path), settings())
 
 
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])

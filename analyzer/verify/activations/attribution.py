@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.activations.detection import medians
 from analyzer.verify.records import SuperActivation, Write
@@ -54,14 +54,14 @@ def find_writes(
 def attribute(
     write: tuple[int, int, int, float],
     trace: Trace,
-    weight_row: Callable[[int, int | None, int], NDArray[np.float64]],
+    weight_row: Callable[[Place, int], NDArray[np.float64]],
     thresholds: Thresholds,
 ) -> tuple[Write, list[Attribution]]:
     """Return a write and the weights with a share of at least the threshold in it, largest share first.
 
-    What the MLP adds at (position, row) is the sum over c of W[row, c] * input[position, c] plus a bias, and over the
-    experts that had the position: an exact decomposition, also where a norm follows that scales all channels alike.
-    `weight_row` gives W[row] of a (layer, expert, row), [intermediate_size].
+    What the MLPs add at (position, row) is the sum over c of W[row, c] * input[position, c] plus a bias, over the
+    experts that had the position and all MLPs of the block: an exact decomposition, also where a norm follows that
+    scales all channels alike. `weight_row` gives W[row] of the down projection at a place, [intermediate_size].
     """
     layer, position, channel, change = write
     found: list[Attribution] = []
@@ -69,15 +69,12 @@ def attribute(
     record = Write(layer, channel, position, change, 0.0)
     if layer not in trace.outputs:  # it has no MLP
         return record, found
-    total = float(trace.outputs[layer][position, channel])
-    for expert, entered in trace.at(layer, position):
-        row = weight_row(layer, expert, channel)
-        shares = row * entered / total if total else np.zeros_like(row)
+    for place, entered, whole in trace.at(layer, position):
+        row = weight_row(place, channel)
+        shares = row * entered / whole[channel]
         largest = max(largest, float(shares.max()))
         found += [
-            Attribution(
-                Coordinate(layer, expert, channel, int(col), trace.tower), float(row[col]), float(shares[col]), record
-            )
+            Attribution(Coordinate.at(place, channel, int(col)), float(row[col]), float(shares[col]), record)
             for col in np.flatnonzero(shares >= thresholds.share)
         ]
     record = replace(record, largest_share=largest)

@@ -69,8 +69,8 @@ def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
     """Return the entries of largest magnitude, over all positions, of each layer's input, output and residual."""
 
     def largest(array: NDArray[np.float32]) -> tuple[float, int]:
-        position, channel = np.unravel_index(np.argmax(np.abs(array)), array.shape)
-        return float(array[position, channel]), int(channel)
+        place = np.unravel_index(np.argmax(np.abs(array)), array.shape)
+        return float(array[place]), int(place[-1])
 
     def largest_input(layer: int) -> tuple[float, int]:
         return max((largest(entry.inputs) for entry in trace.entries[layer]), key=lambda found: abs(found[0]))

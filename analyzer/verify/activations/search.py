@@ -185,7 +185,7 @@ def super_weight(
 def static_candidates(
     trace: Trace, activations: Sequence[SuperActivation], outliers: Sequence[Outlier], found: Collection[Coordinate]
 ) -> list[SuperWeight]:
-    """Return the static outliers that are behind no write, with their part of what the MLP adds on their channel."""
+    """Return the static outliers that are behind no write, with their part of what the MLPs add on their channel."""
     candidates = {outlier.coordinate: outlier.value for outlier in outliers if outlier.coordinate not in found}
     return [
         behind_nothing(trace, activations, coordinate, value)
@@ -197,18 +197,18 @@ def static_candidates(
 def behind_nothing(
     trace: Trace, activations: Sequence[SuperActivation], coordinate: Coordinate, value: float
 ) -> SuperWeight:
-    """Return a weight that is behind no write, with its part of what its MLP adds on its channel.
+    """Return a weight that is behind no write, with its part of what the MLPs of its block add on its channel.
 
     That is at the largest super activation on the channel while it lasts, else at the position where it is largest.
     """
-    layer = coordinate.layer
-    here = [a for a in activations if a.channel == coordinate.row and a.layer <= layer <= a.last_layer]
-    along = trace.outputs[layer][:, coordinate.row]
-    position = here[0].position if here else int(np.argmax(np.abs(along)))
-    total = float(along[position])
-    entered = dict(trace.at(layer, position)).get(coordinate.expert)
-    term = 0.0 if entered is None else value * float(entered[coordinate.col])
+    layer, share = coordinate.layer, 0.0
+    part = next((entry.part for entry in trace.entries[layer] if entry.place == coordinate.place), None)
+    if part is not None:  # else it is of an expert that had no position
+        here = [a for a in activations if a.channel == coordinate.row and a.layer <= layer <= a.last_layer]
+        along = np.abs(trace.outputs[layer][part, :, coordinate.row])
+        position = here[0].position if here else int(np.argmax(along))
+        for place, entered, whole in trace.at(layer, position):
+            if place == coordinate.place:
+                share = value * float(entered[coordinate.col] / whole[coordinate.row])
     on_channel = any(a.channel == coordinate.row for a in activations)
-    return super_weight(
-        coordinate, value, term / total if total else 0.0, "rejected", "share" if on_channel else "channel"
-    )
+    return super_weight(coordinate, value, share, "rejected", "share" if on_channel else "channel")

@@ -38,7 +38,7 @@ def test_the_first_block_writes_over_what_enters():
 
 def rows_of(**rows):
     """Return what gives W[row]; each row is named by its expert and number."""
-    return lambda layer, expert, row: np.array(rows[f"e{expert}_r{row}" if expert is not None else f"r{row}"], float)
+    return lambda place, row: np.array(rows[f"e{place[3]}_r{row}" if place[3] >= 0 else f"r{row}"], float)
 
 
 def test_shares_are_terms_over_the_output_with_its_bias():
@@ -54,8 +54,8 @@ def test_shares_are_terms_over_the_output_with_its_bias():
 
 
 def test_a_spread_write_is_no_single_weights_doing():
-    trace = trace_of([entry(np.ones(10))], np.full((1, 3), 10), layer=0)
-    write, behind = attribute((0, 0, 0, 1.0), trace, rows_of(r0=np.ones(10)), THRESHOLDS)
+    trace = trace_of([entry(np.ones(10))], np.full((1, 3), 10))
+    write, behind = attribute((5, 0, 0, 1.0), trace, rows_of(r0=np.ones(10)), THRESHOLDS)
     assert behind == []
     assert write.largest_share == 0.1
 
@@ -118,3 +118,18 @@ def test_collapse_before_the_weights_layer_does_not_count():
 
 def test_an_activation_that_grows_has_a_negative_collapse():
     assert collapse_of([1, 1, 1, 1, 1, 20000, 20000, 20000], Coordinate(6, None, 4, 0)) == pytest.approx(-1.5)
+
+
+def test_of_several_mlps_shares_are_of_what_all_add_also_where_a_norm_follows_each():
+    entries = [entry([10.0, 1.0]), entry([5.0, 4.0], expert=2, part=1)]
+    # The first gives 20 + 1, and its norm makes 42 of it; the second gives 10 + 8, and its norm makes 18 of it.
+    trace = trace_of(entries, [[[0.0, 21.0]], [[0.0, 18.0]]], added=[[[0.0, 42.0]], [[0.0, 18.0]]])
+    rows = rows_of(r1=[2.0, 1.0], e2_r1=[2.0, 2.0])
+    write, behind = attribute((5, 0, 1, 60.0), trace, rows, Thresholds(share=0.15))
+    assert [(a.coordinate, a.share) for a in behind] == [
+        (Coordinate(5, None, 1, 0), pytest.approx(40 / 60)),
+        (Coordinate(5, 2, 1, 0), pytest.approx(10 / 60)),
+    ]
+    assert write.largest_share == pytest.approx(40 / 60)
+    cancelled = trace_of(entries, [[[0.0, 21.0]], [[0.0, 18.0]]], added=[[[0.0, 18.0]], [[0.0, -18.0]]])
+    assert attribute((5, 0, 1, 60.0), cancelled, rows, THRESHOLDS)[1] == []
