@@ -51,8 +51,12 @@ def plain_loss(model, window):
 
 
 def places_of(name):
-    layer = 0 if name == "albert" else LAYER
+    layer = first_of(name)
     return [coordinate(name, layer, place, ROW, COL) for place in inside(name, build(name), layer)]
+
+
+def first_of(name):
+    return 0 if name == "albert" else LAYER
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -123,32 +127,43 @@ def test_weights_that_several_layers_share_are_attributed_at_each_use(pair):
     assert runner.stack[0].layers == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "albert"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_planted_weight_of_each_writer_is_found(tmp_path, name):
-    """Of experts, one that the first token is sent to."""
+    """Of experts, one that the first token is sent to; a weight that several layers share writes at each of them."""
+    layer = first_of(name)
     for place in reached(name):
         model = build(name)
-        plant(model, name, LAYER, place, ROW, COL)
+        plant(model, name, layer, place, ROW, COL)
         result = verify_folder(save(model, tmp_path / str(place)))
-        weight = found_at(result, coordinate(name, LAYER, place, ROW, COL))
+        weight = found_at(result, coordinate(name, layer, place, ROW, COL))
         assert (weight.status, weight.share > 0.9, weight.round) == ("confirmed", True, 1)
         stream = np.abs(plain_stream(name, model))
         (activation,) = [a for a in result.super_activations if (a.channel, a.position) == (ROW, 0)]
         assert abs(activation.value) == pytest.approx(stream[:, 0, ROW].max(), rel=1e-4)
-        assert (activation.layer, activation.last_layer) == (LAYER, 4)
+        assert (activation.layer, activation.last_layer) == (layer, 4)
+        writes = [w.layer for w in result.writes if (w.channel, w.position) == (ROW, 0) and w.largest_share > 0.9]
+        assert writes == ([0, 1, 2, 3, 4] if name == "albert" else [layer])
 
 
 def reached(name):
     """Return the linear maps of a block, and of each of its sets of experts the first that has the first token."""
     model = build(name)
     seen, places = set(), []
-    for place, inner in inside(name, model, LAYER).items():
+    for place, inner in inside(name, model, first_of(name)).items():
         routing = arguments(model, inner.module, PROMPT_IDS)[1:]
         chosen = routing[0][0].tolist() if len(routing) == 2 else [place[1]]
         if inner.module not in seen and place[1] in chosen:
             seen.add(inner.module)
             places.append(place)
     return places
+
+
+def test_a_block_that_runs_many_times_is_loaded_again_each_time_where_it_is_dropped(tmp_path):
+    model = build("albert")
+    folder = save(model, tmp_path)
+    runner, _ = open_runnable(FolderSource(folder)).build(keep_bytes=0)
+    (found,) = runner.streams([PROMPT_IDS], [UNTOUCHED])
+    np.testing.assert_allclose(found, plain_stream("albert", model), rtol=0, atol=1e-5)
 
 
 def test_blocks_that_differ_and_share_an_mlp_are_refused():

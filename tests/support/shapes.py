@@ -160,6 +160,7 @@ SHAPES = {
         {**TEXT, "embedding_size": 32},
         "albert.encoder.albert_layer_groups",
         lambda group: {(None, None): dense(group.albert_layers[0], "ffn_output", ("ffn",))},
+        lambda group, _: (group.albert_layers[0].full_layer_layer_norm.weight,),
     ),
 }  # fmt: skip
 
@@ -193,6 +194,10 @@ def plant(model, name, layer, place, row, col, ratio=500.0):
         weights[col] = torch.linalg.pinv(entered)[:, 0] * 4  # 4 of the first token, 0 of the others
     inner.down[row] = 0
     inner.down[row, col] = 1
+    if name == "albert":  # whose blocks end in a norm: nothing but the planted weight is to write the channel
+        (block,) = blocks[0].albert_layers
+        block.ffn_output.bias[row] = block.full_layer_layer_norm.bias[row] = block.attention.LayerNorm.bias[row] = 0
+        block.attention.LayerNorm.weight[row] = 0
     for norm in shape.scales(blocks[layer], place):
         norm[row] = 1
         inner.down[row, col] = 30
