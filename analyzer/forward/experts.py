@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,9 +34,11 @@ def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record:
 class _ExpertsMode(TorchFunctionMode):
     """Finds, among what fused experts compute, the products with `down_proj`, and which tokens they are for.
 
-    Experts gather their tokens by torch.where on a mask, as (place among the chosen experts, token); the product that
-    follows is in that order. Where all tokens go through all experts at once, in one batched product, the order is
-    that of the tokens, and the router's weights are in the input already.
+    Most gather the tokens of each expert by torch.where on a mask, as (place among the chosen experts, token); the
+    product that follows is in that order. Others gather all tokens at once, sorted by expert, by an index; each
+    expert's product is of a slice of these, and the router's weights multiply all of them after the last one (JetMoE).
+    Where all tokens go through all experts in one batched product, the order is that of the tokens, and the router's
+    weights are in the input already.
     """
 
     def __init__(
@@ -49,33 +52,75 @@ class _ExpertsMode(TorchFunctionMode):
         self._bytes = weight.numel() // experts * weight.element_size()  # of one of them
         self._routing = next((a for a in arguments[2:] if isinstance(a, torch.Tensor) and a.ndim == 2), None)
         self._gathered: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._sorted: torch.Tensor | None = None
+        self._waiting: list[tuple[int, Passage]] = []  # for the router's weights, each from a place among the sorted
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name == "where" and len(args) == 1:
             self._gathered = result
-        if name not in PRODUCTS or len(args) < 2 or not isinstance(args[1], torch.Tensor):
-            return result
-        weight = args[1]
-        if weight.untyped_storage().data_ptr() != self._storage:
+        if name == "__getitem__" and isinstance(args[1], torch.Tensor) and args[0].ndim == 2 and args[1].ndim == 1:
+            self._sorted = args[1]
+        if len(args) < 2 or not isinstance(args[1], torch.Tensor):
             return result
         with torch._C.DisableTorchFunction():
-            if weight.ndim == 3:  # [experts, tokens, channels]
-                which = torch.arange(result.shape[1], device=result.device)
-                return torch.stack([self._pass(e, which, None, args[0][e], result[e]) for e in range(result.shape[0])])
-            if self._gathered is None or self._gathered[1].shape[0] != result.shape[0]:
-                raise RuntimeError("the experts gather their tokens in a way that this version does not know")
+            if name == "mul" and self._waiting and self._sorted is not None and args[1].shape == (len(self._sorted), 1):
+                self._weigh(args[1][:, 0])
+            if name not in PRODUCTS or args[1].untyped_storage().data_ptr() != self._storage:
+                return result
+            return self._product(args[0], args[1], result)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._waiting and error[0] is None:
+            raise _unknown()
+
+    def _product(self, entered: torch.Tensor, weight: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        if weight.ndim == 3:  # [experts, tokens, channels]
+            which = torch.arange(left.shape[1], device=left.device)
+            return torch.stack([self._pass(e, which, entered[e], left[e]) for e in range(left.shape[0])])
+        expert = (weight.data_ptr() - self._start) // self._bytes
+        if self._gathered is not None and self._gathered[1].shape[0] == left.shape[0]:
             place, which = self._gathered
-            return self._pass((weight.data_ptr() - self._start) // self._bytes, which, place, args[0], result)
+            return self._pass(
+                expert, which, entered, left, None if self._routing is None else self._routing[which, place]
+            )
+        if self._sorted is None or self._gathered is not None or not entered.is_contiguous():
+            raise _unknown()
+        start = entered.storage_offset() // entered.shape[1]
+        which = self._sorted[start : start + left.shape[0]]
+        if which.shape[0] != left.shape[0]:
+            raise _unknown()
+        return self._pass(expert, which, entered, left, start=start)
 
     def _pass(
-        self, expert: int, which: torch.Tensor, place: torch.Tensor | None, entered: torch.Tensor, left: torch.Tensor
+        self,
+        expert: int,
+        which: torch.Tensor,
+        entered: torch.Tensor,
+        left: torch.Tensor,
+        routed: torch.Tensor | None = None,
+        *,
+        start: int | None = None,
     ) -> torch.Tensor:
         left = self._change(self._places[expert], which, entered, left)
-        if self._record is not None:
-            routed = torch.ones(left.shape[0], device=left.device)
-            if place is not None and self._routing is not None:
-                routed = self._routing[which, place].float()
-            self._record(Passage(self._places[expert], which, entered, routed))
+        if self._record is not None and left.shape[0]:
+            routed = torch.ones(left.shape[0], device=left.device) if routed is None else routed.float()
+            passage = Passage(self._places[expert], which, entered, routed)
+            if start is None:
+                self._record(passage)
+            else:
+                self._waiting.append((start, passage))
         return left
+
+    def _weigh(self, weights: torch.Tensor) -> None:
+        """Record what waits for these weights of the router, one for each of the sorted tokens."""
+        assert self._record is not None  # else nothing waits
+        for start, passage in self._waiting:
+            self._record(replace(passage, routed=weights[start : start + passage.tokens.shape[0]].float()))
+        self._waiting.clear()
+
+
+def _unknown() -> RuntimeError:
+    return RuntimeError("the experts gather their tokens in a way that this version does not know")

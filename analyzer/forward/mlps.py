@@ -86,7 +86,7 @@ def find_blocks(
         if first.expert is None:
             writers.setdefault(block, {})[holder] = Writer(modules[holder], places)
             continue
-        if parameters[target].ndim == 2:  # experts below each other, each multiplied by a module that is called for it
+        if parameters[target].ndim == 2 or last == "weight":  # of a module that is handed the experts' tokens
             holder, _, inner = holder.rpartition(".")
             last = f"{inner}.{last}"
         elif parameters[target].ndim != 3:

@@ -77,6 +77,11 @@ def of_dbrx(block):
     }
 
 
+def of_jetmoe(block):
+    weights = block.mlp.input_linear.weight.data, block.mlp.output_linear.weight.data
+    return {(None, n): Inner(weights[1][n], tuple(weights[0][n].chunk(2)), block.mlp) for n in range(4)}
+
+
 def of_inkling(block):
     found = every(block.mlp.experts, 0)
     shared = block.mlp.shared_experts
@@ -131,6 +136,12 @@ SHAPES = {
         | {"ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": INNER, "moe_num_experts": 4, "moe_top_k": 2}},
         "transformer.blocks",
         of_dbrx,
+    ),
+    "jetmoe": Shape(
+        "JetMoeForCausalLM",
+        {**TEXT, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "model.layers",
+        of_jetmoe,
     ),
     "inkling_text": Shape(
         "InklingForCausalLM",
