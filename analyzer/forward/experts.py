@@ -107,7 +107,7 @@ class _ExpertsMode(TorchFunctionMode):
         left = self._change(self._places[expert], which, entered, left)
         if self._record is not None and left.shape[0]:
             routed = torch.ones(left.shape[0], device=left.device) if routed is None else routed.float()
-            passage = Passage(self._places[expert], which, entered, routed)
+            passage = Passage(self._places[expert], which, entered, left, routed)
             if start is None:
                 self._record(passage)
             else:

@@ -22,7 +22,7 @@ from analyzer.base.records import Coordinate, Place
 from analyzer.forward.edits import Intervention, WeightEdit
 from analyzer.forward.experts import watched_experts
 from analyzer.forward.mlps import Block, Passage, Record
-from analyzer.forward.trace import Entry
+from analyzer.forward.trace import Entry, factors_of
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Reco
         which = torch.arange(left.shape[0], device=left.device)
         left = change(place, which, entered, left)
         if record is not None:
-            record(Passage(place, which, entered, torch.ones(left.shape[0], device=left.device)))
+            record(Passage(place, which, entered, left, torch.ones(left.shape[0], device=left.device)))
         return left.reshape(output.shape)
 
     return hook
@@ -117,8 +117,10 @@ class Watched:
         """What becomes of it in the norm that follows each of several apart."""
         self._rows, self._tokens, self._width = rows, tokens, width
         self._layer = -1  # of the block that runs
-        self._parts: dict[Place, int] = {}
+        self._parts: dict[Place, tuple[int, int]] = {}  # the MLP's number in its block, the writer's in its MLP
         self._given: dict[int, torch.Tensor] = {}  # by the running block's MLPs
+        self._normed: list[tuple[torch.Tensor, torch.Tensor]] = []  # what modules inside of mixtures took, and gave
+        self._products: dict[tuple[int, int, int], NDArray[np.float32]] = {}  # by layer, MLP and writer
 
     def hung_up(self, block: Block, ends: Callable[[int], bool], *, inside: bool) -> Iterator[RemovableHandle]:
         """Hang up the hooks of a block, those of its MLPs only where one wants to see `inside`."""
@@ -131,6 +133,7 @@ class Watched:
             self.outputs[self._layer] = [np.zeros((self._tokens, self._width), np.float32)] * len(block.mlps)
             self.added[self._layer] = list(self.outputs[self._layer])
             self._given.clear()
+            self._normed.clear()
             if not self.entering:
                 self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
 
@@ -141,7 +144,12 @@ class Watched:
 
         yield block.module.register_forward_pre_hook(before, with_kwargs=True)
         for number, mlp in enumerate(block.mlps if inside else ()):
-            self._parts |= {place: number for writer in mlp.writers for place in writer.places}
+            for index, writer in enumerate(mlp.writers):
+                self._parts |= dict.fromkeys(writer.places, (number, index))
+            held = {module for writer in mlp.writers for module in (writer.module, *writer.module.modules())}
+            for child in mlp.whole.children():
+                if not held & set(child.modules()):
+                    yield child.register_forward_hook(self._on_inner)
             yield mlp.whole.register_forward_hook(self._on_mlp(number))
         for child in block.module.children() if inside and len(block.mlps) > 1 else ():
             yield child.register_forward_hook(self._on_child)
@@ -150,15 +158,36 @@ class Watched:
     def on_passage(self, passage: Passage) -> None:
         """Keep what went through a down projection."""
         place, tokens = passage.place, passage.tokens.cpu().numpy()
-        entry = Entry(place, tokens, numpy_of(passage.entered), numpy_of(passage.routed), self._parts[place])
+        part, writer = self._parts[place]
+        entry = Entry(place, tokens, numpy_of(passage.entered), numpy_of(passage.routed), part)
         self.entries.setdefault(self._layer, []).append(entry)
+        product = np.zeros((self._tokens, self._width), np.float32)
+        here = tokens < self._tokens
+        np.add.at(product, tokens[here], (numpy_of(passage.left) * entry.routed[:, None])[here])
+        key = self._layer, part, writer
+        self._products[key] = self._products.get(key, 0) + product
+
+    def weighed(self, layer: int) -> tuple[Entry, ...]:
+        """Return the entries of a layer, the router's weights times what its mixture multiplies its experts by."""
+        factors: dict[tuple[int, int], float] = {}
+        for part, output in enumerate(self.outputs[layer]):
+            writers = sorted(key[2] for key in self._products if key[:2] == (layer, part))
+            found = factors_of(output, [self._products[layer, part, writer] for writer in writers])
+            factors |= {(part, writer): factor for writer, factor in zip(writers, found, strict=True)}
+        of_entry = [factors[self._parts[entry.place]] for entry in self.entries[layer]]
+        return tuple(
+            entry if factor == 1 else replace(entry, routed=entry.routed * np.float32(factor))
+            for entry, factor in zip(self.entries[layer], of_entry, strict=True)
+        )
 
     def _on_mlp(self, number: int) -> Callable[..., None]:
         """Return the hook of an MLP, which keeps what it adds. Raises ForwardError where that is not of each token."""
 
         def hook(_module: object, _args: object, output: Any) -> None:
             left = _first(output)
-            left = left.reshape(-1, left.shape[-1])
+            for taken, given in self._normed:  # the norm that a mixture ends with scales all terms alike
+                left = taken if given.data_ptr() == left.data_ptr() else left
+            left = left.reshape(-1, self._width)
             if left.shape[0] != self._rows * self._tokens and self._rows == 1:
                 left = left[: self._tokens]  # what is padded to a window
             if left.shape[0] != self._rows * self._tokens:
@@ -167,6 +196,10 @@ class Watched:
             self.outputs[self._layer][number] = self.added[self._layer][number] = numpy_of(left)
 
         return hook
+
+    def _on_inner(self, _module: object, args: Any, output: Any) -> None:
+        if args and isinstance(output, torch.Tensor) and getattr(args[0], "shape", None) == output.shape:
+            self._normed.append((args[0], output))
 
     def _on_child(self, _module: object, args: Any, output: Any) -> None:
         """Keep what a norm makes of what one of several MLPs gave: it has nothing else to work on."""

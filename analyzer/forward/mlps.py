@@ -54,6 +54,7 @@ class Passage:
     place: Place
     tokens: torch.Tensor  # [n]
     entered: torch.Tensor  # [n, intermediate_size]
+    left: torch.Tensor  # [n, hidden_size]
     routed: torch.Tensor  # [n]
 
 

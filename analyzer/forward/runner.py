@@ -146,7 +146,7 @@ class Runner:
         """
         watched, residual = self._watch([ids], [intervention], inside=True, enough=enough)
         layers = self.layers[: residual.shape[1]]
-        entries = {layer: tuple(watched.entries[layer]) for layer in layers if layer in watched.entries}
+        entries = {layer: watched.weighed(layer) for layer in layers if layer in watched.entries}
         outputs, added = (
             {layer: np.stack(by_layer[layer]) for layer in entries} for by_layer in (watched.outputs, watched.added)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from analyzer.base.records import Place
 
 Stream = NDArray[np.float32]
 """The residual stream after each block, [layers, T, hidden_size]."""
+
+
+ALIKE = 1e-2  # relative: more than the rounding of 16-bit floats
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,24 @@ class Trace:
             for index in np.flatnonzero(entry.positions == position):
                 entered = entry.inputs[index].astype(np.float64) * float(entry.routed[index])
                 yield entry.place, entered, wholes[entry.part]
+
+
+def factors_of(output: NDArray[np.float32], products: Sequence[NDArray[np.float32]]) -> list[float]:
+    """Return what a mixture multiplies the products of each of its writers by, all [T, hidden_size]: 1, as a rule.
+
+    Some multiply the sum of the experts, before they add what is shared (MiniMax-M3, Step-3.7). Found by least squares,
+    each channel over its largest value, less its mean over tokens, which takes biases away. Where the output is more
+    than such a sum, all are 1.
+    """
+    every = np.stack([output, *products]).astype(np.float64)
+    every -= every.mean(axis=1, keepdims=True)
+    every /= np.maximum(np.abs(every).max(axis=(0, 1)), np.finfo(np.float32).tiny)
+    wanted, *columns = every.reshape(len(every), -1)
+    found, *_ = np.linalg.lstsq(np.stack(columns, axis=1), wanted)
+    rest = wanted - found @ columns
+    if np.abs(rest).mean() > ALIKE * np.abs(wanted).mean():
+        return [1.0] * len(products)
+    return [
+        float(factor) if column.any() and abs(factor - 1) > ALIKE else 1.0
+        for factor, column in zip(found, columns, strict=True)
+    ]

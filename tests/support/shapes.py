@@ -52,6 +52,11 @@ def dense(module, down="down_proj", feeding=("gate_proj", "up_proj")):
     return Inner(module.get_submodule(down).weight.data, weights, module.get_submodule(feeding[0]))
 
 
+def joined(module, down="down_proj", both="gate_up_proj"):
+    feeding = module.get_submodule(both)
+    return Inner(module.get_submodule(down).weight.data, tuple(feeding.weight.data.chunk(2)), feeding)
+
+
 def fused(module, number, name="gate_up_proj", down="down_proj"):
     gate_up = module.get_parameter(name).data[number]
     return Inner(module.get_parameter(down).data[number], tuple(gate_up.chunk(2)), module)
@@ -62,10 +67,8 @@ def every(experts, mlp=None):
 
 
 def of_granite(block):
-    shared = block.shared_mlp
-    both = shared.input_linear.weight.data.chunk(2)
-    found = {(None, None): Inner(shared.output_linear.weight.data, tuple(both), shared.input_linear)}
-    return found | every(block.block_sparse_moe.experts)
+    shared = joined(block.shared_mlp, "output_linear", "input_linear")
+    return {(None, None): shared} | every(block.block_sparse_moe.experts)
 
 
 def of_dbrx(block):
@@ -75,6 +78,16 @@ def of_dbrx(block):
         (None, expert): Inner(parts[2][expert].T, (parts[0][expert], parts[1][expert]), block.ffn.experts)
         for expert in range(4)
     }
+
+
+def of_minimax(block):
+    return {(None, None): joined(block.mlp.shared_experts)} | every(block.mlp.experts)
+
+
+def of_axk1(block):
+    if not hasattr(block.mlp, "experts"):
+        return {(None, None): dense(block.mlp)}
+    return {(None, None): dense(block.mlp.shared_experts)} | every(block.mlp.experts)
 
 
 def of_jetmoe(block):
@@ -136,6 +149,24 @@ SHAPES = {
         | {"ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": INNER, "moe_num_experts": 4, "moe_top_k": 2}},
         "transformer.blocks",
         of_dbrx,
+    ),
+    "minimax_m3_vl_text": Shape(
+        "MiniMaxM3VLForCausalLM",
+        {**TEXT, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 80}
+        | {"routed_scaling_factor": 2.5, "layer_types": ["full_attention"] * LAYERS, "rotary_dim": 8}
+        | {"mlp_layer_types": ["sparse"] * LAYERS},
+        "model.layers",
+        of_minimax,
+    ),
+    "axk1": Shape(
+        "AXK1ForCausalLM",
+        {**TEXT, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2}
+        | {"moe_intermediate_size": ROUTED, "mlp_layer_types": ["dense", *["sparse"] * (LAYERS - 1)]}
+        | {"q_lora_rank": 24, "kv_lora_rank": 20}
+        | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_group": 1, "topk_group": 1},
+        "model.layers",
+        of_axk1,
+        lambda block, _: (block.mlp.post_mlp_layernorm.weight,),
     ),
     "jetmoe": Shape(
         "JetMoeForCausalLM",
