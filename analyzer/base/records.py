@@ -103,8 +103,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-OPTIONAL = frozenset({"tower", "mlp", "layers", "writes"})
-"""Fields of a place that are left out where they say nothing."""
+OPTIONAL = frozenset({"tower", "mlp", "layers", "writes", "streams"})
+"""Fields that are left out where they say nothing."""
 
 
 def _without_nulls(members: dict[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def _entry_faults(entry: Entry) -> Iterator[str]:
                 yield f"{field}: {coordinate} stands twice"
             seen.add(coordinate)
             yield from (f"{field}: {coordinate} {fault}" for fault in _too_large(record, limits))
-    limits = {"layer": entry["num_layers"], "last_layer": entry["num_layers"], "channel": entry["hidden_size"]}
+    channels = entry["hidden_size"] and entry["hidden_size"] * entry.get("streams", 1)
+    limits = {"layer": entry["num_layers"], "last_layer": entry["num_layers"], "channel": channels}
     for activation in entry["super_activations"]:
         yield from (f"super_activations: {fault}" for fault in _too_large(activation, limits))
 

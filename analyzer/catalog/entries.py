@@ -28,6 +28,7 @@ def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, A
         "num_layers": scan.num_layers,
         "hidden_size": scan.hidden_size,
         "intermediate_size": scan.intermediate_size,
+        **({} if result.streams is None else {"streams": result.streams}),
         "method": {"tool": "superweight-analyzer", "version": __version__, **method},
         "verdict": result.verdict,
         "unread": plain(scan.unread),

@@ -107,7 +107,8 @@ class EnoughError(Exception):
 class Watched:
     """What the hooks of one pass have seen, of so many rows of so many tokens; of the MLPs, those of the first row."""
 
-    def __init__(self, rows: int, tokens: int, width: int) -> None:
+    def __init__(self, rows: int, tokens: int, width: int, *, several: bool) -> None:
+        """`width` is how many channels MLPs write, and the stream has, or each stream where there may be `several`."""
         self.entering: list[NDArray[np.float32]] = []
         self.streams: dict[int, NDArray[np.float32]] = {}
         self.entries: dict[int, list[Entry]] = {}
@@ -115,7 +116,7 @@ class Watched:
         """What each MLP of a layer gives, nothing where it does not run."""
         self.added: dict[int, list[NDArray[np.float32]]] = {}
         """What becomes of it in the norm that follows each of several apart."""
-        self._rows, self._tokens, self._width = rows, tokens, width
+        self._rows, self._tokens, self._width, self._several = rows, tokens, width, several
         self._layer = -1  # of the block that runs
         self._parts: dict[Place, tuple[int, int]] = {}  # the MLP's number in its block, the writer's in its MLP
         self._given: dict[int, torch.Tensor] = {}  # by the running block's MLPs
@@ -211,14 +212,15 @@ class Watched:
     def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
         if hidden.ndim == 2 and self._rows == 1:
             hidden = hidden[None]
-        wanted = self._rows, max(self._tokens, hidden.shape[1] if hidden.ndim > 1 else 0), self._width
-        if hidden.shape != wanted:
+        whole = hidden.flatten(2) if hidden.ndim == 4 and hidden.shape[3] == self._width else hidden
+        fits = whole.ndim == 3 and whole.shape[0] == self._rows and whole.shape[1] >= self._tokens
+        if not fits or whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):
             raise ForwardError(
                 f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
                 f"where its MLPs write {self._width} channels, which is not followed yet: it can be scanned, but not "
                 "verified"
             )
-        return numpy_of(hidden[:, : self._tokens])  # some pad their inputs to a window
+        return numpy_of(whole[:, : self._tokens])  # some pad their inputs to a window
 
 
 def _first(output: Any) -> torch.Tensor:

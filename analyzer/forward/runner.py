@@ -263,7 +263,8 @@ class Runner:
         block, [rows, layers, T, hidden_size].
         """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-        watched = Watched(ids.shape[0], ids.shape[1], self.hidden_size)
+        several = getattr(self.blocks.model.config.get_text_config(), "hidden_size", None) == self.hidden_size
+        watched = Watched(ids.shape[0], ids.shape[1], self.hidden_size, several=several)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)

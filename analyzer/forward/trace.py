@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analyzer.base.records import Place
 
 Stream = NDArray[np.float32]
-"""The residual stream after each block, [layers, T, hidden_size]."""
+"""The residual stream after each block, [layers, T, hidden_size]; of several streams, all beside each other."""
 
 
 ALIKE = 1e-2  # relative: more than the rounding of 16-bit floats
@@ -53,6 +53,11 @@ class Trace:
     entries: Mapping[int, tuple[Entry, ...]]
     outputs: Mapping[int, NDArray[np.float32]]  # layer that has an MLP -> [MLPs, T, hidden_size]
     added: Mapping[int, NDArray[np.float32]]  # the same
+
+    @property
+    def width(self) -> int:
+        """How many channels an MLP writes; channel c of the streams is channel c % width of stream c // width."""
+        return next((int(each.shape[-1]) for each in self.outputs.values()), int(self.residual.shape[-1]))
 
     def at(self, layer: int, position: int) -> Iterator[tuple[Place, NDArray[np.float64], NDArray[np.float64]]]:
         """Yield of each down projection that had this position what went in, [inner width], and the whole at each row.

@@ -63,7 +63,8 @@ class Rows:
 
     def bytes_of_one(self, hidden: torch.Tensor) -> int:
         """Return about what a block needs for one row: its inner activations, and eager attention's weights twice."""
-        tokens, width = hidden.shape[-2:]
+        tokens = hidden.shape[-2] if hidden.ndim < 4 else hidden.shape[1]  # [rows, T, streams, width]
+        width = hidden.shape[-1] if hidden.ndim < 4 else hidden.shape[-2] * hidden.shape[-1]
         return int(tokens * (16 * width + 2 * self._heads * tokens) * 4)
 
 

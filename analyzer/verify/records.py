@@ -220,7 +220,8 @@ class VerifyResult:
 
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
-    that ran, of a model with several; `notes` say, a line each, where what ran is not all that the model does.
+    that ran, of a model with several; `notes` say, a line each, where what ran is not all that the model does;
+    `streams` is how many the residual stream is made of, null where it is one.
     """
 
     model: str
@@ -250,3 +251,4 @@ class VerifyResult:
     checkpoint_bytes: int
     tower: str | None = None
     notes: tuple[str, ...] = ()
+    streams: int | None = None

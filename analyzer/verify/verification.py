@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -80,7 +80,8 @@ def verify(
         commit=source.commit,
         model_type=runner.checkpoint.model_type,
         tower=runner.tower,
-        notes=runner.notes,
+        notes=(*runner.notes, *_streams_note(trace)),
+        streams=trace.residual.shape[-1] // trace.width if trace.residual.shape[-1] != trace.width else None,
         prompt=settings.prompt,
         tokens=tokens,
         dtype=runner.dtype,
@@ -103,6 +104,15 @@ def verify(
         bytes_read=runner.checkpoint.bytes_read,
         checkpoint_bytes=runner.checkpoint.total_bytes,
     )
+
+
+def _streams_note(trace: Trace) -> Iterator[str]:
+    if (channels := trace.residual.shape[-1]) != trace.width:
+        yield (
+            f"its residual stream is {channels // trace.width} streams of {trace.width} channels, into which each MLP "
+            f"writes by factors of their own: channel c here is channel c mod {trace.width} of stream c div "
+            f"{trace.width}, and a share is of what the MLP gives"
+        )
 
 
 def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, early_stop: bool) -> tuple[Trace, bool]:
@@ -139,7 +149,7 @@ def _measured(
     Candidates that are not critical are left out, but for those that write to a super activation's channel.
     """
     candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in behind})
-    channels = {activation.channel for activation in activations}
+    channels = {activation.channel % trace.width for activation in activations}
     measured = measure_effects(measuring, (*behind, *candidates), statics)
     kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
     return in_order(_with_ranks(kept, statics))

@@ -177,6 +177,17 @@ def test_weights_of_two_towers_or_mlps_stand_side_by_side(tmp_path):
         save_entry(tmp_path, "x", entry(super_weights=[{**WEIGHT, **places[2]}] * 2))
 
 
+def test_channels_of_several_streams_go_beyond_the_hidden_size(tmp_path):
+    activation = {
+        "layer": 1, "channel": 31, "position": 0, "token": "A", "value": 9.0, "median_ratio": 200.0, "last_layer": 3,
+    }  # fmt: skip
+    save_entry(tmp_path, "x", entry(streams=4, super_activations=[activation]))
+    for channel, streams in ((32, {"streams": 4}), (8, {})):
+        changed = [{**activation, "channel": channel}]
+        with pytest.raises(CatalogError, match=f"has channel {channel}, but the model has {32 if streams else 8}"):
+            save_entry(tmp_path, "x", entry(super_activations=changed, **streams))
+
+
 def test_a_file_of_version_1_is_read_and_upgraded_when_it_is_written(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"schema_version": 1, "family": "x", "entries": [entry_of_2()]}))

@@ -103,6 +103,7 @@ def test_the_shares_of_all_weights_make_up_what_the_mlps_add(pair, name):
             assert sure.mean() > 0.9
 
 
+STREAMS = ("deepseek_v4", "hy_v4")
 MLPS = {"granitemoehybrid": 2, "gemma4_text": 2, "longcat_flash": 3}
 BIAS = {
     "albert": lambda model, _: model.albert.encoder.albert_layer_groups[0].albert_layers[0].ffn_output.bias,
@@ -140,6 +141,8 @@ def test_a_planted_weight_of_each_writer_is_found(tmp_path, name):
         assert (weight.status, weight.share > 0.9, weight.round) == ("confirmed", True, 1)
         stream = np.abs(plain_stream(name, model))
         (activation,) = [a for a in result.super_activations if (a.channel, a.position) == (ROW, 0)]
+        assert result.streams == (4 if name in STREAMS else None)
+        assert any("4 streams of 64 channels" in note for note in result.notes) == (name in STREAMS)
         assert abs(activation.value) == pytest.approx(stream[:, 0, ROW].max(), rel=1e-4)
         assert (activation.layer, activation.last_layer) == (layer, 4)
         writes = [w.layer for w in result.writes if (w.channel, w.position) == (ROW, 0) and w.largest_share > 0.9]

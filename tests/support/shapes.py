@@ -84,7 +84,7 @@ def of_minimax(block):
     return {(None, None): joined(block.mlp.shared_experts)} | every(block.mlp.experts)
 
 
-def of_axk1(block):
+def of_shared(block):
     if not hasattr(block.mlp, "experts"):
         return {(None, None): dense(block.mlp)}
     return {(None, None): dense(block.mlp.shared_experts)} | every(block.mlp.experts)
@@ -165,8 +165,26 @@ SHAPES = {
         | {"q_lora_rank": 24, "kv_lora_rank": 20}
         | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_group": 1, "topk_group": 1},
         "model.layers",
-        of_axk1,
+        of_shared,
         lambda block, _: (block.mlp.post_mlp_layernorm.weight,),
+    ),
+    "deepseek_v4": Shape(
+        "DeepseekV4ForCausalLM",
+        {**TEXT, "head_dim": 16, "num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"n_shared_experts": 1, "moe_intermediate_size": ROUTED, "q_lora_rank": 24, "o_groups": 4, "o_lora_rank": 8}
+        | {"qk_rope_head_dim": 2, "partial_rotary_factor": 0.125, "index_n_heads": 2, "index_head_dim": 16}
+        | {"mlp_layer_types": ["moe"] * LAYERS, "layer_types": ["heavily_compressed_attention"] * LAYERS},
+        "model.layers",
+        of_shared,
+    ),
+    "hy_v4": Shape(
+        "HYV4ForCausalLM",
+        {**TEXT, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+        | {"moe_intermediate_size": ROUTED, "mlp_layer_types": ["dense", *["sparse"] * (LAYERS - 1)]}
+        | {"q_lora_rank": 24, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+        | {"n_group": 1, "topk_group": 1, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
+        "model.layers",
+        of_shared,
     ),
     "jetmoe": Shape(
         "JetMoeForCausalLM",

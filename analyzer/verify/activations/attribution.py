@@ -70,11 +70,12 @@ def attribute(
     if layer not in trace.outputs:  # it has no MLP
         return record, found
     for place, entered, whole in trace.at(layer, position):
-        row = weight_row(place, channel)
-        shares = row * entered / whole[channel]
+        row = channel % trace.width
+        weights = weight_row(place, row)
+        shares = weights * entered / whole[row]
         largest = max(largest, float(shares.max()))
         found += [
-            Attribution(Coordinate.at(place, channel, int(col)), float(row[col]), float(shares[col]), record)
+            Attribution(Coordinate.at(place, row, int(col)), float(weights[col]), float(shares[col]), record)
             for col in np.flatnonzero(shares >= thresholds.share)
         ]
     record = replace(record, largest_share=largest)
@@ -84,6 +85,7 @@ def attribute(
 
 def collapse(
     coordinate: Coordinate,
+    channel: int,
     position: int,
     activations: Sequence[SuperActivation],
     layers: Sequence[int],
@@ -92,17 +94,18 @@ def collapse(
 ) -> float:
     """Return the part of the super activation's magnitude that zeroing the weight takes away.
 
-    Each run of the activation at the weight's row that ends at or after the weight's layer is judged at its peak
-    from that layer on; the hardest hit counts, for one write can prepare a later one. Negative where it grows.
+    Each run of the activation at this channel, the weight's row in one of the streams, that ends at or after the
+    weight's layer is judged at its peak from that layer on; the hardest hit counts, for one write can prepare a later
+    one. Negative where it grows.
     """
     parts = []
     for activation in activations:
-        if (activation.channel, activation.position) != (coordinate.row, position):
+        if (activation.channel, activation.position) != (channel, position):
             continue
         first = layers.index(max(activation.layer, coordinate.layer))
-        along = np.abs(residual[first : layers.index(activation.last_layer) + 1, position, coordinate.row])
+        along = np.abs(residual[first : layers.index(activation.last_layer) + 1, position, channel])
         if along.size:
             peak = first + int(np.argmax(along))
-            zeroed = abs(float(residual_zeroed[peak, position, coordinate.row]))
+            zeroed = abs(float(residual_zeroed[peak, position, channel]))
             parts.append(1.0 - zeroed / float(along.max()))
     return max(parts, default=0.0)

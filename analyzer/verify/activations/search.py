@@ -74,14 +74,15 @@ def search(
         for attribution, stream in zip(new.values(), streams, strict=True):
             coordinate, position = attribution.coordinate, attribution.write.position
             of = activations if coordinate in attributions else late
-            part = collapse(coordinate, position, of, trace.layers, trace.residual, stream)
+            channel = attribution.write.channel
+            part = collapse(coordinate, channel, position, of, trace.layers, trace.residual, stream)
             weight = judged(attribution, part, thresholds, late=of is late, round_number=round_number)
             found[coordinate] = weight
             confirmed += [coordinate] if weight.status == "confirmed" else []
             if round_number == 1:
-                along = trace.residual[:, position, coordinate.row], stream[:, position, coordinate.row]
+                along = trace.residual[:, position, channel], stream[:, position, channel]
                 profiles[coordinate] = Profile(coordinate, position, trace.layers, *(tuple(a.tolist()) for a in along))
-                masking += _masking(coordinate, activations, stream, trace.layers, tokens, thresholds)
+                masking += _masking(coordinate, activations, stream, trace, tokens, thresholds)
         if not confirmed:
             break
         zeroed += tuple(confirmed)
@@ -116,14 +117,14 @@ def _masking(
     coordinate: Coordinate,
     activations: Sequence[SuperActivation],
     stream: Stream,
-    layers: Sequence[int],
+    trace: Trace,
     tokens: Sequence[str],
     thresholds: Thresholds,
 ) -> list[Masking]:
     """Return what zeroing a weight makes of the super activations in channels other than its own."""
-    before = {(a.channel, a.position) for a in activations if a.channel != coordinate.row}
-    now = detect(stream, layers, tokens, thresholds)[0]
-    after = {(a.channel, a.position) for a in now if a.channel != coordinate.row}
+    before = {(a.channel, a.position) for a in activations if a.channel % trace.width != coordinate.row}
+    now = detect(stream, trace.layers, tokens, thresholds)[0]
+    after = {(a.channel, a.position) for a in now if a.channel % trace.width != coordinate.row}
     if before == after:
         return []
     return [Masking(coordinate, tuple(sorted(before - after)), tuple(sorted(after - before)))]
@@ -202,13 +203,13 @@ def behind_nothing(
     That is at the largest super activation on the channel while it lasts, else at the position where it is largest.
     """
     layer, share = coordinate.layer, 0.0
+    on_channel = [a for a in activations if a.channel % trace.width == coordinate.row]
     part = next((entry.part for entry in trace.entries[layer] if entry.place == coordinate.place), None)
     if part is not None:  # else it is of an expert that had no position
-        here = [a for a in activations if a.channel == coordinate.row and a.layer <= layer <= a.last_layer]
+        here = [a for a in on_channel if a.layer <= layer <= a.last_layer]
         along = np.abs(trace.outputs[layer][part, :, coordinate.row])
         position = here[0].position if here else int(np.argmax(along))
         for place, entered, whole in trace.at(layer, position):
             if place == coordinate.place:
                 share = value * float(entered[coordinate.col] / whole[coordinate.row])
-    on_channel = any(a.channel == coordinate.row for a in activations)
     return super_weight(coordinate, value, share, "rejected", "share" if on_channel else "channel")

@@ -101,7 +101,7 @@ def collapse_of(zeroed, coordinate=FIRST_LAYER):
     assert len(activations) == 2
     after = stream.copy()
     after[:, 0, 4] = zeroed
-    return collapse(coordinate, 0, activations, LAYERS, stream, after)
+    return collapse(coordinate, 4, 0, activations, LAYERS, stream, after)
 
 
 def test_collapse_is_the_part_that_is_taken_away():
