@@ -164,6 +164,24 @@ def reached(name):
     return places
 
 
+def test_a_planted_weight_is_found_where_widths_differ_by_layer(tmp_path):
+    """Gemma 4, whose last layers share keys and values and have MLPs twice as wide."""
+    sizes = {"num_hidden_layers": 7, "layer_types": ["full_attention"] * 7, "num_kv_shared_layers": 3}
+    sizes |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 19}
+    model = build("gemma4_text", use_double_wide_mlp=True, **sizes)
+    widths = [inside("gemma4_text", model, layer)[None, None].down.shape[1] for layer in range(7)]
+    assert widths == [96] * 4 + [192] * 3
+    plant(model, "gemma4_text", 4, (None, None), ROW, 150)
+    folder = save(model, tmp_path)
+    weight = found_at(verify_folder(folder), coordinate("gemma4_text", 4, (None, None), ROW, 150))
+    assert (weight.status, weight.share > 0.9) == ("confirmed", True)
+    runner, _ = open_runnable(FolderSource(folder)).build()
+    (found,) = runner.streams([PROMPT_IDS], [zeroing([weight.coordinate])])
+    inside("gemma4_text", model, 4)[None, None].down[ROW, 150] = 0
+    expected = plain_stream("gemma4_text", model)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_block_that_runs_many_times_is_loaded_again_each_time_where_it_is_dropped(tmp_path):
     model = build("albert")
     folder = save(model, tmp_path)
