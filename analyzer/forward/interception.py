@@ -23,6 +23,7 @@ from analyzer.forward.edits import Intervention, WeightEdit
 from analyzer.forward.experts import watched_experts
 from analyzer.forward.mlps import Block, Passage, Record
 from analyzer.forward.trace import Entry, factors_of
+from analyzer.model.rows import is_stacked
 
 
 @contextmanager
@@ -212,6 +213,8 @@ class Watched:
     def _by_rows(self, hidden: torch.Tensor, what: str) -> NDArray[np.float32]:
         if hidden.ndim == 2 and self._rows == 1:
             hidden = hidden[None]
+        if is_stacked(hidden, self._rows, self._tokens):
+            hidden = hidden.permute(1, 2, 0, 3)
         whole = hidden.flatten(2) if hidden.ndim == 4 and hidden.shape[3] == self._width else hidden
         fits = whole.ndim == 3 and whole.shape[0] == self._rows and whole.shape[1] >= self._tokens
         if not fits or whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):

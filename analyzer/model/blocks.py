@@ -100,6 +100,7 @@ class BlockwiseModel:
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
         """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
+        self.rows.shape = ids.shape[0], ids.shape[1]
         given = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)
         hidden = None if given is None else given[0]
         if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
@@ -108,6 +109,7 @@ class BlockwiseModel:
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the whole stock model, as it is, on [1, T] token ids; returns [T, vocabulary]."""
+        self.rows.shape = ids.shape[0], ids.shape[1]
         logits = getattr(self.model(input_ids=ids, use_cache=False), "logits", None)
         if not isinstance(logits, torch.Tensor):
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} has no logits of text alone")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Rows:
         """The rows of the batch that the running block has in hand."""
         self.kind: Callable[[str, int], Hashable] = lambda _, row: row
         """Tells, by block and row, rows that are alike after that block: they run but once."""
+        self.shape = 0, 0
+        """Of the batch that runs: rows, tokens."""
         self._heads = heads
 
     @contextmanager
@@ -40,6 +43,19 @@ class Rows:
     def run(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what `forward`, that of the block of this name, makes of the whole batch."""
         hidden = args[0] if args else kwargs["hidden_states"]
+        if args and is_stacked(hidden, *self.shape):
+            turned = hidden.transpose(0, 1)
+            return self._run(name, partial(_turned, forward), turned, (turned, *args[1:]), kwargs).transpose(0, 1)
+        return self._run(name, forward, hidden, args, kwargs)
+
+    def _run(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         batch = hidden.shape[0]
         at_once = max(1, self.row_bytes // self.bytes_of_one(hidden))
         kinds = [self.kind(name, row) for row in range(batch)]
@@ -66,6 +82,16 @@ class Rows:
         tokens = hidden.shape[-2] if hidden.ndim < 4 else hidden.shape[1]  # [rows, T, streams, width]
         width = hidden.shape[-1] if hidden.ndim < 4 else hidden.shape[-2] * hidden.shape[-1]
         return int(tokens * (16 * width + 2 * self._heads * tokens) * 4)
+
+
+def is_stacked(hidden: torch.Tensor, rows: int, tokens: int) -> bool:
+    """Tell whether several streams come as a stack before the rows, [streams, rows, T, width] (Gemma 3n's AltUp)."""
+    return hidden.ndim == 4 and hidden.shape[:2] != (rows, tokens) and hidden.shape[1:3] == (rows, tokens)
+
+
+def _turned(forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a block that takes and gives such a stack on one whose rows come first, and give one like it."""
+    return forward(hidden.transpose(0, 1), *args, **kwargs).transpose(0, 1)
 
 
 class UnsplittableError(ForwardError):

@@ -186,6 +186,15 @@ SHAPES = {
         "model.layers",
         of_shared,
     ),
+    "gemma3n_text": Shape(
+        "Gemma3nForCausalLM",
+        {**TEXT, "head_dim": 16, "layer_types": ["full_attention"] * LAYERS, "num_kv_shared_layers": 0}
+        | {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 19, "laurel_rank": 8}
+        | {"intermediate_size": [INNER] * LAYERS, "activation_sparsity_pattern": [0.0] * LAYERS},
+        "model.layers",
+        lambda block: {(None, None): dense(block.mlp)},
+        lambda block, _: (block.post_feedforward_layernorm.weight,),
+    ),
     "jetmoe": Shape(
         "JetMoeForCausalLM",
         {**TEXT, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
