@@ -119,7 +119,9 @@ class Watched:
         """What becomes of it in the norm that follows each of several apart."""
         self._rows, self._tokens, self._width, self._several = rows, tokens, width, several
         self._layer = -1  # of the block that runs
-        self._parts: dict[Place, tuple[int, int]] = {}  # the MLP's number in its block, the writer's in its MLP
+        self._parts: dict[
+            Place, tuple[int, int | None]
+        ] = {}  # the MLP's number in its block, the writer's in a mixture
         self._given: dict[int, torch.Tensor] = {}  # by the running block's MLPs
         self._normed: list[tuple[torch.Tensor, torch.Tensor]] = []  # what modules inside of mixtures took, and gave
         self._products: dict[tuple[int, int, int], NDArray[np.float32]] = {}  # by layer, MLP and writer
@@ -147,14 +149,12 @@ class Watched:
         yield block.module.register_forward_pre_hook(before, with_kwargs=True)
         for number, mlp in enumerate(block.mlps if inside else ()):
             for index, writer in enumerate(mlp.writers):
-                self._parts |= dict.fromkeys(writer.places, (number, index))
-            held = {module for writer in mlp.writers for module in (writer.module, *writer.module.modules())}
-            for child in mlp.whole.children():
-                if not held & set(child.modules()):
-                    yield child.register_forward_hook(self._on_inner)
+                self._parts |= dict.fromkeys(writer.places, (number, index if mlp.is_mixture else None))
+            for norm in _norms(mlp.whole):
+                yield norm.register_forward_hook(self._on_inner)
             yield mlp.whole.register_forward_hook(self._on_mlp(number))
-        for child in block.module.children() if inside and len(block.mlps) > 1 else ():
-            yield child.register_forward_hook(self._on_child)
+        for norm in _norms(block.module) if inside and len(block.mlps) > 1 else ():
+            yield norm.register_forward_hook(self._on_norm)
         yield block.module.register_forward_hook(after)
 
     def on_passage(self, passage: Passage) -> None:
@@ -163,6 +163,8 @@ class Watched:
         part, writer = self._parts[place]
         entry = Entry(place, tokens, numpy_of(passage.entered), numpy_of(passage.routed), part)
         self.entries.setdefault(self._layer, []).append(entry)
+        if writer is None:
+            return
         product = np.zeros((self._tokens, self._width), np.float32)
         here = tokens < self._tokens
         np.add.at(product, tokens[here], (numpy_of(passage.left) * entry.routed[:, None])[here])
@@ -171,14 +173,16 @@ class Watched:
 
     def weighed(self, layer: int) -> tuple[Entry, ...]:
         """Return the entries of a layer, the router's weights times what its mixture multiplies its experts by."""
-        factors: dict[tuple[int, int], float] = {}
+        factors: dict[tuple[int, int | None], float] = {}
         for part, output in enumerate(self.outputs[layer]):
             writers = sorted(key[2] for key in self._products if key[:2] == (layer, part))
+            if not writers:
+                continue
             found = factors_of(output, [self._products[layer, part, writer] for writer in writers])
             factors |= {(part, writer): factor for writer, factor in zip(writers, found, strict=True)}
-        of_entry = [factors[self._parts[entry.place]] for entry in self.entries[layer]]
+        of_entry = [factors.get(self._parts[entry.place], 1.0) for entry in self.entries[layer]]
         return tuple(
-            entry if factor == 1 else replace(entry, routed=entry.routed * np.float32(factor))
+            replace(entry, routed=entry.routed * np.float32(factor))
             for entry, factor in zip(self.entries[layer], of_entry, strict=True)
         )
 
@@ -203,7 +207,7 @@ class Watched:
         if args and isinstance(output, torch.Tensor) and getattr(args[0], "shape", None) == output.shape:
             self._normed.append((args[0], output))
 
-    def _on_child(self, _module: object, args: Any, output: Any) -> None:
+    def _on_norm(self, _module: object, args: Any, output: Any) -> None:
         """Keep what a norm makes of what one of several MLPs gave: it has nothing else to work on."""
         for number, given in self._given.items():
             same = args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() == given.data_ptr()
@@ -224,6 +228,11 @@ class Watched:
                 "verified"
             )
         return numpy_of(whole[:, : self._tokens])  # some pad their inputs to a window
+
+
+def _norms(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return what stands right in a module and multiplies by no matrix."""
+    return [child for child in module.children() if all(p.ndim < 2 for p in child.parameters())]
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -34,6 +34,11 @@ class Mlp:
     """The module whose output is all that it adds."""
     writers: tuple[Writer, ...]
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it is more than one linear map."""
+        return any(writer.down or writer.module is not self.whole for writer in self.writers)
+
 
 @dataclass(frozen=True)
 class Block:
