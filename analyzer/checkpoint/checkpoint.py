@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -115,11 +115,11 @@ class Checkpoint:
         done: Callable[[], None] = lambda: None,
         progress: Callable[[int], object] = lambda _: None,
         after: tuple[threading.Event, ...] = (),
-        only: Tile | None = None,
+        only: Iterable[Tile] | None = None,
     ) -> Iterator[Want]:
         """Yield the wishes that bring a whole matrix, its scales first, and call `done` when every tile was used.
 
-        `only` brings that tile alone. `progress` is told the number of bytes just used. When they are streamed,
+        `only` brings these tiles alone. `progress` is told the number of bytes just used. When they are streamed,
         CheckpointError is raised where the scales contradict themselves.
         """
         reading = MatrixReading(self.source.model, matrix, use, done)
@@ -127,7 +127,7 @@ class Checkpoint:
         for number, part in enumerate(matrix.companions):
             yield self.read_part(part, partial(reading.take_companion, number))
         number = 0
-        for tiles in [[only]] if only else blocks_of(matrix, self.source.block_bytes):
+        for tiles in blocks_of(matrix, self.source.block_bytes) if only is None else ([tile] for tile in only):
 
             def take(data: memoryview, number: int = number, tiles: list[Tile] = tiles) -> None:
                 reading.take(number, tiles, data)

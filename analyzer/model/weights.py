@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.base.config import model_types
-from analyzer.base.errors import ArchitectureError, CheckpointError, shown
+from analyzer.base.errors import CheckpointError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.encodings.finding import STORED_AS, find_matrices
+from analyzer.model.layouts.mlx import stock_modules
 from analyzer.numbers.encoding import Tile
 from analyzer.numbers.floats import FORMATS, Unsigned
 from analyzer.numbers.matrices import Matrix
 from analyzer.numbers.module import StoredTensors
 from analyzer.projections.architectures import INPUTS_FIRST_EXPERTS
+from analyzer.projections.weights import read_rows
 from analyzer.source.streaming import Want, stream
 
 DTYPES = {
@@ -38,7 +40,7 @@ DTYPES = {
 }
 PACKED = frozenset({"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2"})
 """The dtypes of what quantized matrices are stored in."""
-OF_MLX = "U32"  # what MLX packs into, whose converters change more of a model than how its numbers are stored
+OF_MLX = "U32"  # what MLX packs into
 # The last words of tensors' names that say how activations are quantized, which is not done here, or nothing at all.
 OF_ACTIVATIONS = frozenset({
     "input_scale", "input_global_scale", "input_scale_ub", "output_scale", "activation_scale", "q_scale", "k_scale",
@@ -54,8 +56,8 @@ class Decoded:
     """A quantized module's tensor as a float model has it: its matrix, or those of its experts, [experts, …]."""
 
     matrices: Sequence[Matrix]
-    fused: bool
-    inputs_first: bool
+    fused: bool = False
+    inputs_first: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,6 +65,11 @@ class Decoded:
         rows, cols = self.matrices[0].shape
         shape = (cols, rows) if self.inputs_first else (rows, cols)
         return (len(self.matrices), *shape) if self.fused else shape
+
+    def laid(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the matrices, [experts, rows, cols], as the tensor has them."""
+        values = values.transpose(1, 2).contiguous() if self.inputs_first else values
+        return values if self.fused else values[0]
 
 
 class StoredWeights:
@@ -74,7 +81,7 @@ class StoredWeights:
         self.model = checkpoint.source.model
         self._decoded: dict[str, Decoded] = {}
         self.called: dict[str, str] = {}
-        """What the tensor is called here of which a stored one holds the quantized data."""
+        """What the tensor, or the first of them, is called here of which a stored one holds the quantized data."""
         hidden: set[str] = set()
         stored = StoredTensors(self.model, checkpoint.shapes, checkpoint.config, checkpoint.read_tensors)
         first = bool(model_types(checkpoint.config) & INPUTS_FIRST_EXPERTS)
@@ -82,17 +89,17 @@ class StoredWeights:
             matrices = [] if module + suffix in hidden else find_matrices(stored, module) or []
             if not matrices or matrices[0].encoding.name in FORMATS:
                 continue
-            encoding = matrices[0].encoding.name
-            if checkpoint.tensors[module + suffix].record.dtype == OF_MLX:
-                raise ArchitectureError(
-                    f"{self.model} is quantized by MLX ({encoding}), whose converters may lay tensors anew: it can be "
-                    "scanned, but not yet verified: use the model that it was made from"
-                )
-            fused = suffix.endswith("blocks") or len(checkpoint.tensors[module + suffix].record.shape) == 3
-            name = module if suffix in ("", "_blocks", ".blocks") else f"{module}.weight"
-            # MXFP4's blocks are [experts, out, in] whatever the parameter is; others lie as the parameter does.
-            self._decoded[name] = Decoded(matrices, fused, suffix.endswith("blocks") and first)
-            self.called[matrices[0].data.tensor] = name
+            record = checkpoint.tensors[module + suffix].record
+            fused = suffix.endswith("blocks") or len(record.shape) == 3
+            if record.dtype == OF_MLX:
+                modules = stock_modules(self.model, checkpoint.model_type, module, len(matrices) if fused else None)
+                found = {f"{each}.weight": Decoded([one]) for each, one in zip(modules, matrices, strict=True)}
+            else:
+                name = module if suffix in ("", "_blocks", ".blocks") else f"{module}.weight"
+                # MXFP4's blocks are [experts, out, in] whatever the parameter is; others lie as the parameter does.
+                found = {name: Decoded(matrices, fused, suffix.endswith("blocks") and first)}
+            self._decoded |= found
+            self.called[matrices[0].data.tensor] = next(iter(found))
             hidden |= {part.tensor for matrix in matrices for part in matrix.parts}
         self.names = tuple(name for name in checkpoint.tensors if name not in hidden) + tuple(self._decoded)
         self.encodings = tuple(sorted({each.matrices[0].encoding.name for each in self._decoded.values()}))
@@ -122,13 +129,13 @@ class StoredWeights:
             name: (torch.frombuffer(data, dtype=dtypes[name]) if data else torch.empty(0)).reshape(self.shape(name))
             for name, data in self.checkpoint.read_tensors(plain).items()
         }
-        return found | {name: self._decode(self._decoded[name]) for name in names if name in self._decoded}
+        return found | self._decode([name for name in names if name in self._decoded])
 
     def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Return single rows of a matrix, [cols] each; all of a quantized one is read. Raises like `read`."""
+        """Return single rows of a matrix, [cols] each. Raises like `read`."""
         if name in self._decoded:
-            whole = self.read([name])[name] if rows else None
-            return {} if whole is None else {row: whole[row].clone() for row in rows}
+            found = read_rows(self.checkpoint, self._decoded[name].matrices[0], rows)
+            return {row: torch.from_numpy(values).float() for row, values in found.items()}
         dtype = self.dtype(name)
         return {row: torch.frombuffer(data, dtype=dtype) for row, data in self.checkpoint.read_rows(name, rows).items()}
 
@@ -159,18 +166,20 @@ class StoredWeights:
             f"{self.model}: {shown(name)} has the shape {list(stored)}, config.json says {list(wanted)}"
         )
 
-    def _decode(self, decoded: Decoded) -> torch.Tensor:
-        """Return the floats of all matrices of a module, which are read and decoded a tile at a time."""
-        values = np.empty((len(decoded.matrices), *decoded.matrices[0].shape), np.float32)
+    def _decode(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the floats of modules, all of whose matrices are read in one go and decoded a tile at a time."""
+        found = {name: self._decoded[name] for name in names}
+        values = {
+            name: np.empty((len(each.matrices), *each.matrices[0].shape), np.float32) for name, each in found.items()
+        }
 
         def wants() -> Iterator[Want]:
-            for matrix, into in zip(decoded.matrices, values, strict=True):
-                yield from self.checkpoint.read_matrix(matrix, partial(_take, matrix, into))
+            for name, each in found.items():
+                for matrix, into in zip(each.matrices, values[name], strict=True):
+                    yield from self.checkpoint.read_matrix(matrix, partial(_take, matrix, into))
 
         stream(self.checkpoint.source, wants())
-        whole = torch.from_numpy(values)
-        whole = whole.transpose(1, 2).contiguous() if decoded.inputs_first else whole
-        return whole if decoded.fused else whole[0]
+        return {name: each.laid(torch.from_numpy(values[name])) for name, each in found.items()}
 
 
 def _take(matrix: Matrix, into: NDArray[np.float32], _: int, tile: Tile, bits: Unsigned) -> None:

@@ -14,6 +14,7 @@ from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.numbers.encoding import Tile
 from analyzer.numbers.floats import Unsigned
+from analyzer.numbers.matrices import Matrix
 from analyzer.projections.projection import DownProjection
 from analyzer.source.streaming import Want, stream
 
@@ -39,7 +40,7 @@ def read_weights(
             def use(_: int, __: Tile, bits: Unsigned, *, at=coordinate, index=index, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
                 values[at] = float(matrix.encoding.decoded.decode(bits.ravel()[index : index + 1])[0])
 
-            yield from checkpoint.read_matrix(matrix, use, only=tile)
+            yield from checkpoint.read_matrix(matrix, use, only=[tile])
 
     stream(checkpoint.source, wants())
     return {coordinate: values[coordinate] for coordinate in coordinates}
@@ -51,21 +52,30 @@ def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:
 
 
 def read_row(checkpoint: Checkpoint, projection: DownProjection, row: int) -> NDArray[np.float64]:
-    """Return the weights of one output channel, [cols]; reads all of a matrix that is stored by input channels.
+    """Return the weights of one output channel, [cols]. Raises like read_rows."""
+    return read_rows(checkpoint, projection.matrix, [row])[row]
+
+
+def read_rows(checkpoint: Checkpoint, matrix: Matrix, rows: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+    """Return the rows of a matrix, [cols] each; reads all of one that is stored by input channels.
 
     Raises SourceError where bytes cannot be read.
     """
-    matrix = projection.matrix
-    values = np.empty(projection.shape[1])
-    line = None if matrix.transposed else replace(matrix.tile_of(row, 0)[0], units=matrix.data.shape[1])
+    found = {row: np.empty(matrix.shape[1]) for row in rows}
 
     def use(_: int, tile: Tile, bits: Unsigned) -> None:
         lines, places = matrix.axes(tile)
-        decoded = matrix.encoding.decoded.decode(bits)
-        if not matrix.transposed:
-            values[places] = decoded[lines == row][0]
-        elif places.start <= row < places.stop:
-            values[lines] = decoded[:, row - places.start]
+        values = matrix.encoding.decoded.decode(bits)
+        if matrix.transposed:
+            for row in range(places.start, places.stop):
+                if row in found:
+                    found[row][lines] = values[:, row - places.start]
+            return
+        for line, numbers in zip(lines.tolist(), values, strict=True):
+            if line in found:
+                found[line][places] = numbers
 
-    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=line))
-    return values
+    whole = matrix.data.shape[1]
+    only = None if matrix.transposed else {replace(matrix.tile_of(row, 0)[0], units=whole): None for row in rows}
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use, only=only))
+    return found

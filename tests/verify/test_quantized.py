@@ -21,13 +21,29 @@ from encoders import (
     nvfp4,
     pack_quantized,
 )
-from models import PROMPT_IDS, TEXT, random_llama, save, save_tokenizer, settings
+from mlx_models import rounded, write_mlx
+from models import (
+    COL,
+    LAYER,
+    PLANTED,
+    PROMPT_IDS,
+    ROW,
+    TEXT,
+    TEXT_IDS,
+    VALUE,
+    found_at,
+    plant,
+    random_llama,
+    save,
+    save_tokenizer,
+    settings,
+)
 from quantized import AWQ, FP8, GPTQ, awq, fp8, gptq, mxfp4
 from safetensors.numpy import load_file, save_file
 
 from analyzer.analyze.running import open_runnable
 from analyzer.analyze.verifying import verify_model
-from analyzer.base.errors import ArchitectureError, CheckpointError, ForwardError
+from analyzer.base.errors import CheckpointError, ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, zeroing
@@ -50,6 +66,8 @@ ENCODERS = {
     "awq, gemv": (awq_gemv(64), {**AWQ, "version": "gemv"}, "AWQ-4bit"),
     "int4": (pack_quantized(), COMPRESSED, "INT4"),
     "int8": (int_quantized(), {**COMPRESSED, "format": "int-quantized"}, "INT8"),
+    "mlx": (mlx(4), {"group_size": 64, "bits": 4}, "MLX-4bit"),
+    "mlx's mxfp4": (mlx_floats("mxfp4"), {"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MXFP4"),
     "nf4": (bnb_4bit(), {"quant_method": "bitsandbytes", "load_in_4bit": True}, "NF4"),
     "bnb int8": (bnb_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "LLM.int8"),
 }
@@ -71,7 +89,8 @@ def pair(tmp_path, name):
     tensors = {key: value.numpy() for key, value in model.state_dict().items()}
     for module, linear in model.named_modules():
         if isinstance(linear, torch.nn.Linear) and module != "lm_head":
-            stored, values = without_nan(*encode(generator, *linear.weight.shape, 1 if name == "mxfp8" else 0.3))
+            size = 1 if name.endswith(("mxfp8", "mxfp4")) else 0.3  # scales that are powers of two
+            stored, values = without_nan(*encode(generator, *linear.weight.shape, size))
             del tensors[f"{module}.weight"]
             tensors |= {f"{module}.{end}": value for end, value in stored.items()}
             linear.weight.data = torch.from_numpy(values.astype(np.float32))
@@ -104,6 +123,11 @@ def test_a_quantized_model_is_verified_as_the_floats_that_it_stands_for(tmp_path
     (note,) = found.notes
     assert note.startswith(f"its weights are stored as {ENCODERS[name][2]} and run as the floats that they stand for; ")
     assert expected.notes == ()
+
+
+def mlx_pair(tmp_path):
+    """Write a planted Llama in MLX's 4 bits, its embedding too, and the floats that this stands for."""
+    return write_mlx(plant(random_llama()), tmp_path, encode=rounded)
 
 
 def gpt_oss(tmp_path):
@@ -154,21 +178,24 @@ def test_what_is_zeroed_is_the_value_that_the_stored_weight_stands_for(tmp_path)
     assert abs(zeroed[0][1] - zeroed[0][0]) > 1e-4
 
 
-@pytest.mark.parametrize("encode", [mlx(4), mlx_floats("mxfp4")], ids=["affine", "mxfp4"])
-def test_what_may_be_laid_anew_is_refused(tmp_path, encode):
-    generator = np.random.default_rng(0)
-    model = random_llama(hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS)
-    tensors = {key: value.numpy().astype(ml_dtypes.bfloat16) for key, value in model.state_dict().items()}
-    for layer in range(LAYERS):
-        module = f"model.layers.{layer}.mlp.down_proj"
-        stored, _ = encode(generator, HIDDEN, INNER, 1)
-        del tensors[f"{module}.weight"]
-        tensors |= {f"{module}.{end}": value for end, value in stored.items()}
-    write_tensors(tmp_path, tensors)
-    said = {**model.config.to_dict(), "quantization": {"group_size": 64, "bits": 4}}
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    with pytest.raises(ArchitectureError, match=r"is quantized by MLX .*, whose converters may lay tensors anew"):
-        verify_model(FolderSource(tmp_path), settings())
+@pytest.mark.parametrize("write", [mlx_pair], ids=["mlx"])
+def test_a_planted_weight_is_confirmed_at_its_place(tmp_path, write):
+    """The loss is that of the stock model with the floats that the stored weights stand for."""
+    packed, floats = write(tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32).eval()
+    weight = stock.model.layers[LAYER].mlp.down_proj.weight
+    lost = []
+    with torch.no_grad():
+        for value in (weight[ROW, COL].item(), 0.0):
+            weight[ROW, COL] = value
+            logits = stock(input_ids=torch.tensor([TEXT_IDS]), use_cache=False).logits[0]
+            lost.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(TEXT_IDS[1:])).item())
+    result = verify_model(FolderSource(packed), settings())
+    planted = found_at(result, PLANTED)
+    assert planted.status == "confirmed"
+    assert planted.value == pytest.approx(VALUE, rel=0.1)
+    assert (planted.loss, planted.loss_zeroed) == pytest.approx(lost, rel=1e-6)
+    assert result.super_activations[0].layer == LAYER
 
 
 @pytest.mark.parametrize("end", ["mlp.act.scales", "mlp.down_proj.pre_quant_scale", "mlp.down_proj.bias"])
