@@ -21,10 +21,13 @@ from analyzer.base.config import (
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.model.layouts.gguf_config import stock_config
+from analyzer.model.layouts.mlx import stock_modules
 from analyzer.projections.architectures import CONV1D_MODEL_TYPES
 from analyzer.projections.down_projections import find_projections
 from analyzer.projections.projection import MAIN_TOWERS, DownProjection
 from analyzer.source.folder import FolderSource
+from analyzer.source.single_file import FileSource
 from analyzer.source.source import Source
 
 if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
@@ -72,6 +75,7 @@ class Runnable:
             vocabulary=runner.vocabulary,
             max_tokens=runner.max_tokens,
             masked=runner.masked,
+            gguf=self.checkpoint.shards[0] if is_gguf(self.checkpoint.config) else None,
         )
         return runner, tokens
 
@@ -86,9 +90,10 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     # Fails, where it must, before gigabytes are read or a lying config is built.
     projections, latent, others = _that_run(checkpoint)
     folder = source.folder(checkpoint.shards if download else ())
-    if download and not isinstance(source, FolderSource):
+    if download and not isinstance(source.whole if isinstance(source, FileSource) else source, FolderSource):
+        here: Source = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         checkpoint = Checkpoint(
-            FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
+            FileSource(here, checkpoint.shards[0], model=source.model) if is_gguf(checkpoint.config) else here
         )
         projections, latent, others = _that_run(checkpoint)
     return Runnable(checkpoint, projections, latent, others, folder)
@@ -127,9 +132,7 @@ def _that_run(
     """
     model, config = checkpoint.source.model, checkpoint.config
     if is_gguf(config):
-        raise ArchitectureError(
-            f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
-        )
+        stock_config(model, checkpoint.metadata, checkpoint.shapes, None)  # or it is refused
     found = find_projections(checkpoint)
     tower = _tower_of_text(model, {each.tower for each in found.projections if each.tower not in SKIPPED})
     projections = [each for each in found.projections if each.tower == tower]
@@ -190,6 +193,9 @@ def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection
             f"{model} is quantized ({encoded}), and its library has matrices the other way round than others: it can "
             "be scanned, but not yet verified"
         )
+    for each in projections:
+        if each.matrix.data.dtype == "U32":  # MLX's
+            stock_modules(model, checkpoint.model_type, each.module, None if each.expert is None else 1)
     if ternary_when_run(config):
         raise ArchitectureError(
             f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "

@@ -35,6 +35,8 @@ class Checkpoint:
         self._counting = threading.Lock()
         contents = read_contents(source, self._read)
         self.config: Mapping[str, Any] = contents.config
+        self.metadata: Mapping[str, Any] = contents.metadata
+        """A GGUF file's metadata, but for what is large."""
         self.tensors: Mapping[str, StoredTensor] = contents.tensors
         self.shards = contents.shards
         self.absent = contents.absent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from analyzer.base.errors import CheckpointError, HeaderError, shown
@@ -43,6 +43,7 @@ class Contents:
     """What a checkpoint holds: its config, its tensors by name, and the files that hold them.
 
     `absent` are the tensors that an index names and no shard has; `notes` say, a line each, what else does not agree.
+    `metadata` are a GGUF file's, as it has them.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Contents:
     shards: tuple[str, ...]
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_contents(source: Source, read: Read) -> Contents:
@@ -60,8 +62,9 @@ def read_contents(source: Source, read: Read) -> Contents:
     """
     parts = sorted(name for name in source.sizes if name.endswith(GGUF_SUFFIX))
     if parts and not any(name.endswith(SAFETENSORS) for name in source.sizes):
-        gguf, placed = read_gguf_parts(source, read, parts)
-        return Contents(gguf, {name: StoredTensor(*place) for name, place in placed.items()}, tuple(parts))
+        gguf, metadata, placed = read_gguf_parts(source, read, parts)
+        tensors = {name: StoredTensor(*place) for name, place in placed.items()}
+        return Contents(gguf, tensors, tuple(parts), metadata=metadata)
     found = find_weight_files(source, read)
     headers = _read_headers(source, read, found.sets)
     chosen, why = _choose(found.sets, headers)

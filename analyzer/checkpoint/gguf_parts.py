@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from analyzer.source.streaming import in_parallel
 
 def read_gguf_parts(
     source: Source, read: Read, parts: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, tuple[str, TensorRecord]]]:
-    """Return the config of a GGUF file, and by name each tensor with the part that holds it.
+) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, tuple[str, TensorRecord]]]:
+    """Return the config and the metadata of a GGUF file, and by name each tensor with the part that holds it.
 
     The first part has the metadata. Raises CheckpointError (HeaderError for a part) where the parts are not right.
     """
@@ -42,7 +42,7 @@ def read_gguf_parts(
             f"{shown(parts[0])} tells of: download it again"
         )
     try:
-        return gguf_config(metadata), tensors
+        return gguf_config(metadata), metadata, tensors
     except HeaderError as error:
         raise HeaderError(f"{source.model}: {shown(parts[0])} {error}") from error
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from analyzer.forward.mlps import Block, beside_stack, find_blocks
 from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
+from analyzer.model.layouts.gguf import gguf_config
+from analyzer.model.layouts.gguf_tokenizer import unknown_split
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection
@@ -80,10 +83,12 @@ class Runner:
             beside = (targets[other.name] for other in others if other.name in targets)
             return blocks, beside_stack(blocks[0], beside)
 
-        with trusting_nobody(f"cannot load the model {self.name}", "config.json"):
+        with trusting_nobody(
+            f"cannot load the model {self.name}", "metadata" if checkpoint.metadata else "config.json"
+        ):
             self.blocks = BlockwiseModel(
                 checkpoint,
-                read_config(folder),
+                read_config(folder, gguf_config(checkpoint) if checkpoint.metadata else None),
                 find_stack,
                 device=place,
                 dtype=pick_dtype(dtype, place, next(iter(self._projections.values())).matrix.encoding.name),
@@ -91,10 +96,10 @@ class Runner:
                 row_bytes=row_bytes(place),
                 change=change,
             )
-        if change is not None and self.blocks.encodings:
+        if change is not None and (self.blocks.encodings or checkpoint.metadata):
             raise ForwardError(f"{self.name} is quantized: its weights cannot be changed as they are loaded, yet")
         self.masked = is_masked(self.blocks.model)
-        self.notes = tuple(_notes(self.blocks.encodings, latent))
+        self.notes = tuple(_notes(self.blocks.encodings, latent, checkpoint.metadata))
         """Where what runs is not all that the model does, or not all of it is followed, a line each."""
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
@@ -326,7 +331,11 @@ class Runner:
         return part.T if matrix.transposed else part
 
 
-def _notes(encodings: Sequence[str], latent: Sequence[DownProjection]) -> Iterator[str]:
+def _notes(encodings: Sequence[str], latent: Sequence[DownProjection], metadata: Mapping[str, Any]) -> Iterator[str]:
+    if metadata:
+        yield "its config and its tokenizer are made from the metadata of the GGUF file"
+    if split := unknown_split(metadata):
+        yield f"its tokenizer splits text as {split}, which is not known here: it is split as GPT-2 does"
     if encodings:
         yield (
             f"its weights are stored as {' and '.join(encodings)} and run as the floats that they stand for; what its "

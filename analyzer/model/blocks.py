@@ -19,6 +19,7 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
+from analyzer.model.layouts.gguf import GgufWeights
 from analyzer.model.rows import Rows
 from analyzer.model.stock import Loader, build_empty, tied_parameters
 from analyzer.model.weights import ChangeTensor, StoredWeights
@@ -57,7 +58,7 @@ class BlockwiseModel:
         self.sliced = False
         """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
-        self._weights = StoredWeights(checkpoint)
+        self._weights = GgufWeights(checkpoint, self.model) if checkpoint.metadata else StoredWeights(checkpoint)
         self.change = change
         self._loader = Loader(self.model, dtype, device)
         targets = self._loader.targets(self._weights.names)

@@ -76,9 +76,15 @@ def raised_by_model(error: BaseException) -> bool:
     return any(Path(frame.f_code.co_filename).is_relative_to(library) for library in LIBRARIES)
 
 
-def read_config(folder: Path) -> Any:
-    """Return the config of a folder, by the library's class for it; no code of the folder is run."""
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+def read_config(folder: Path, said: Mapping[str, Any] | None = None) -> Any:
+    """Return the config of a folder, or that `said` tells, by the library's class for it.
+
+    No code of the folder is run.
+    """
+    if said is None:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    else:
+        config = transformers.AutoConfig.for_model(**said)
     config._experts_implementation = "eager"  # the one that can be watched; a config cannot name a kernel
     return config
 

@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 
 from analyzer.base.errors import ForwardError
+from analyzer.model.layouts.gguf_tokenizer import read_gguf_tokenizer
 from analyzer.model.stock import trusting_nobody
 
 WINDOW_TOKENS = 512
@@ -38,14 +39,23 @@ class Tokens:
     """The tokenizer of one model, read when it is first needed."""
 
     def __init__(
-        self, model: str, folder: Path, *, vocabulary: int, max_tokens: int | None, masked: bool = False
+        self,
+        model: str,
+        folder: Path,
+        *,
+        vocabulary: int,
+        max_tokens: int | None,
+        masked: bool = False,
+        gguf: str | None = None,
     ) -> None:
         """`vocabulary` is how many ids the model knows, `max_tokens` how many positions it has, where it has a limit.
 
-        A `masked` model's windows are judged by every seventh token, masked; others by each next token.
+        A `masked` model's windows are judged by every seventh token, masked; others by each next token. `gguf` is the
+        file in the folder whose metadata describe the tokenizer, null where it has files of its own.
         """
         self.max_tokens = max_tokens
         self._model, self._folder, self._vocabulary, self._masked = model, folder, vocabulary, masked
+        self._gguf = gguf
 
     def ids(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of `text`, with the special tokens that the tokenizer adds, or without them.
@@ -97,6 +107,9 @@ class Tokens:
 
     @cached_property
     def _tokenizer(self) -> Any:
+        if self._gguf is not None:
+            with trusting_nobody(f"cannot make the tokenizer of {self._model}", TOKENIZERS):
+                return read_gguf_tokenizer(self._folder / self._gguf)
         if not any((self._folder / file).exists() for file in TOKENIZER_FILES):
             raise ForwardError(f"{self._model} has no tokenizer: add its tokenizer files to the folder")
         with trusting_nobody(f"cannot load the tokenizer of {self._model}", TOKENIZERS):

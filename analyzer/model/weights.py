@@ -15,6 +15,7 @@ from analyzer.base.config import model_types
 from analyzer.base.errors import CheckpointError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.encodings.finding import STORED_AS, find_matrices
+from analyzer.encodings.ggml import PREFIX
 from analyzer.model.layouts.mlx import stock_modules
 from analyzer.numbers.encoding import Tile
 from analyzer.numbers.floats import FORMATS, Unsigned
@@ -74,6 +75,8 @@ class Decoded:
 
 class StoredWeights:
     """The tensors of one checkpoint, in the dtypes in which they are stored, or as float32 where they are quantized."""
+
+    said_by = "config.json says"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises ArchitectureError where a module is quantized in a way that is not read, or not run."""
@@ -163,7 +166,7 @@ class StoredWeights:
     def wrong_shape(self, name: str, stored: Sequence[int], wanted: Sequence[int]) -> CheckpointError:
         """Return the error that a tensor or parameter is stored in another shape than config.json describes."""
         return CheckpointError(
-            f"{self.model}: {shown(name)} has the shape {list(stored)}, config.json says {list(wanted)}"
+            f"{self.model}: {shown(name)} has the shape {list(stored)}, {self.said_by} {list(wanted)}"
         )
 
     def _decode(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -199,7 +202,8 @@ def _quantized(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """
     found = []
     for name, tensor in checkpoint.tensors.items():
-        if tensor.record.dtype in PACKED and len(tensor.record.shape) > 1:
+        packed = tensor.record.dtype in PACKED or tensor.record.dtype.startswith(PREFIX)
+        if packed and len(tensor.record.shape) > 1:
             suffix = next((each for each in STORED_AS if each and name.endswith(each)), "")
             if suffix or len(tensor.record.shape) == 3:
                 found.append((name.removesuffix(suffix), suffix))

@@ -18,8 +18,10 @@ MAX_LISTED = 40
 class FileSource:
     """The file of a source, or the parts of one; the model's name carries the file's."""
 
-    def __init__(self, source: Source, filename: str, *, folder: str = "") -> None:
+    def __init__(self, source: Source, filename: str, *, folder: str = "", model: str | None = None) -> None:
         """Take a file by its name, or all parts by that of one; `folder` is the source's own in the repository.
+
+        `model` is the name, where it is not told by these.
 
         Raises SourceError where it, or one of its parts, is not there.
         """
@@ -29,8 +31,9 @@ class FileSource:
             raise SourceError(f"{shown(source.model)}: the part {shown(missing)} is missing: download it too")
         if missing is not None:
             raise SourceError(f"{shown(source.model)} has no file {shown(folder + filename)}{_choice(source, folder)}")
-        self._source = source
-        self.model = f"{source.model}:{folder}{parts[0]}"
+        self.whole = source
+        """What it is a file of."""
+        self.model = model or f"{source.model}:{folder}{parts[0]}"
         self.revision, self.commit = source.revision, source.commit
         self.sizes: Mapping[str, int] = {part: source.sizes[part] for part in parts}
         self.readers, self.block_bytes = source.readers, source.block_bytes
@@ -38,19 +41,19 @@ class FileSource:
 
     def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
         """See Source.read."""
-        return self._source.read(filename, start, stop)
+        return self.whole.read(filename, start, stop)
 
     def content(self, filename: str) -> str | None:
         """See Source.content."""
-        return self._source.content(filename)
+        return self.whole.content(filename)
 
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
-        return self._source.folder(weights)
+        return self.whole.folder(weights)
 
     def check_unchanged(self) -> None:
         """See Source.check_unchanged."""
-        self._source.check_unchanged()
+        self.whole.check_unchanged()
 
 
 def only_gguf(source: Source, *, folder: str = "") -> Source:

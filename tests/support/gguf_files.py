@@ -39,6 +39,10 @@ def write_gguf(path, tensors, *, architecture="llama", metadata=None, **options)
             writer.add_array(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
     for name, (kind, data) in tensors.items():

@@ -21,6 +21,7 @@ from encoders import (
     nvfp4,
     pack_quantized,
 )
+from gguf_models import write_gguf_model
 from mlx_models import rounded, write_mlx
 from models import (
     COL,
@@ -29,7 +30,6 @@ from models import (
     PROMPT_IDS,
     ROW,
     TEXT,
-    TEXT_IDS,
     VALUE,
     found_at,
     plant,
@@ -51,6 +51,7 @@ from analyzer.forward.losses import losses
 from analyzer.forward.runner import Runner
 from analyzer.projections.down_projections import down_projections
 from analyzer.source.folder import FolderSource
+from analyzer.source.opening import open_model
 
 HIDDEN, INNER, LAYERS = 128, 256, 4
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
@@ -130,6 +131,11 @@ def mlx_pair(tmp_path):
     return write_mlx(plant(random_llama()), tmp_path, encode=rounded)
 
 
+def gguf_pair(tmp_path):
+    """Write a planted Llama as a GGUF file of Q4_0, and the floats that this stands for."""
+    return write_gguf_model(plant(random_llama()), tmp_path, "llama")
+
+
 def gpt_oss(tmp_path):
     """Write a tiny gpt-oss with MXFP4 experts, and the float model of the library that it stands for."""
     torch.manual_seed(0)
@@ -178,19 +184,23 @@ def test_what_is_zeroed_is_the_value_that_the_stored_weight_stands_for(tmp_path)
     assert abs(zeroed[0][1] - zeroed[0][0]) > 1e-4
 
 
-@pytest.mark.parametrize("write", [mlx_pair], ids=["mlx"])
+@pytest.mark.parametrize("write", [mlx_pair, gguf_pair], ids=["mlx", "gguf"])
 def test_a_planted_weight_is_confirmed_at_its_place(tmp_path, write):
     """The loss is that of the stock model with the floats that the stored weights stand for."""
     packed, floats = write(tmp_path)
     stock = transformers.AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32).eval()
     weight = stock.model.layers[LAYER].mlp.down_proj.weight
+    _, tokens = open_runnable(open_model(str(packed))).build()
+    windows = tokens.windows(TEXT)
     lost = []
     with torch.no_grad():
         for value in (weight[ROW, COL].item(), 0.0):
             weight[ROW, COL] = value
-            logits = stock(input_ids=torch.tensor([TEXT_IDS]), use_cache=False).logits[0]
-            lost.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(TEXT_IDS[1:])).item())
-    result = verify_model(FolderSource(packed), settings())
+            logits = [stock(input_ids=torch.tensor([window.ids]), use_cache=False).logits[0] for window in windows]
+            said = torch.cat([each[list(window.places)] for each, window in zip(logits, windows, strict=True)])
+            targets = torch.tensor([target for window in windows for target in window.targets])
+            lost.append(torch.nn.functional.cross_entropy(said, targets).item())
+    result = verify_model(open_model(str(packed)), settings())
     planted = found_at(result, PLANTED)
     assert planted.status == "confirmed"
     assert planted.value == pytest.approx(VALUE, rel=0.1)

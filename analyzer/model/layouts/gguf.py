@@ -1,0 +1,103 @@
+"""A GGUF file's tensors as the stock model's: named by the gguf library, turned back by the one of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+from analyzer.base.errors import ArchitectureError, shown
+from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.model.layouts.gguf_config import ROTARY_FACTORS, stock_config
+from analyzer.model.weights import StoredWeights
+
+TURNED_AS = {"gemma": "gemma2"}  # whose norms are shifted too, and which the library does not know
+
+
+def gguf_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the config is made of. Raises ArchitectureError where a file's model is not known to be run."""
+    factors = None
+    if ROTARY_FACTORS in checkpoint.tensors:
+        factors = np.frombuffer(checkpoint.read_tensors([ROTARY_FACTORS])[ROTARY_FACTORS], np.float32).tolist()
+    return stock_config(checkpoint.source.model, checkpoint.metadata, checkpoint.shapes, factors)
+
+
+class GgufWeights(StoredWeights):
+    """The tensors of a GGUF file under the names of a stock model's parameters, as these are."""
+
+    said_by = "the metadata say"
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        """Raises ArchitectureError where a tensor is none of this model's."""
+        super().__init__(checkpoint)
+        architecture = checkpoint.metadata["general.architecture"]
+        turned_as = TURNED_AS.get(architecture, architecture)
+        self._processor = TENSOR_PROCESSORS.get(turned_as, TensorProcessor)(config=model.config.to_dict())
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+        self._mapping = self._stock_names(architecture, model.config.num_hidden_layers)
+        for stored in checkpoint.tensors:
+            name = self._mapping.get(stored) or self._mapping.get(stored.removesuffix(".weight"))
+            if name is not None:
+                self.called[stored] = name
+            elif stored != ROTARY_FACTORS:
+                raise ArchitectureError(
+                    f"{self.model}: {type(model).__name__} has no place for {shown(stored)}: it can be scanned, but "
+                    "not yet verified: use the model that it was made from"
+                )
+        self._stored: dict[str, list[str]] = {}
+        for stored, name in self.called.items():
+            self._stored.setdefault(name, []).append(stored)
+        self.names = tuple(self._stored)
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See StoredWeights.read."""
+        found: dict[str, torch.Tensor] = {}
+        for stored, tensor in super().read([each for name in names for each in self._stored[name]]).items():
+            turned = self._processor.process(
+                weights=tensor.float().numpy(),
+                name=stored,
+                tensor_key_mapping=self._mapping,
+                parsed_parameters={"tensors": found},
+            )
+            if turned.name is not None:  # else the processor has put it there itself
+                name = self.called[stored]
+                values = torch.from_numpy(np.ascontiguousarray(turned.weights))
+                found[name] = _with_ones(values, self._shapes[name])
+        return found
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
+        """See StoredWeights.read_rows."""
+        return super().read_rows(self._stored[name][0], rows)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See StoredWeights.shape."""
+        return super().shape(self._stored.get(name, [name])[0])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See StoredWeights.dtype."""
+        return super().dtype(self._stored.get(name, [name])[0])
+
+    def _stock_names(self, architecture: str, layers: int) -> dict[str, str]:
+        """Return the model's parameter of each tensor's name, as the library has it: with or without `.weight`."""
+        known = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+        names = get_tensor_name_map(known, layers)
+        found: dict[str, str] = {}
+        for parameter in self._shapes:
+            module, dot, last = self._processor.preprocess_name(parameter).rpartition(".")
+            suffix = dot + last if last in ("weight", "bias") else ""
+            name = names.get_name(module if suffix else parameter)
+            if name is None:
+                self._processor.perform_fallback_tensor_mapping(found, suffix, "", parameter)
+            else:
+                found[name + suffix] = parameter
+        return found
+
+
+def _with_ones(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return values in this shape, where theirs differs from it by dimensions of 1 alone."""
+    same = [size for size in values.shape if size > 1] == [size for size in shape if size > 1]
+    return values.reshape(shape) if same else values
