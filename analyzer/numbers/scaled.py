@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.base.config import quantization
 from analyzer.numbers.blocks import blocks
 from analyzer.numbers.encoding import Companions, Tile
 from analyzer.numbers.floats import FORMATS, Unsigned
@@ -85,6 +86,8 @@ def find_scales(
         experts: ((1, 1), (rows, cols)),
         (): ((1, 1), (rows, cols)),
     }
+    if experts and quantization(module.config).get("quant_method") == "fbgemm_fp8":  # Llama 4's are [in, out]
+        allowed |= dict.fromkeys([(*experts, cols, 1), (*experts, 1, cols)], ((1, cols), (rows, 1)))
     stored = module.shape(end)
     count = stored[-1] if stored else 0
     if count and cols % count == 0:

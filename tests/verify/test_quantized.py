@@ -21,6 +21,7 @@ from encoders import (
     nvfp4,
     pack_quantized,
 )
+from families import FAMILIES, build
 from gguf_models import write_gguf_model
 from mlx_models import rounded, write_mlx
 from models import (
@@ -37,6 +38,7 @@ from models import (
     save,
     save_tokenizer,
     settings,
+    with_large_weights,
 )
 from quantized import AWQ, FP8, GPTQ, awq, fp8, gptq, mxfp4
 from safetensors.numpy import load_file, save_file
@@ -240,6 +242,31 @@ def test_fused_experts_in_8_bits_lie_as_the_parameter_does(tmp_path):
         streams += runner.streams([PROMPT_IDS], [UNTOUCHED])
     assert runner.blocks.encodings == ()
     np.testing.assert_allclose(streams[0], streams[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", [HIDDEN // 2, HIDDEN])
+def test_experts_of_llama_4_are_scaled_by_output_channels(tmp_path, inner):
+    """FBGEMM's are [experts, in, out], and the scales of what leaves the MLP [experts, out, 1]."""
+    model = with_large_weights(build(FAMILIES["llama4_text"], hidden_size=HIDDEN, intermediate_size=inner))
+    floats, packed = save(model, tmp_path / "floats"), tmp_path / "packed"
+    tensors = load_file(floats / "model.safetensors")
+    stored, generator = dict(tensors), np.random.default_rng(0)
+    for name in [name for name in tensors if ".experts." in name]:
+        experts, _, outputs = tensors[name].shape
+        stored[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+        scales = generator.uniform(0.5, 2, (experts, 1, outputs)).astype(np.float32)
+        tensors[name] = stored[name].astype(np.float32) * scales
+        stored[f"{name}_scale"] = scales.reshape(experts, outputs, 1) if name.endswith("down_proj") else scales
+    save_file(tensors, floats / "model.safetensors", {"format": "pt"})
+    write_tensors(packed, stored)
+    said = {**json.loads((floats / "config.json").read_text()), "quantization_config": {"quant_method": "fbgemm_fp8"}}
+    (packed / "config.json").write_text(json.dumps(said))
+    found = []
+    for folder in (packed, floats):
+        runner, _ = open_runnable(FolderSource(folder)).build()
+        found.append((*runner.streams([PROMPT_IDS], [UNTOUCHED]), runner.weight_row(1, 2, 5)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_of_a_quantized_model_are_not_changed_as_they_are_loaded(tmp_path):
