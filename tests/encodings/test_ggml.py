@@ -10,14 +10,12 @@ from gguf_files import open_gguf, random_blocks, values_of, write_gguf, write_ll
 from quantized import Model, check_coordinates, found
 from rankings import magnitudes, ranking
 
-from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate, Unread
 from analyzer.encodings.ggml import GGML, ggml_type
 from analyzer.projections.down_projections import find_projections
 from analyzer.projections.weights import read_row, read_weights
 from analyzer.scan.scanner import scan
-from analyzer.source.opening import open_model
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -214,12 +212,6 @@ def test_two_stacks(tmp_path):
     tensors = {f"{stack}.blk.0.ffn_down.weight": ("F16", random_blocks("F16", 32, 64)) for stack in ("enc", "dec")}
     write_gguf(tmp_path / "x.gguf", tensors, architecture="t5", metadata={"t5.embedding_length": 32})
     assert [p.tower for p in open_gguf(tmp_path / "x.gguf")[1]] == ["decoder", "encoder"]
-
-
-def test_a_gguf_file_cannot_be_run_yet(tmp_path):
-    write_llama_gguf(tmp_path / "x.gguf", "F16")
-    with pytest.raises(ArchitectureError, match=r"x.gguf is a GGUF file: it can be scanned, but not yet verified"):
-        open_runnable(open_model(str(tmp_path / "x.gguf")))
 
 
 def test_the_library_is_imported_where_it_is_needed():
