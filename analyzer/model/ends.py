@@ -83,6 +83,10 @@ class SlicedHead(torch.nn.Module):
             self._only = None
 
     def _slice(self, rows: range) -> torch.Tensor:
+        if self._stored is None and len(self.slices) > 1:
+            decoded = self._weights.read_slice(self._source, rows)
+            if decoded is not None:  # what is quantized is not kept as the floats that it stands for
+                return decoded.to(self._device, self._dtype)
         if self._stored is None:
             self._stored = self._weights.read([self._source])[self._source]
             if self._device.type != "cpu":

@@ -136,18 +136,47 @@ class StoredWeights:
 
     def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
         """Return single rows of a matrix, [cols] each. Raises like `read`."""
+        name = self.stored_as(name)
         if name in self._decoded:
             found = read_rows(self.checkpoint, self._decoded[name].matrices[0], rows)
             return {row: torch.from_numpy(values).float() for row, values in found.items()}
         dtype = self.dtype(name)
         return {row: torch.frombuffer(data, dtype=dtype) for row, data in self.checkpoint.read_rows(name, rows).items()}
 
+    def read_slice(self, name: str, rows: range) -> torch.Tensor | None:
+        """Return a slice of a quantized matrix, [rows, cols]; null where no slice of it can be decoded on its own.
+
+        Raises like `read`.
+        """
+        decoded = self._decoded.get(self.stored_as(name))
+        if decoded is None or decoded.fused or decoded.matrices[0].transposed:
+            return None
+        matrix = decoded.matrices[0]
+        if matrix.apart or matrix.encoding.expand[0] != 1:
+            return None
+        tiles = [tile for tile in matrix.tiles() if tile.line < rows.stop and tile.line + tile.lines > rows.start]
+        first, stop = tiles[0].line, tiles[-1].line + tiles[-1].lines
+        values = np.empty((stop - first, matrix.shape[1]), np.float32)
+
+        def use(number: int, tile: Tile, bits: Unsigned) -> None:
+            lines, places = matrix.axes(tile)
+            values[lines - first, places] = matrix.encoding.decoded.decode(bits)
+
+        stream(self.checkpoint.source, self.checkpoint.read_matrix(matrix, use, only=tiles))
+        return torch.from_numpy(values[rows.start - first : rows.stop - first])
+
+    def stored_as(self, name: str) -> str:
+        """Return what the tensor, or the first of them, is called that a parameter of this name is read from."""
+        return name
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
+        name = self.stored_as(name)
         return self._decoded[name].shape if name in self._decoded else self.checkpoint.tensors[name].record.shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's dtype as it is read. Raises CheckpointError where a model cannot be run from it."""
+        name = self.stored_as(name)
         if name in self._decoded:
             return torch.float32
         stored = self.checkpoint.tensors[name].record.dtype

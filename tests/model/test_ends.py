@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from gguf_models import write_gguf_model
+from mlx_models import tiny_model, write_mlx
 from models import (
     PROMPT_IDS,
     hooked,
@@ -11,9 +13,12 @@ from models import (
 from safetensors.torch import load_file, save_file
 from streamed import assert_close, check_equal, run, stored_bytes
 
+from analyzer.analyze.running import open_runnable
 from analyzer.checkpoint.shards import SINGLE
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.losses import losses
+from analyzer.source.opening import open_model
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +110,20 @@ def test_a_head_that_needs_the_whole_vocabulary_gets_it(llama, monkeypatch):
     logits[:, 500] = -100.0
     expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:])).item()
     assert model.losses([ids], [()])[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("how", ["mlx", "gguf"])
+def test_a_quantized_head_is_decoded_in_slices(tmp_path, monkeypatch, how, tied):
+    """Slices of 70 rows, of tiles of 30; the embedding by the rows in use."""
+    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 64 * 70)
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 2 * 64 * 30)
+    model = tiny_model("llama", vocab_size=1000, tie_word_embeddings=tied)
+    quantized, floats = write_mlx(model, tmp_path) if how == "mlx" else write_gguf_model(model, tmp_path, "llama")
+    found = []
+    for source in (quantized, floats):
+        runner, tokens = open_runnable(open_model(str(source))).build()
+        found.append(losses(runner, [tokens.window(PROMPT_IDS), tokens.window([900, 3, 999])], [UNTOUCHED])[0])
+        head = runner.blocks.model.get_output_embeddings()
+        assert (head._stored is None) == (source is quantized)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)

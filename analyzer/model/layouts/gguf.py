@@ -69,17 +69,9 @@ class GgufWeights(StoredWeights):
                 found[name] = _with_ones(values, self._shapes[name])
         return found
 
-    def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
-        """See StoredWeights.read_rows."""
-        return super().read_rows(self._stored[name][0], rows)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """See StoredWeights.shape."""
-        return super().shape(self._stored.get(name, [name])[0])
-
-    def dtype(self, name: str) -> torch.dtype:
-        """See StoredWeights.dtype."""
-        return super().dtype(self._stored.get(name, [name])[0])
+    def stored_as(self, name: str) -> str:
+        """See StoredWeights.stored_as."""
+        return self._stored.get(name, [name])[0]
 
     def _stock_names(self, architecture: str, layers: int) -> dict[str, str]:
         """Return the model's parameter of each tensor's name, as the library has it: with or without `.weight`."""
