@@ -19,10 +19,10 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
-from analyzer.model.layouts.gguf import GgufWeights
+from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.rows import Rows
 from analyzer.model.stock import Loader, build_empty, tied_parameters
-from analyzer.model.weights import ChangeTensor, StoredWeights
+from analyzer.model.weights import ChangeTensor
 
 LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the tokens that go through the head at once
 OUTSIDE = ""  # stands for what belongs to no block
@@ -58,9 +58,9 @@ class BlockwiseModel:
         self.sliced = False
         """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
-        self._weights = GgufWeights(checkpoint, self.model) if checkpoint.metadata else StoredWeights(checkpoint)
+        self._weights = open_weights(checkpoint, self.model)
         self.change = change
-        self._loader = Loader(self.model, dtype, device)
+        self._loader = Loader(self.model, dtype, device, gguf_rules(checkpoint, config))
         targets = self._loader.targets(self._weights.names)
         places = {name: target for name, (target, _) in targets.items()}
         places |= {stored: places[name] for stored, name in self._weights.called.items() if name in places}

@@ -143,9 +143,10 @@ def tied_parameters(model: Any) -> Mapping[str, str]:
 class Loader:
     """Puts a checkpoint's tensors into a stock model by the library's own rules: it renames, fuses and splits them."""
 
-    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device, mapping: list[Any] | None = None) -> None:
+        """`mapping` has the rules, null for those of the model's own checkpoints."""
         self._model, self._dtype, self._device = model, dtype, device
-        self._mapping = get_model_conversion_mapping(model)
+        self._mapping = get_model_conversion_mapping(model) if mapping is None else mapping
         self._renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
 

@@ -18,6 +18,26 @@ NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 AROUND = {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **AFTER}
 SCALED = {"query_pre_attn_scalar": 16}
+LFM2 = {"operator_norm": "attn_norm", "model.embedding_norm.": "token_embd_norm.", "self_attn.out_proj": "attn_output"}
+LFM2 |= {"self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm", "conv.conv": "shortconv.conv"}
+LFM2 |= {"conv.in_proj": "shortconv.in_proj", "conv.out_proj": "shortconv.out_proj"}
+LFM2 |= {f"feed_forward.{one}": f"ffn_{other}" for one, other in {"w1": "gate", "w2": "down", "w3": "up"}.items()}
+QWEN35 = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+QWEN35 |= {"linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.A_log": "ssm_a"}
+QWEN35 |= {
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.dt_bias": "ssm_dt.bias",
+}
+QWEN35 |= {
+    f"linear_attn.{one}": f"ssm_{other}"
+    for one, other in {"conv1d": "conv1d", "norm": "norm", "out_proj": "out"}.items()
+}
+KEYS, VALUES, WIDTH = 2, 6, 16  # heads of Qwen3.5's linear attention, and the channels of one
+LINEAR = {"linear_num_key_heads": KEYS, "linear_num_value_heads": VALUES, "full_attention_interval": 4}
+LINEAR |= {"linear_key_head_dim": WIDTH, "linear_value_head_dim": WIDTH}
+LINEAR |= {"rope_parameters": {**ROTARY["rope_parameters"], "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}
+CONV = {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False}
 MODELS = {
     "llama": ("llama", ROTARY, NORMS),
     "qwen2": ("qwen2", ROTARY, NORMS),
@@ -32,8 +52,11 @@ MODELS = {
     "starcoder2": ("starcoder2", {}, NORMS),
     "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}, NORMS),
     "nemotron": ("nemotron", {}, NORMS),
+    "lfm2": ("lfm2", CONV, LFM2),
+    "qwen35": ("qwen3_5_text", LINEAR, QWEN35),
+    "qwen35moe": ("qwen3_5_moe_text", {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 64}, QWEN35),
 }
-SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron")
+SHIFTED = ("gemma", "gemma2", "gemma3", "nemotron", "qwen35", "qwen35moe")
 WINDOWED = ("gemma2", "gemma3", "phi3", "starcoder2")
 CALLED = {
     "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.", "model.layers.": "blk.",
@@ -90,9 +113,13 @@ def write_gguf_model(model, folder, architecture, *, kind="Q4_0", metadata=None,
     save_tokenizer(floats)
     stored, stacks = load_file(floats / "model.safetensors"), {}
     laid = {}
+    for name in [name for name in stored if name.endswith("experts.gate_up_proj")]:
+        halves = np.split(stored.pop(name), 2, axis=1)
+        names = [name.replace("gate_up_proj", half) for half in ("gate_proj", "up_proj")]
+        stored |= dict(zip(names, halves, strict=True))
     for name, tensor in sorted(stored.items()):
         turned = _turned(model.config, architecture, name, tensor)
-        matrix = tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+        matrix = (tensor.ndim == 2 or ".experts." in name) and tensor.shape[-1] % 32 == 0
         data = quantize(turned, GGMLQuantizationType[kind]) if matrix else turned
         values = dequantize(data, GGMLQuantizationType[kind]) if matrix else turned
         stored[name] = np.ascontiguousarray(_turned(model.config, architecture, name, values, back=True), np.float32)
@@ -103,6 +130,9 @@ def write_gguf_model(model, folder, architecture, *, kind="Q4_0", metadata=None,
             of_all = f"{name[: expert.start()]}.experts.{expert[2]}.weight"
             stacks.setdefault(_called(architecture, of_all), {})[int(expert[1])] = data
     laid |= {name: (kind, np.stack([parts[e] for e in sorted(parts)])) for name, parts in stacks.items()}
+    for name in [name for name in stored if name.endswith("experts.gate_proj")]:
+        halves = [stored.pop(name), stored.pop(name.replace("gate_proj", "up_proj"))]
+        stored[name.replace("gate_proj", "gate_up_proj")] = np.concatenate(halves, axis=1)
     save_file(stored, floats / "model.safetensors", {"format": "pt"})
     laid |= tensors or {}
     said = {**_metadata(model.config, architecture), **TOKENIZER, **(metadata or {})}
@@ -121,8 +151,15 @@ def rotary_factors(model):
 
 def _turned(config, architecture, name, tensor, *, back=False):
     """Return a tensor as the converter lays it, or back as the stock model has it."""
-    if architecture in SHIFTED and name.endswith("norm.weight"):
+    if architecture in SHIFTED and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
         return tensor - 1 if back else tensor + 1
+    if "conv" in name and tensor.ndim == (2 if back else 3) and name.endswith(("conv.weight", "conv1d.weight")):
+        turned = _by_value_heads(name, tensor[:, 0] if not back else tensor, back)
+        return turned[:, None] if back else turned
+    if ".linear_attn." in name:
+        turned = np.log(-tensor) if back and name.endswith("A_log") else tensor
+        turned = _by_value_heads(name, turned, back)
+        return -np.exp(turned) if not back and name.endswith("A_log") else turned
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if architecture != "llama" or heads is None:
         return tensor
@@ -131,7 +168,21 @@ def _turned(config, architecture, name, tensor, *, back=False):
     return np.ascontiguousarray(tensor.reshape(*apart, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape))
 
 
+def _by_value_heads(name, tensor, back):
+    """Return a tensor of Qwen3.5's linear attention with its value heads in turn over the key heads, or back."""
+    if name.endswith("out_proj.weight"):
+        return np.ascontiguousarray(_by_value_heads("", tensor.T, back).T)
+    if (".linear_attn." in name and name.endswith("norm.weight")) or ".conv.conv." in name:
+        return tensor
+    first = 2 * KEYS * WIDTH if "qkv" in name or "conv1d" in name else 0
+    apart = (VALUES // KEYS, KEYS) if back else (KEYS, VALUES // KEYS)
+    values = tensor[first:]
+    turned = values.reshape(*apart, len(values) // VALUES, *values.shape[1:]).swapaxes(0, 1).reshape(values.shape)
+    return np.concatenate([tensor[:first], turned])
+
+
 def _called(architecture, name):
+    name = f"{name}.weight" if name.endswith(("experts.gate_proj", "experts.up_proj", "experts.down_proj")) else name
     for stock, other in {**CALLED, **MODELS[architecture][2]}.items():
         name = re.sub(rf"(^|(?<=\.)){re.escape(stock)}(?=\.|$|\d|(?<=\.)\w)", other, name)
     return name
@@ -156,4 +207,12 @@ def _metadata(config, architecture):
     if full["rope_type"] in ("linear", "yarn"):
         said |= {"rope.scaling.type": full["rope_type"], "rope.scaling.factor": float(full["factor"])}
         said["rope.scaling.original_context_length"] = full.get("original_max_position_embeddings")
+    if architecture == "lfm2":
+        said |= {"attention.layer_norm_rms_epsilon": config.norm_eps, "attention.layer_norm_epsilon": None}
+        said |= {"shortconv.l_cache": config.conv_L_cache, "rope.dimension_count": None}
+        said["attention.head_count_kv"] = [2 if each == "full_attention" else 0 for each in config.layer_types]
+    if architecture.startswith("qwen35"):
+        said |= {"rope.dimension_sections": [2, 1, 1, 0], "full_attention_interval": 4, "ssm.conv_kernel": 4}
+        said |= {"ssm.state_size": WIDTH, "ssm.group_count": KEYS, "ssm.time_step_rank": VALUES}
+        said["ssm.inner_size"] = VALUES * WIDTH
     return {f"{architecture}.{key}": value for key, value in said.items()}

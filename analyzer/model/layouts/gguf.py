@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from transformers.integrations.gguf import get_gguf_conversion_mapping
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.model.layouts.gguf_config import ROTARY_FACTORS, stock_config
+from analyzer.model.layouts.gguf_config import BY_RULES, ROTARY_FACTORS, stock_config
 from analyzer.model.weights import StoredWeights
 
 TURNED_AS = {"gemma": "gemma2"}  # whose norms are shifted too, and which the library does not know
@@ -24,6 +26,39 @@ def gguf_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if ROTARY_FACTORS in checkpoint.tensors:
         factors = np.frombuffer(checkpoint.read_tensors([ROTARY_FACTORS])[ROTARY_FACTORS], np.float32).tolist()
     return stock_config(checkpoint.source.model, checkpoint.metadata, checkpoint.shapes, factors)
+
+
+def gguf_rules(checkpoint: Checkpoint, config: Any) -> list[Any] | None:
+    """Return the rules by which the library loads a file's tensors; null where it has none for its architecture."""
+    architecture = checkpoint.metadata.get("general.architecture")
+    rules: list[Any] | None = get_gguf_conversion_mapping(architecture, config) if architecture in BY_RULES else None
+    return rules
+
+
+def open_weights(checkpoint: Checkpoint, model: Any) -> StoredWeights:
+    """Return the tensors of a checkpoint as a stock model's loader takes them. Raises like StoredWeights."""
+    if not checkpoint.metadata:
+        return StoredWeights(checkpoint)
+    if checkpoint.metadata["general.architecture"] in BY_RULES:
+        return RuledGgufWeights(checkpoint, model.config.num_hidden_layers)
+    return GgufWeights(checkpoint, model)
+
+
+class RuledGgufWeights(StoredWeights):
+    """The tensors of a GGUF file under their own names, for the library's rules."""
+
+    said_by = "the metadata say"
+
+    def __init__(self, checkpoint: Checkpoint, layers: int) -> None:
+        """Blocks beyond so many layers predict further tokens, and are left out. Raises like StoredWeights."""
+        super().__init__(checkpoint)
+        self._layers = layers
+
+    def unclaimed(self, used: Collection[str]) -> list[str]:
+        """See StoredWeights.unclaimed: here all tensors of the stack count, and all beside it."""
+        beyond = re.compile(r"blk\.(\d+)\.", re.ASCII)
+        left = (name for name in self.names if name not in used)
+        return [name for name in left if not ((block := beyond.match(name)) and int(block[1]) >= self._layers)]
 
 
 class GgufWeights(StoredWeights):

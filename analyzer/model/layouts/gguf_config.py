@@ -45,6 +45,7 @@ ELSEWHERE = frozenset({
     "attention.value_length", "vocab_size", "rope.dimension_count", "rope.freq_base", "rope.freq_base_swa",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
 })  # fmt: skip
+BY_RULES = frozenset({"lfm2", "qwen35", "qwen35moe"})  # of the architectures, those that the library loads by rules
 SCALE_BY_WIDTH = (46, 62)  # blocks of Gemma 2 and 3 of 27B, whose queries are scaled by the width over the heads
 
 
@@ -90,6 +91,8 @@ def stock_config(
     architecture whose tensors are not known to be the stock model's, and for what is not known of one that is.
     """
     name = str(metadata.get("general.architecture"))
+    if name in BY_RULES:
+        return _by_the_library(model, name, metadata, shapes)
     architecture = ARCHITECTURES.get(name)
     if architecture is None:
         raise ArchitectureError(
@@ -127,10 +130,50 @@ def stock_config(
         **(has_biases if name == "llama" else {}),
         **{each: metadata.get(f"tokenizer.ggml.{key}") for each, key in TOKENS.items()},
         "model_type": architecture.model_type,
-        "vocab_size": shapes["token_embd.weight"][1][0] if "token_embd.weight" in shapes else 0,
+        "vocab_size": _vocabulary(shapes),
         "tie_word_embeddings": "output.weight" not in shapes,
         "rope_parameters": _rotary(model, name, architecture, said, width, rotary_factors),
     }
+
+
+def _by_the_library(model: str, name: str, metadata: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """Return the library's config, where it has looked at all that the metadata say of the architecture."""
+    from transformers.integrations.gguf import get_gguf_config
+
+    known = _Asked({**metadata, "tokenizer.ggml.tokens": _vocabulary(shapes)})
+    try:
+        config: dict[str, Any] = get_gguf_config(known, tuple(shapes))
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ArchitectureError(
+            f"{model}: its metadata do not say what the model is ({shown(error, 60)}): use the one it was made from"
+        ) from error
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    for key, value in metadata.items():
+        end = key.removeprefix(f"{name}.")
+        of_width = end in ("attention.key_length", "attention.value_length") and value == width
+        if end != key and key not in known.asked and end != "vocab_size" and not of_width:
+            raise _unknown(model, name, end, value)
+    return config
+
+
+class _Asked(dict[str, Any]):
+    """Metadata that know which of their keys were asked for."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        super().__init__(metadata)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def _vocabulary(shapes: Shapes) -> int:
+    return shapes["token_embd.weight"][1][0] if "token_embd.weight" in shapes else 0
 
 
 def _rotary(

@@ -11,7 +11,7 @@ from models import PROMPT_IDS
 
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import AnalyzerError
-from analyzer.model.layouts.gguf_config import ARCHITECTURES
+from analyzer.model.layouts.gguf_config import ARCHITECTURES, BY_RULES
 from analyzer.source.opening import open_model
 
 FORMATS = Path(__file__).parents[3] / "docs" / "formats.md"
@@ -34,9 +34,9 @@ def check(file, floats):
 
 
 def test_every_architecture_is_tested_and_named():
-    assert MODELS.keys() == ARCHITECTURES.keys()
+    assert MODELS.keys() == {*ARCHITECTURES, *BY_RULES}
     said = FORMATS.read_text().partition("runs the architectures")[2].partition(". ")[0].replace(",", " ").split()
-    assert ARCHITECTURES.keys() <= set(said)
+    assert MODELS.keys() <= set(said)
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q4_0"])
@@ -90,3 +90,33 @@ def test_what_may_be_another_model_is_refused_by_name(tmp_path, case):
     with pytest.raises(AnalyzerError, match=said) as caught:
         open_runnable(open_model(str(file))).build()[0].trace(PROMPT_IDS)
     assert "\n" not in str(caught.value)
+
+
+RULED = {
+    "an unknown key": ({"lfm2.rope.scaling.type": "yarn"}, {}, r"say lfm2\.rope\.scaling\.type is yarn, which is not"),
+    "another width": ({"lfm2.attention.value_length": 8}, {}, r"say lfm2\.attention\.value_length is 8"),
+    "a missing key": ({"lfm2.rope.freq_base": None}, {}, r"do not say what the model is \('lfm2\.rope\.freq_base'\)"),
+    "a tensor of another model": ({}, {"rope_freqs.weight": ("F32", np.ones(8, np.float32))}, r"use for rope_freqs"),
+}
+
+
+@pytest.mark.parametrize("case", RULED)
+def test_what_the_librarys_rules_pass_over_is_refused(tmp_path, case):
+    metadata, tensors, said = RULED[case]
+    file, _ = write_gguf_model(tiny_of("lfm2"), tmp_path, "lfm2", metadata=metadata, tensors=tensors)
+    with pytest.raises(AnalyzerError, match=said):
+        open_runnable(open_model(str(file))).build()
+
+
+def test_blocks_that_predict_further_tokens_are_left_out(tmp_path):
+    names = {
+        "attn_norm": (64,),
+        "ffn_gate": (128, 64),
+        "ffn_up": (128, 64),
+        "ffn_down": (64, 128),
+        "nextn.eh_proj": (64, 128),
+    }
+    tensors = {f"blk.4.{name}.weight": ("F32", np.ones(shape, np.float32)) for name, shape in names.items()}
+    metadata = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    runner = check(*write_gguf_model(tiny_of("qwen35"), tmp_path, "qwen35", metadata=metadata, tensors=tensors))
+    assert runner.layers == (0, 1, 2, 3)
