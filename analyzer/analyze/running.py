@@ -84,11 +84,12 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
     """Return a model's checkpoint where it can be run, its weights on this machine.
 
     A model on the Hub is downloaded, since its weights are needed many times over; without `download` they are read by
-    ranges. Raises AnalyzerError where it cannot be read, or be run.
+    ranges, but for a GGUF file. Raises AnalyzerError where it cannot be read, or be run.
     """
     checkpoint = Checkpoint(source)
     # Fails, where it must, before gigabytes are read or a lying config is built.
     projections, latent, others = _that_run(checkpoint)
+    download = download or is_gguf(checkpoint.config)  # a GGUF file has its tokenizer in it
     folder = source.folder(checkpoint.shards if download else ())
     if download and not isinstance(source.whole if isinstance(source, FileSource) else source, FolderSource):
         here: Source = FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)

@@ -108,7 +108,7 @@ class Tokens:
     @cached_property
     def _tokenizer(self) -> Any:
         if self._gguf is not None:
-            with trusting_nobody(f"cannot make the tokenizer of {self._model}", TOKENIZERS):
+            with trusting_nobody(f"cannot make the tokenizer of {self._model}", "metadata"):
                 return read_gguf_tokenizer(self._folder / self._gguf)
         if not any((self._folder / file).exists() for file in TOKENIZER_FILES):
             raise ForwardError(f"{self._model} has no tokenizer: add its tokenizer files to the folder")

@@ -26,6 +26,8 @@ MIXTURES = {
     "mixtral": LOCAL,
     "phimoe": LOCAL,
 }
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION |= {"image_size": 16, "patch_size": 8}
 # What holds one expert's matrix in the stock checkpoint, and what holds all of them in MLX's.
 ONE = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
 CALLED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -44,7 +46,10 @@ def rounded(_, matrix, group=32):
 def tiny_model(model_type, **more):
     """Return a tiny model of a type, its weights large enough to matter."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(model_type, **{**SIZES, **MIXTURES.get(model_type, {}), **more})
+    config = {**SIZES, **MIXTURES.get(model_type, {}), **more}
+    if model_type == "gemma3":
+        config = {"text_config": {**config, "num_hidden_layers": 6}, "vision_config": VISION, "mm_tokens_per_image": 4}
+    config = transformers.AutoConfig.for_model(model_type, **config)
     return with_large_weights(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 
@@ -61,8 +66,8 @@ def write_mlx(model, folder, *, encode=None, quantization=None):
     encode = encode or (lambda _, matrix: mlx(4, 32)(generator, *matrix.shape, float(np.abs(matrix).mean())))
     stored, stacks = {}, {}
     for name, tensor in sorted(tensors.items()):
-        if tensor.ndim != 2 or tensor.shape[1] % 32:
-            stored[name] = tensor
+        if tensor.ndim != 2 or tensor.shape[1] % 32 or not name.endswith(".weight"):
+            stored[name] = tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor
             continue
         parts, values = encode(name, tensor)
         tensors[name] = values.astype(np.float32)

@@ -223,6 +223,20 @@ def test_what_nothing_here_has_a_use_for_would_change_the_model_and_is_refused(t
     assert verify_model(FolderSource(packed), settings()).notes
 
 
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_gguf_file_of_the_hub_is_verified_with_its_own_tokenizer(hub, tmp_path, early_stop):
+    file, _ = gguf_pair(tmp_path)
+    repository = tmp_path / "repository"
+    (repository / "Q4").mkdir(parents=True)
+    shutil.copy(file, repository / "Q4" / "a.gguf")
+    (repository / "Q4" / "b.gguf").write_bytes(b"another")
+    commit = hub.add("me/quants", repository)
+    result = verify_model(open_model("me/quants:Q4/a.gguf"), settings(early_stop=early_stop))
+    assert (result.model, result.commit) == ("me/quants:Q4/a.gguf", commit)
+    assert result.super_activations[0].layer == LAYER
+    assert found_at(result, PLANTED).status == "confirmed"
+
+
 def test_fused_experts_in_8_bits_lie_as_the_parameter_does(tmp_path):
     """Those of gpt-oss are [experts, in, out]; here all are square."""
     _, floats = gpt_oss(tmp_path)

@@ -193,8 +193,12 @@ def _rotary(
         raise _unknown(model, name, "rope.dimension_count", turned)
     scaling = said.get("rope.scaling.type", "none")
     context = said.get("context_length", 1)
-    if scaling not in ("none", "linear", "yarn") or (scaling != "none" and factors is not None):
+    if scaling not in ("none", "linear", "yarn"):
         raise _unknown(model, name, "rope.scaling.type", scaling)
+    if factors is not None and (scaling != "none" or architecture.windowed or len(factors) != turned // 2):
+        raise ArchitectureError(
+            f"{model}: its {ROTARY_FACTORS} are not known to be run: use the model that it was made from"
+        )
     if scaling != "none":
         rotary |= {"rope_type": scaling, "factor": float(said.get("rope.scaling.factor", 1.0))}
     if scaling == "yarn":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from analyzer.base.errors import ArchitectureError, shown
 
 AS_IT_IS = frozenset({
-    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "granite", "helium",
+    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "granite", "helium",
     "hunyuan_v1_dense", "llama", "ministral3", "mistral", "nemotron", "olmo2", "olmo3", "phi", "phi3", "qwen2",
     "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })  # fmt: skip

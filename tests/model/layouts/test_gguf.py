@@ -15,6 +15,7 @@ from analyzer.model.layouts.gguf_config import ARCHITECTURES, BY_RULES
 from analyzer.source.opening import open_model
 
 FORMATS = Path(__file__).parents[3] / "docs" / "formats.md"
+WIDTHS = ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count")
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA_3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -64,12 +65,23 @@ def test_what_a_llama_may_have(tmp_path, how):
     check(*write_gguf_model(model, tmp_path, "llama", metadata=metadata, tensors=tensors))
 
 
-WIDTHS = ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count")
+def test_layers_with_a_window_turn_on_their_own(tmp_path):
+    linear = {"rope_type": "linear", "rope_theta": 50000.0, "factor": 8.0}
+    rotary = {"full_attention": linear, "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}
+    check(*write_gguf_model(tiny_of("gemma3", rope_parameters=rotary), tmp_path, "gemma3"))
+
+
+def test_the_largest_gemma_scales_its_queries_by_the_width(tmp_path):
+    model = tiny_of("gemma2", num_hidden_layers=46, head_dim=32, query_pre_attn_scalar=16)
+    check(*write_gguf_model(model, tmp_path, "gemma2"))
+
+
 REFUSED = {
     "an unknown architecture": ({}, {}, r"of the architecture other, which can be scanned"),
     "an unknown key": ({"llama.rope.scale_linear": 2}, {}, r"say llama\.rope\.scale_linear is 2, which is not"),
     "experts of a Llama": ({"llama.expert_count": 4}, {}, r"say llama\.expert_count is 4"),
     "sizes by layer": ({"llama.attention.head_count_kv": [2, 2]}, {}, r"head_count_kv is \[2, 2\]"),
+    "other factors": ({}, {"rope_freqs.weight": ("F32", np.ones(4, np.float32))}, r"its rope_freqs\.weight are not"),
     "another scaling": ({"llama.rope.scaling.type": "longrope"}, {}, r"scaling\.type is longrope"),
     "a part of each head": ({"llama.rope.dimension_count": 8}, {}, r"dimension_count is 8"),
     "other values than keys": ({"llama.attention.value_length": 8}, {}, r"value_length is 8"),
