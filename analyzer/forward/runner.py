@@ -26,7 +26,7 @@ from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 from analyzer.model.layouts.gguf import gguf_config
-from analyzer.model.layouts.gguf_tokenizer import unknown_split
+from analyzer.model.layouts.gguf_library import unknown_split
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection

@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 
 from analyzer.base.errors import ForwardError
-from analyzer.model.layouts.gguf_tokenizer import read_gguf_tokenizer
+from analyzer.model.layouts.gguf_library import read_gguf_tokenizer
 from analyzer.model.stock import trusting_nobody
 
 WINDOW_TOKENS = 512

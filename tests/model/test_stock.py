@@ -24,6 +24,7 @@ from analyzer.base.errors import AnalyzerError, ForwardError
 
 ANALYZER = Path(__file__).parents[2] / "analyzer"
 STOCK = ANALYZER / "model" / "stock.py"
+OF_GGUF = STOCK.parent / "layouts" / "gguf_library.py"
 VERSION = f"transformers {transformers.__version__}"
 OF_TRANSFORMERS = [
     (path, node)
@@ -31,16 +32,22 @@ OF_TRANSFORMERS = [
     for node in ast.walk(parsed(path))
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "transformers"
 ]
-BEYOND = [each for each in imports_of(STOCK) if each.module.startswith("transformers.")]
-# How stock.py calls what it imports: positional arguments, keyword arguments.
+BEYOND = [each for file in (STOCK, OF_GGUF) for each in imports_of(file) if each.module.startswith("transformers.")]
+# How they call what they import: positional arguments, keyword arguments.
 CALLS = {
     "get_model_conversion_mapping": (1, ()),
     "rename_source_key": (5, ()),
     "convert_and_load_state_dict_in_model": (3, ()),
     "LoadStateDictConfig": (0, ("weight_mapping", "dtype", "dtype_plan", "device_map")),
     "BaseModelOutput": (0, ("last_hidden_state",)),
+    "convert_gguf_tokenizer": (2, ()),
+    "get_gguf_config": (2, ()),
+    "get_gguf_conversion_mapping": (2, ()),
+    "get_gguf_tokenizer": (1, ()),
+    "TensorProcessor": (0, ("config",)),
 }
 CLASSES = ("WeightRenaming", "WeightConverter")  # used to tell one from the other
+TABLES = ("GGUF_PRE_TOKENIZER_SPLITS", "TENSOR_PROCESSORS")
 
 
 def empty(name, **config):
@@ -62,6 +69,9 @@ def test_what_is_imported_is_there_and_takes_what_it_is_given(used):
     assert found is not None, f"{VERSION} has no {used.module}.{used.name}"
     if used.name in CLASSES:
         assert isinstance(found, type), f"{VERSION}: {used.name} is no class any more"
+        return
+    if used.name in TABLES:
+        assert isinstance(found, dict), f"{VERSION}: {used.name} is no table any more"
         return
     positional, keywords = CALLS[used.name]
     try:
@@ -194,7 +204,7 @@ def test_a_head_can_be_answered_by_bare_hidden_states():
 
 def test_nothing_else_uses_more_than_is_promised():
     for path in files_of(ANALYZER).values():
-        if path == STOCK:
+        if path in (STOCK, OF_GGUF):
             continue
         inside = [
             each
@@ -204,7 +214,7 @@ def test_nothing_else_uses_more_than_is_promised():
         ]
         assert not inside, f"{path}:{inside[0].line} imports {inside[0].module}: that belongs in {STOCK.name}"
     for path, node in OF_TRANSFORMERS:
-        if path != STOCK:
+        if path not in (STOCK, OF_GGUF):
             name = f"transformers.{node.attr}"
             found = getattr(transformers, node.attr)
             assert not inspect.ismodule(found), f"{path}:{node.lineno} uses {name}: that belongs in {STOCK.name}"

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-from transformers.integrations.gguf import get_gguf_conversion_mapping
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.layouts.gguf_config import BY_RULES, ROTARY_FACTORS, stock_config
+from analyzer.model.layouts.gguf_library import processor_of, rules_of
 from analyzer.model.weights import StoredWeights
-
-TURNED_AS = {"gemma": "gemma2"}  # whose norms are shifted too, and which the library does not know
 
 
 def gguf_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -31,8 +28,7 @@ def gguf_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def gguf_rules(checkpoint: Checkpoint, config: Any) -> list[Any] | None:
     """Return the rules by which the library loads a file's tensors; null where it has none for its architecture."""
     architecture = checkpoint.metadata.get("general.architecture")
-    rules: list[Any] | None = get_gguf_conversion_mapping(architecture, config) if architecture in BY_RULES else None
-    return rules
+    return rules_of(str(architecture), config) if architecture in BY_RULES else None
 
 
 def open_weights(checkpoint: Checkpoint, model: Any) -> StoredWeights:
@@ -70,8 +66,7 @@ class GgufWeights(StoredWeights):
         """Raises ArchitectureError where a tensor is none of this model's."""
         super().__init__(checkpoint)
         architecture = checkpoint.metadata["general.architecture"]
-        turned_as = TURNED_AS.get(architecture, architecture)
-        self._processor = TENSOR_PROCESSORS.get(turned_as, TensorProcessor)(config=model.config.to_dict())
+        self._processor = processor_of(architecture, model.config)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
         self._mapping = self._stock_names(architecture, model.config.num_hidden_layers)
         for stored in checkpoint.tensors:

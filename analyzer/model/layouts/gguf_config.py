@@ -138,11 +138,11 @@ def stock_config(
 
 def _by_the_library(model: str, name: str, metadata: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """Return the library's config, where it has looked at all that the metadata say of the architecture."""
-    from transformers.integrations.gguf import get_gguf_config
+    from analyzer.model.layouts.gguf_library import config_of  # imports torch
 
     known = _Asked({**metadata, "tokenizer.ggml.tokens": _vocabulary(shapes)})
     try:
-        config: dict[str, Any] = get_gguf_config(known, tuple(shapes))
+        config = config_of(known, tuple(shapes))
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ArchitectureError(
             f"{model}: its metadata do not say what the model is ({shown(error, 60)}): use the one it was made from"

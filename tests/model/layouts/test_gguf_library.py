@@ -8,7 +8,7 @@ from models import PROMPT
 
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ForwardError
-from analyzer.model.layouts.gguf_tokenizer import unknown_split
+from analyzer.model.layouts.gguf_library import unknown_split
 from analyzer.model.tokens import Tokens
 from analyzer.source.opening import open_model
 
