@@ -278,7 +278,7 @@ def test_experts_of_llama_4_are_scaled_by_output_channels(tmp_path, inner):
     found = []
     for folder in (packed, floats):
         runner, _ = open_runnable(FolderSource(folder)).build()
-        found.append((*runner.streams([PROMPT_IDS], [UNTOUCHED]), runner.weight_row(1, 2, 5)))
+        found.append((*runner.streams([PROMPT_IDS], [UNTOUCHED]), runner.weight_row(Coordinate(1, 2, 5, 0).place, 5)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
