@@ -6,12 +6,14 @@ from scan_census import compare_scanned, differences, patterns
 from tiny_models import Kind, NotBuildable, all_kinds, build
 
 # Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
-# hybrids, multimodal.
+# hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal.
 BOTH_RIGHT = (
     *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
     *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
     *("deepseek_v3/DeepseekV3ForCausalLM", "gpt_oss/GptOssForCausalLM", "llama4_text/Llama4ForCausalLM"),
     *("zaya/ZayaForCausalLM", "jamba/JambaForCausalLM", "qwen3_next/Qwen3NextForCausalLM"),
+    *("longformer/LongformerForMaskedLM", "mllama/MllamaForConditionalGeneration"),
+    *("deepseek_ocr2/DeepseekOcr2ForConditionalGeneration", "emu3/Emu3ForConditionalGeneration"),
     *("modernbert/ModernBertForMaskedLM", "llava/LlavaForConditionalGeneration"),
     *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "voxtral/VoxtralForConditionalGeneration"),
 )
