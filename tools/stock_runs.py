@@ -25,8 +25,12 @@ Stream = NDArray[np.float32]
 
 @dataclass
 class StockRun:
-    """One run: what each block took and gave, by stack in the order of the run, and the logits [T, vocabulary]."""
+    """One run of so many tokens, those of the decoder where there is one.
 
+    What each block took and gave, by stack in the order of the run, and the logits [T, vocabulary].
+    """
+
+    tokens: int
     blocks: dict[str, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     logits: Tensor | None = None
@@ -40,9 +44,9 @@ class StockRun:
         """Return the numbers of a stack's blocks as they ran."""
         return [number for number, _, _ in self.blocks[stack]]
 
-    def stream(self, stack: str, tokens: int) -> Stream:
+    def stream(self, stack: str) -> Stream:
         """Return the stream after each block of a stack, [blocks, T, channels], of several streams side by side."""
-        return np.stack([_by_token(given, tokens) for _, _, given in self.blocks[stack]])
+        return np.stack([_by_token(given, self.tokens) for _, _, given in self.blocks[stack]])
 
     def hands_on(self, stack: str) -> bool:
         """Tell whether each block takes what the one before it gave: else that is not all of the residual stream."""
@@ -58,7 +62,8 @@ def run_text(model: PreTrainedModel, ids: Sequence[int], stacks: Collection[str]
 
     Some classes fall over what they do after their logits are there: those are taken as the head gives them.
     """
-    done = StockRun()
+    given = text_arguments(model, ids)
+    done = StockRun(given.get("decoder_input_ids", given["input_ids"]).shape[1])
     head = model.get_output_embeddings()
     with ExitStack() as stack_of_hooks, torch.inference_mode():
         for stack in stacks:
@@ -68,7 +73,7 @@ def run_text(model: PreTrainedModel, ids: Sequence[int], stacks: Collection[str]
         if isinstance(head, nn.Module):
             stack_of_hooks.callback(head.register_forward_hook(_logits_keeper(done)).remove)
         try:
-            done.logits = getattr(model(**text_arguments(model, ids)), "logits", None)
+            done.logits = getattr(model(**given), "logits", None)
         except Exception:
             if done.logits is None:
                 raise
@@ -77,16 +82,25 @@ def run_text(model: PreTrainedModel, ids: Sequence[int], stacks: Collection[str]
 
 
 def text_arguments(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Any]:
-    """Return what a model is called with for these token ids."""
+    """Return what a model is called with for these token ids: an encoder reads the first half, a decoder the second."""
     names = inspect.signature(model.forward).parameters
     several = any(each.kind == each.VAR_KEYWORD for each in names.values())
-    text = torch.tensor([list(ids)])
-    given: dict[str, Any] = {"input_ids": text}
+    given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)])}
     if "use_cache" in names or several:
         given["use_cache"] = False
     if model.config.is_encoder_decoder and "decoder_input_ids" in names:
-        given["decoder_input_ids"] = text
+        first = len(ids) // 2
+        given["input_ids"] = torch.tensor([ids[:first]])
+        given["decoder_input_ids"] = torch.tensor([[_start(model), *ids[first:-1]]])
     return given
+
+
+def _start(model: PreTrainedModel) -> int:
+    """Return the token that a decoder starts from."""
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    tokens = (getattr(config, name, None) for name in names for config in configs)
+    return next(token for token in tokens if isinstance(token, int) and token >= 0)
 
 
 def _keeper(done: StockRun, stack: str, number: int) -> Any:
@@ -141,8 +155,12 @@ def text_loss(model: PreTrainedModel, ids: Sequence[int], *, masked: bool) -> fl
     places = list(range(MASKED_EVERY // 2, len(ids), MASKED_EVERY)) if masked else list(range(len(ids) - 1))
     given = [MASK_ID if masked and place in places else each for place, each in enumerate(ids)]
     wanted = [ids[place] if masked else ids[place + 1] for place in places]
-    logits = run_text(model, given, ()).logits
-    if logits is None or len(logits) < len(ids):
+    done = run_text(model, given, ())
+    if done.tokens < len(ids):  # a decoder's
+        wanted = list(ids[len(ids) - done.tokens :])
+        places = list(range(len(wanted)))
+    logits = done.logits
+    if logits is None or len(logits) < done.tokens:
         return None
     return float(nn.functional.cross_entropy(logits[places].double(), torch.tensor(wanted)))
 

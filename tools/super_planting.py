@@ -79,7 +79,7 @@ def writes_super_activation(model: PreTrainedModel, planted: Candidate) -> bool:
 
 
 def _stream(model: PreTrainedModel, planted: Candidate) -> Stream:
-    return run_text(model, PROMPT_IDS, [planted.stack]).stream(planted.stack, len(PROMPT_IDS))
+    return run_text(model, PROMPT_IDS, [planted.stack]).stream(planted.stack)
 
 
 def _restore(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:

@@ -33,18 +33,19 @@ def save_with_super_weight(kind: Kind, matrices: Sequence[Mapping[str, Any]], fo
     model = build(kind)
     model.set_attn_implementation("eager")  # PaliGemma is causal with it, and with others not
     stock: Fields = {}
+    planted, masked = None, False
     try:
         done = run_text(model, PROMPT_IDS, {each["stack"] for each in matrices})
-        stack = done.last
+        stock["hands_on"] = done.hands_on(done.last)
+        masked = "MaskedLM" in kind.class_name or not is_causal(model)
+        planted = plant_super_weight(model, [each for each in matrices if each["stack"] == done.last])
     except Exception as error:  # whatever a model raises where it needs more than text
         stock["unrunnable"] = one_line(error) if matrices else "it has no MLP"
-    else:
-        masked = "MaskedLM" in kind.class_name or not is_causal(model)
-        planted = plant_super_weight(model, [each for each in matrices if each["stack"] == stack])
-        stock["hands_on"] = done.hands_on(stack)
-        stock |= _told(model, stack, planted, masked=masked)
     model.save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
+    if "unrunnable" not in stock:  # some do not save all that they have, such as Marian its positions
+        loaded = type(model).from_pretrained(folder / "model", attn_implementation="eager").eval().requires_grad_(False)
+        stock |= _told(loaded, done.last, planted, masked=masked)
     if "value" in stock:
         stock["matrix"] = _matrix_with(stock, matrices, folder / "model")
     if "stream" in stock:
@@ -58,7 +59,7 @@ def _told(model: PreTrainedModel, stack: str, planted: Candidate | None, *, mask
     from super_planting import writes_super_activation
 
     def run() -> tuple[Stream, float | None]:
-        stream = run_text(model, PROMPT_IDS, [stack]).stream(stack, len(PROMPT_IDS))
+        stream = run_text(model, PROMPT_IDS, [stack]).stream(stack)
         return stream, text_loss(model, TEXT_IDS, masked=masked)
 
     stream, loss = run()

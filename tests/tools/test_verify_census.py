@@ -122,7 +122,7 @@ def test_a_quantized_model_is_right_by_the_floats_that_it_stands_for(planted, tm
     with zeroed(weight, stock["row"] * weight.shape[1] + stock["col"]):
         stock["loss_zeroed"] = text_loss(model, TEXT_IDS, masked=False)
     (folder / "stock.json").write_text(json.dumps(stock))
-    np.save(folder / "stream.npy", run_text(model, PROMPT_IDS, [STACK]).stream(STACK, len(PROMPT_IDS)))
+    np.save(folder / "stream.npy", run_text(model, PROMPT_IDS, [STACK]).stream(STACK))
     assert compare_verified(planted[1], folder) == ("right", "")
 
 
