@@ -32,6 +32,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from analyzer.base.errors import AnalyzerError, ForwardError, is_out_of_memory, reason_of
 
 TOKEN_IDS = ("input_ids", "decoder_input_ids")
+OWN = Path(__file__).parents[1]
 LIBRARIES = [Path(str(library.__file__)).parent for library in (torch, transformers)]
 
 
@@ -75,8 +76,9 @@ def _unprinted() -> Iterator[None]:
 
 def raised_by_model(error: BaseException) -> bool:
     """Tell whether an error was raised inside of the libraries, as by a stock model that a config makes no sense to."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return any(Path(frame.f_code.co_filename).is_relative_to(library) for library in LIBRARIES)
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [file for file in files if any(file.is_relative_to(each) for each in (OWN, *LIBRARIES))]  # not Python's own
+    return bool(known) and not known[-1].is_relative_to(OWN)
 
 
 def read_config(folder: Path) -> Any:

@@ -50,6 +50,7 @@ REFUSED = {
     "hrm_text/HrmTextForCausalLM": r"several towers \(model.H_module.layers, model.L_module.layers\), and text goes",
     "blip/BlipForConditionalGeneration": r"\(blip\) asks for pixel_values beside text: it can be scanned, but not",
     "kosmos-2/Kosmos2ForConditionalGeneration": r"\(kosmos-2\) cannot be run: You have to specify either `pixel_val",
+    "gemma4_assistant/Gemma4AssistantForCausalLM": r"\(gemma4_assistant\) cannot be run: ",
     "cpmant/CpmAntForCausalLM": r"\(cpmant\) runs tokens of its own before a prompt's",
     "reformer/ReformerForMaskedLM": r"\(reformer\) comes out otherwise each time that it runs",
     "xlm/XLMWithLMHeadModel": "block 1 takes something else than the block before it gives: the stream is changed",
