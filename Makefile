@@ -3,7 +3,7 @@
 # make quick   lint, types and the tests that need neither torch nor the network: under a minute
 # make lowest  run the tests with the lowest versions that pyproject.toml allows
 # make guide   write anew what the guide has from the code; make docs: build its site in build/docs
-# make coverage  scan a tiny model of every architecture of transformers: docs/coverage.md
+# make coverage  scan and verify a tiny model of every architecture of transformers: docs/coverage.md
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

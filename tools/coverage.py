@@ -1,11 +1,13 @@
-"""A census: on a tiny model of every type that transformers knows, does a scan find every down projection?
+"""A census: on a tiny model of every type that transformers knows, do `scan` and `verify` find what is there?
 
     python tools/coverage.py                        # all of them; writes docs/coverage.md
     python tools/coverage.py --only llama,mixtral   # some; prints their rows
 
 Each model is built with random weights (tiny_models.py), its down projections are told by running it (true_mlps.py),
-one weight is planted in one of them, the library saves it (planting.py), and the scan is compared with what is true.
-Models are kept in the user's cache, 0.8 GB: a second run only scans.
+one weight is planted in one of them, the library saves it (planting.py), and the scan is compared with what is true
+(scan_census.py). In another copy of it a weight is planted that makes a super activation (super_planting.py), and the
+verification is compared with what the library's own model says (verify_census.py). Models are kept in the user's
+cache, 1.6 GB: a second run only scans and verifies.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from tiny_models import Kind, NotBuildable, all_kinds, build
+from scan_census import Verdict, compare_scanned, save_with_truth
+from tiny_models import MAPPINGS, Kind, all_kinds
+from verify_census import compare_verified, save_with_super_weight
 from wheels import build_once
 
 TOOLS = Path(__file__).resolve().parent
@@ -36,19 +40,25 @@ BUILDERS = (
     *("tiny_sizes.py", "tiny_overrides.py", "tiny_configs.py", "tiny_models.py", "cutting.py", "forward_runs.py"),
     *("true_mlps.py", "true_places.py", "planting.py"),
 )
-PLANTED = -50.0
+VERIFY_BUILDERS = ("tiny_text.py", "stock_runs.py", "super_planting.py", "verify_census.py")
+VERDICTS = ("right", "refused", "wrong", "not buildable")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One type: what is true, what the scan found, and the verdict: right, refused, wrong or not buildable."""
+    """One type: what a scan and a verification came to, what is true, and what the scan found."""
 
     kind: Kind
-    verdict: str
-    reason: str = ""
+    scan: Verdict
+    verify: Verdict
     note: str = ""
     truth: Mapping[str, Any] = field(default_factory=dict)
     found: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether both are right."""
+        return self.scan[0] == self.verify[0] == "right"
 
 
 def main() -> None:
@@ -66,10 +76,11 @@ def main() -> None:
     for number, kind in enumerate(kinds, 1):
         started = time.perf_counter()
         rows.append(check(kind))
-        print(f"{number}/{len(kinds)} {kind} {rows[-1].verdict} {time.perf_counter() - started:.1f} s", file=sys.stderr)
+        words = f"scan {rows[-1].scan[0]}, verify {rows[-1].verify[0]}"
+        print(f"{number}/{len(kinds)} {kind} {words} {time.perf_counter() - started:.1f} s", file=sys.stderr)
         if options.json is not None:
             options.json.write_text(json.dumps({str(row.kind): asdict(row) for row in rows}, indent=1))
-    print(table([row for row in rows if row.verdict != "right"] if options.only is None else rows))
+    print(table([row for row in rows if not row.is_right] if options.only is None else rows))
     print(counts(rows))
     if options.only is None:
         DOCUMENT.parent.mkdir(exist_ok=True)
@@ -88,165 +99,36 @@ def prepare() -> None:
 
 
 def check(kind: Kind, folder: Path | None = None) -> Row:
-    """Build a model unless it is in the cache (or `folder`), scan it and compare."""
+    """Build a kind's models unless they are in the cache (or in `folder`), scan and verify them, and compare."""
     folder = folder or cache_folder() / kind.model_type / kind.class_name
-    build_once(folder, lambda _scratch, built: save(kind, built))
-    truth = json.loads((folder / "truth.json").read_text())
+    truth = truth_of(kind, folder)
     if "not_buildable" in truth:
-        return Row(kind, "not buildable", truth["not_buildable"])
-    return compare(kind, truth, folder / "model")
+        verdict = "not buildable", truth["not_buildable"]
+        return Row(kind, verdict, verdict)
+    planted = folder / f"verify-{digest(VERIFY_BUILDERS)}"
+    build_once(planted, lambda _scratch, built: save_with_super_weight(kind, truth["matrices"], built))
+    scan, found = compare_scanned(truth, folder / "model")
+    return Row(kind, scan, compare_verified(truth["matrices"], planted), notes(truth), truth, found)
+
+
+def truth_of(kind: Kind, folder: Path) -> Mapping[str, Any]:
+    """Return what is true of the model in a folder, built unless it is there, or why it cannot be built."""
+    build_once(folder, lambda _scratch, built: save_with_truth(kind, built))
+    truth: Mapping[str, Any] = json.loads((folder / "truth.json").read_text())
+    return truth
 
 
 @cache
 def cache_folder() -> Path:
     """Return where models are kept: apart for each version of the libraries, and of what builds them."""
-    digest = hashlib.sha256(b"".join((TOOLS / name).read_bytes() for name in BUILDERS)).hexdigest()[:12]
     versions = f"{version('transformers')}-{version('torch').partition('+')[0]}"
-    return Path(platformdirs.user_cache_dir("superweight")) / "coverage" / f"{versions}-{digest}"
+    return Path(platformdirs.user_cache_dir("superweight")) / "coverage" / f"{versions}-{digest(BUILDERS)}"
 
 
-def save(kind: Kind, folder: Path) -> None:
-    """Write a model with one weight planted, and what is true of it, or why it cannot be built."""
-    from planting import locate, number_as_filed, plant
-    from tiny_models import one_line
-    from true_places import find_true_mlps
-
-    folder.mkdir(parents=True)
-    try:
-        model = build(kind)
-    except NotBuildable as reason:
-        (folder / "truth.json").write_text(json.dumps({"not_buildable": str(reason)}))
-        return
-    found = find_true_mlps(model)
-    places = [each.place for each in found.matrices]
-    try:
-        stored = locate(model, places)
-    except Exception as error:  # a few classes cannot be saved
-        (folder / "truth.json").write_text(json.dumps({"not_buildable": f"cannot be saved: {one_line(error)}"}))
-        return
-    matrices = [
-        {
-            **{name: getattr(each, name) for name in ("stack", "layer", "layers", "mlp", "expert", "writes", "how")},
-            "parameter": each.place.parameter,
-            "rows": each.place.rows,
-            "cols": each.place.cols,
-            **({"name": None} if (at := stored[each.place]) is None else asdict(at)),
-        }
-        for each in found.matrices
-    ]
-    number_as_filed(matrices)
-    truth = {"matrices": matrices, "asides": dict(found.asides), "unreached": list(found.unreached)}
-    if places:
-        chosen = choose(matrices)
-        row, col = matrices[chosen]["rows"] // 3, matrices[chosen]["cols"] - 5
-        plant(model, places, places[chosen], row, col, PLANTED, folder / "model")
-        truth["planted"] = {"matrix": chosen, "row": row, "col": col, "value": PLANTED}
-    else:
-        model.save_pretrained(folder / "model")
-    (folder / "truth.json").write_text(json.dumps(truth))
-
-
-def choose(matrices: Sequence[Mapping[str, Any]]) -> int:
-    """Return which matrix has the planted weight: of the stack with most of them, a middle block's last expert."""
-    sizes = Counter(each["stack"] for each in matrices)
-    stack = max(sizes, key=lambda each: (sizes[each], each))
-    layers = sorted({each["layer"] for each in matrices if each["stack"] == stack})
-    middle = layers[len(layers) // 2]
-    candidates = [n for n, each in enumerate(matrices) if (each["stack"], each["layer"]) == (stack, middle)]
-    return max(candidates, key=lambda n: (-1 if matrices[n]["expert"] is None else matrices[n]["expert"], -n))
-
-
-def compare(kind: Kind, truth: Mapping[str, Any], folder: Path) -> Row:
-    """Scan a folder and compare the result with what is true."""
-    from analyzer.analyze.scanning import scan_model
-    from analyzer.base.errors import AnalyzerError
-    from analyzer.scan.records import ScanSettings
-    from analyzer.source.opening import open_model
-
-    note = notes(truth)
-    try:
-        result = scan_model(open_model(str(folder)), ScanSettings(top=1, use_cache=False))
-    except AnalyzerError as error:
-        line = str(error).replace(str(folder), "MODEL")
-        return Row(kind, "refused", line, note, truth)
-    except Exception as error:
-        return Row(kind, "wrong", f"{type(error).__name__}: {error}", note, truth)
-    found = [{**asdict(each), "writes": each.writes or "residual"} for each in result.tensors]
-    wrong = [*differences(truth["matrices"], found), *planted_wrong(truth, asdict(result.outliers[0]))]
-    wrong += [f"says that {each.count} x {each.names} is not read: {each.why}" for each in result.unread]
-    return Row(kind, "wrong" if wrong else "right", "; ".join(wrong), note, truth, found)
-
-
-def differences(true: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a scan missed, what it added, and where it mistook towers, each in one phrase."""
-
-    def keys(matrices: Iterable[Mapping[str, Any]], shape: Callable[[Mapping[str, Any]], Any]) -> Counter[Any]:
-        return Counter((each["name"], each["layer"], each["expert"], tuple(shape(each))) for each in matrices)
-
-    expected = keys(true, lambda each: (each["rows"], each["cols"]))
-    present = keys(found, lambda each: each["shape"])
-    wrong = [
-        f"{what} {sum(some.values())} of {len(true)}: {patterns(some)}"
-        for what, some in (("misses", expected - present), ("adds", present - expected))
-        if some
-    ]
-    by_key = {(each["name"], each["expert"]): each for each in _mlps_by_name(true)}
-    for name in ("mlp", "layers", "writes"):
-        pairs = [(by_key.get((each["name"], each["expert"])), each) for each in found]
-        mistaken = [each["name"] for is_true, each in pairs if is_true and _plain(is_true[name]) != _plain(each[name])]
-        if mistaken:
-            wrong.append(f"mistakes {name} of {patterns(Counter((each,) for each in mistaken))}")
-    stacks: dict[str, set[str | None]] = defaultdict(set)
-    towers: dict[str | None, set[str]] = defaultdict(set)
-    for each in found:
-        if (is_true := by_key.get((each["name"], each["expert"]))) is not None:
-            stacks[is_true["stack"]].add(each["tower"])
-            towers[each["tower"]].add(is_true["stack"])
-    wrong += [f"takes {stack} for several towers" for stack, names in sorted(stacks.items()) if len(names) > 1]
-    wrong += [f"takes {', '.join(sorted(names))} for one tower" for names in towers.values() if len(names) > 1]
-    return wrong
-
-
-def _mlps_by_name(matrices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the matrices with the MLPs of a block counted in the order of their names, as scans do, not of the run."""
-    names: dict[tuple[str, int, bool], set[str]] = defaultdict(set)
-
-    def holder(each: Mapping[str, Any]) -> str:
-        return re.sub(r"\.experts?[._]?\d+", ".experts", each["name"]).removesuffix(".weight").rpartition(".")[0]
-
-    def block(each: Mapping[str, Any]) -> tuple[str, int, bool]:
-        return each["stack"], each["layer"], each["expert"] is not None
-
-    for each in matrices:
-        if each["mlp"] is not None:
-            names[block(each)].add(holder(each))
-    return [
-        each if each["mlp"] is None else {**each, "mlp": sorted(names[block(each)]).index(holder(each))}
-        for each in matrices
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def patterns(keys: Counter[Any]) -> str:
-    """Return the names in these keys, numbers starred, each with how many it stands for."""
-    starred: Counter[str] = Counter()
-    for key, count in keys.items():
-        starred[re.sub(r"\d+", "*", str(key[0])) + (f" {list(key[3])}" if len(key) > 3 else "")] += count
-    return ", ".join(f"{name} x {count}" for name, count in sorted(starred.items()))
-
-
-def planted_wrong(truth: Mapping[str, Any], best: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the first outlier, where the planted weight should be."""
-    if "planted" not in truth:
-        return ["ranks the weights of a model without MLPs"]
-    planted = truth["planted"]
-    matrix = truth["matrices"][planted["matrix"]]
-    expected = (matrix["name"], matrix["layer"], matrix["expert"], planted["row"], planted["col"], planted["value"])
-    ranked = tuple(best[name] for name in ("tensor", "layer", "expert", "row", "col", "value"))
-    return [] if ranked == expected else [f"ranks {ranked} first, not {expected}"]
+@cache
+def digest(files: Sequence[str]) -> str:
+    """Return what tells the versions of these files apart."""
+    return hashlib.sha256(b"".join((TOOLS / name).read_bytes() for name in files)).hexdigest()[:12]
 
 
 def notes(truth: Mapping[str, Any]) -> str:
@@ -280,10 +162,10 @@ def shape_of(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a table in Markdown."""
-    lines = ["| type | class | blocks x experts | verdict | note |", "|---|---|---|---|---|"]
+    lines = ["| type | class | blocks x experts | scan | verify | note |", "|---|---|---|---|---|---|"]
     for row in rows:
-        verdict = f"{row.verdict}: {code(row.reason)}" if row.reason else row.verdict
-        cells = (row.kind.model_type, row.kind.class_name, shape_of(row), verdict, code(row.note))
+        verdicts = (f"{verdict}: {code(reason)}" if reason else verdict for verdict, reason in (row.scan, row.verify))
+        cells = (row.kind.model_type, row.kind.class_name, shape_of(row), *verdicts, code(row.note))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -294,23 +176,48 @@ def code(words: str) -> str:
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """Return how many rows have each verdict."""
-    numbers = Counter(row.verdict for row in rows)
-    order = ("right", "refused", "wrong", "not buildable")
-    return ", ".join(f"{numbers[verdict]} {verdict}" for verdict in order)
+    """Return how many rows have each verdict, those of each mapping of the library apart."""
+    mappings = {name: name.removeprefix("MODEL_FOR_").removesuffix("_MAPPING_NAMES") for name in MAPPINGS}
+    lines = [f"| | {' | '.join(VERDICTS)} |", "|---|---|---|---|---|"]
+    for what in ("scan", "verify"):
+        numbers = Counter(getattr(row, what)[0] for row in rows)
+        lines.append(f"| {what}, all {len(rows)} | {' | '.join(str(numbers[verdict]) for verdict in VERDICTS)} |")
+    for mapping, name in mappings.items():
+        of = [row for row in rows if mapping_of(row.kind) == mapping]
+        numbers = Counter(row.verify[0] for row in of)
+        words = name.lower().replace("_", " ")
+        lines.append(f"| verify, {words} | {' | '.join(str(numbers[verdict]) for verdict in VERDICTS)} |")
+    return "\n".join(lines)
+
+
+def mapping_of(kind: Kind) -> str:
+    """Return the first of the library's mappings that has a type and its class."""
+    from transformers.models.auto import modeling_auto
+
+    def has(mapping: str) -> bool:
+        names = getattr(modeling_auto, mapping).get(kind.model_type, ())
+        return kind.class_name in ([names] if isinstance(names, str) else names)
+
+    return next(mapping for mapping in MAPPINGS if has(mapping))
 
 
 def document(rows: Sequence[Row]) -> str:
     """Return the census as a page."""
     return f"""# Coverage
 
-What `superweight scan` finds in a tiny model, with random weights, of every type that transformers
-{version("transformers")} has for causal, masked and sequence-to-sequence language models and for images with text:
-`python tools/coverage.py`.
-Its down projections are told by running the model, without looking at a name. `right`: the scan found all of them and
-nothing else, each in its block, expert and orientation, and ranks a planted weight first.
+What `superweight scan` and `superweight verify` find in a tiny model, with random weights, of every type that
+transformers {version("transformers")} has for causal, masked and sequence-to-sequence language models and for images
+with text: `python tools/coverage.py`.
 
-{counts(rows)}, of {len(rows)} types and classes.
+**scan.** A model's down projections are told by running it, without looking at a name. `right`: the scan found all of
+them and nothing else, each in its block, expert and orientation, and ranks a planted weight first.
+
+**verify.** A weight is planted so that the library's own model has a super activation, by the definition in
+[Method](method.md), which it collapses without. `right`: that weight is confirmed at its place (where the library's
+model has no super activation, none is); the residual stream after each block is the library's within 1e-4, and the
+loss, untouched and with the weight zeroed, within 1e-5. `refused`: in one line, which is given.
+
+{counts(rows)}
 
 {table(rows)}
 """

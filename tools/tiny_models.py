@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tiny_configs import filled, merged, shrunk, ungrouped
-from tiny_overrides import BASES, CLASS_OVERRIDES
+from tiny_configs import filled, shrunk, ungrouped
+from tiny_overrides import BASES
 from torch import nn
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ def _shuffle(model: nn.Module) -> None:
             parameter.add_(noise / 10)
 
 
+def _is_causal(kind: Kind) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    return bool(getattr(modeling_auto, MAPPINGS[0]).get(kind.model_type) == kind.class_name)
+
+
 def _tiny_config(kind: Kind, model_class: Any) -> Any:
     from transformers import CONFIG_MAPPING
 
@@ -89,7 +95,9 @@ def _tiny_config(kind: Kind, model_class: Any) -> Any:
     if not issubclass(config_class, model_class.config_class):
         config_class = model_class.config_class  # the class is of a part: the language model alone
     default = config_class(**BASES.get(kind.model_type, {})).to_dict()
-    fields = merged(shrunk(default), CLASS_OVERRIDES.get(kind.class_name, {}))
+    fields = shrunk(default)
+    if _is_causal(kind) and default.get("is_decoder") is False and not default.get("is_encoder_decoder"):
+        fields["is_decoder"] = True  # else its attention is that of an encoder, and no next token has a meaning
     first: Exception | None = None
     for way in WAYS:
         try:

@@ -14,6 +14,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "apertus1p5": {"image_token_offset": 20, "audio_token_offset": 276, "text_config": {"vocab_size": 600}},
     "apertus1p5_vision_tokenizer": {**SMALL_CODES, "num_res_blocks": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "bloom": {"n_layer": 4},
     "chameleon": {"vocabulary_map": {"<image>": 250, "IMGIMGA": 251, "IMGIMGB": 252}},
     "chameleon_vqgan": SMALL_CODES,
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
@@ -67,7 +68,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "llama4_vision_model": {"projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 192},
     "mamba2": {"num_heads": 8, "head_dim": 16},
-    "mllama_text_model": {"cross_attention_layers": [1, 3]},
+    "mllama_text_model": {"num_hidden_layers": 6, "cross_attention_layers": [1, 4]},
     "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
     "molmo2_adapter": {"vision_feature_layer": [2, 1]},
     "molmo2_vision": {"image_size": [56, 56], "num_position_embeddings": 16},
@@ -106,7 +107,6 @@ BASES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     }
 }
-CLASS_OVERRIDES: dict[str, dict[str, Any]] = {"ReformerModelWithLMHead": {"is_decoder": True}}
 
 # Fields that are null by default, and are filled where a model cannot be built without them.
 FILLED: dict[str, int | None] = {

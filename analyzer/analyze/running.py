@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyzer.base.config import (
     DECODER_LAYERS_KEYS,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.model.tokens import Tokens
 
 MOST_LAYERS = 2000
+NOT_OF_TEXT = ("vision", "audio")
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
 
 
@@ -135,7 +136,7 @@ def _that_run(
     if is_gguf(config):
         stock_config(model, checkpoint.metadata, checkpoint.shapes, None)  # or it is refused
     found = find_projections(checkpoint)
-    tower = _tower_of_text(model, {each.tower for each in found.projections if each.tower not in SKIPPED})
+    tower = _tower_of_text(checkpoint, [each for each in found.projections if each.tower not in SKIPPED])
     projections = [each for each in found.projections if each.tower == tower]
     others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
     stack = projections[0].stack
@@ -171,18 +172,41 @@ def _that_run(
     return followed, [each for each in projections if each.layer in layers], others
 
 
-def _tower_of_text(model: str, towers: Collection[str | None]) -> str | None:
-    if {"encoder", "decoder"} & set(towers) and len(towers) > 1:
-        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+def _tower_of_text(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> str | None:
+    """Return the tower that makes text: by its name where it alone has such a name, else as the stock class has it."""
+    model, source = checkpoint.source.model, checkpoint.source
+    towers = dict.fromkeys(each.tower for each in projections)
     if len(towers) == 1:
         return next(iter(towers))
-    for tower in MAIN_TOWERS:
-        if tower in towers:
-            return tower
+    if "decoder" in towers and "encoder" in towers:
+        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+    named = [tower for tower in MAIN_TOWERS if tower in towers]
+    if len(named) == 1:
+        return named[0]
+    from analyzer.model.towers import towers_in_decoder
+
+    _check_config(model, checkpoint.config)
+    first = {
+        str(each.tower): each.name if each.quantization is None else f"{each.module}.weight"
+        for each in reversed(projections)
+    }
+    inside = towers_in_decoder(model, source.folder(()), first, checkpoint.tensors)
+    found = [tower for tower in inside if tower not in NOT_OF_TEXT]
+    if len(found) == 1:
+        return found[0]
+    told = "text goes through several of them" if found else "none is known to make text"
     raise ArchitectureError(
-        f"{model} has several towers ({', '.join(shown(each) for each in sorted(map(str, towers)))}), and none is "
-        "known to make text: it can be scanned, but not yet verified"
+        f"{model} has several towers ({', '.join(shown(each) for each in sorted(map(str, towers)))}), and {told}: it "
+        "can be scanned, but not yet verified"
     )
+
+
+def _check_config(model: str, config: Mapping[str, Any]) -> None:
+    """Raise ArchitectureError for a config of which no model should be built."""
+    if (most := max(sizes_in(config, (*NUM_LAYERS_KEYS, *DECODER_LAYERS_KEYS)), default=0)) > MOST_LAYERS:
+        raise ArchitectureError(f"{model}: config.json speaks of {most:,} blocks, too many to be true: correct it")
+    if nan := not_a_number_in(config):
+        raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
 
 
 def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> None:
@@ -202,7 +226,4 @@ def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection
             f"{model} is made ternary each time it runs (bitnet), which is not done here: it can be scanned, but not "
             "yet verified"
         )
-    if (most := max(sizes_in(config, (*NUM_LAYERS_KEYS, *DECODER_LAYERS_KEYS)), default=0)) > MOST_LAYERS:
-        raise ArchitectureError(f"{model}: config.json speaks of {most:,} blocks, too many to be true: correct it")
-    if nan := not_a_number_in(config):
-        raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
+    _check_config(model, config)

@@ -44,7 +44,7 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
         return
     runner.one_by_one = True
     if not _comes_out(runner, rows, expected):
-        raise _otherwise(runner)
+        raise _otherwise(runner, ids)
 
 
 def _takes_slices(runner: Runner, ids: Sequence[int]) -> bool:
@@ -69,16 +69,26 @@ def _comes_out(runner: Runner, rows: Sequence[Row], expected: Sequence[Outcome])
 
 
 def check_trace(runner: Runner, ids: Sequence[int], trace: Trace) -> None:
-    """Raise ForwardError where the stream of a prompt is not that of the stock model's own forward."""
+    """Raise ForwardError where the stream of a prompt is not that of the stock model's own forward, or of its ids."""
     stream, _ = runner.stock(ids, last_layer=trace.layers[-1])
     if not _streams_agree(runner.dtype, trace.residual, stream):
-        raise _otherwise(runner)
+        raise _otherwise(runner, ids)
+    other = runner.trace([(ids[0] + 1) % runner.vocabulary, *ids[1:]], enough=lambda *_: True)
+    if np.array_equal(other.entering[0], trace.entering[0]):
+        raise ForwardError(
+            f"{runner.name} ({runner.checkpoint.model_type}) runs tokens of its own before a prompt's, which is not "
+            "followed yet: it can be scanned, but not verified"
+        )
 
 
-def _otherwise(runner: Runner) -> ForwardError:
+def _otherwise(runner: Runner, ids: Sequence[int]) -> ForwardError:
+    kind = f"{runner.name} ({runner.checkpoint.model_type})"
+    once, again = (runner.stock(ids)[0] for _ in range(2))
+    if not _streams_agree(runner.dtype, once, again):
+        return ForwardError(f"{kind} comes out otherwise each time that it runs: it can be scanned, but not verified")
     return ForwardError(
-        f"{runner.name} ({runner.checkpoint.model_type}) comes out otherwise here than the stock model by itself, so "
-        "that its figures would be wrong: please report this model type"
+        f"{kind} comes out otherwise here than the stock model by itself, so that its figures would be wrong: please "
+        "report this model type"
     )
 
 

@@ -50,13 +50,19 @@ def intercepted(
             removed = values[c] * (1.0 - float(edit.factor))
             edited.setdefault(c.place, []).append((batch_row, c.row, c.col, removed))
 
-    def change(place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """Return the output [n, hidden_size] of the tokens at the places `which` [n] with the edits in place."""
+    def change(
+        place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor, *, padded: bool = False
+    ) -> torch.Tensor:
+        """Return the output [n, hidden_size] of the tokens at the places `which` [n] with the edits in place.
+
+        Where these are all tokens of a block, each row may be `padded` to a window.
+        """
         here = edited.get(place)
         if not here:
             return left
         left = left.clone()
-        batch_rows = torch.tensor(rows(), device=which.device)[which // tokens]
+        in_hand = torch.tensor(rows(), device=which.device)
+        batch_rows = in_hand[which // (len(which) // len(in_hand) if padded else tokens)]
         for batch_row, row, col, removed in here:
             mine = batch_rows == batch_row
             exact = left[mine, row].float() - removed * entered[mine, col].float()
@@ -81,14 +87,16 @@ def intercepted(
 
 
 def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Record | None) -> Callable[..., Any]:
-    def hook(_module: object, args: Any, output: torch.Tensor) -> torch.Tensor:
-        # [rows, T, channels]; some models flatten the first two.
-        entered, left = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
+    def hook(_module: object, args: Any, output: Any) -> Any:
+        # [rows, T, channels]; some models flatten the first two, or give a scale beside it.
+        given = _first(output)
+        entered, left = args[0].reshape(-1, args[0].shape[-1]), given.reshape(-1, given.shape[-1])
         which = torch.arange(left.shape[0], device=left.device)
-        left = change(place, which, entered, left)
+        left = change(place, which, entered, left, padded=True)
         if record is not None:
             record(Passage(place, which, entered, left, torch.ones(left.shape[0], device=left.device)))
-        return left.reshape(output.shape)
+        left = left.reshape(given.shape)
+        return left if output is given else (left, *output[1:])
 
     return hook
 
@@ -119,6 +127,7 @@ class Watched:
         """What becomes of it in the norm that follows each of several apart."""
         self._rows, self._tokens, self._width, self._several = rows, tokens, width, several
         self._layer = -1  # of the block that runs
+        self._left: torch.Tensor | None = None  # what the block before gave
         self._parts: dict[
             Place, tuple[int, int | None]
         ] = {}  # the MLP's number in its block, the writer's in a mixture
@@ -138,11 +147,18 @@ class Watched:
             self.added[self._layer] = list(self.outputs[self._layer])
             self._given.clear()
             self._normed.clear()
-            if not self.entering:
-                self.entering.append(self._by_rows(args[0] if args else kwargs["hidden_states"], "takes"))
+            taken = args[0] if args else kwargs["hidden_states"]
+            if self._left is None:
+                self.entering.append(self._by_rows(taken, "takes"))
+            elif taken is not self._left and not torch.equal(taken, self._left):
+                raise ForwardError(
+                    f"block {self._layer} takes something else than the block before it gives: the stream is changed "
+                    "between them, which is not followed yet: it can be scanned, but not verified"
+                )
 
         def after(_module: object, _args: object, output: Any) -> None:
-            self.streams[self._layer] = self._by_rows(_first(output), "gives")
+            self._left = _first(output)
+            self.streams[self._layer] = self._by_rows(self._left, "gives")
             if ends(self._layer):
                 raise EnoughError
 

@@ -133,7 +133,7 @@ class Runner:
     def max_tokens(self) -> int | None:
         """How many tokens the model has positions for; null where its config sets no limit."""
         positions = getattr(self.blocks.model.config.get_text_config(), "max_position_embeddings", None)
-        return positions if isinstance(positions, int) else None
+        return positions if isinstance(positions, int) and positions > 0 else None  # XLNet says -1
 
     def weight_row(self, place: Place, row: int) -> NDArray[np.float64]:
         """Return the weights of one output channel of a down projection, [intermediate_size]."""
@@ -150,7 +150,7 @@ class Runner:
         Raises ForwardError where an activation is not finite.
         """
         watched, residual = self._watch([ids], [intervention], inside=True, enough=enough)
-        layers = self.layers[: residual.shape[1]]
+        layers = tuple(layer for layer in self.layers if layer in watched.streams)
         entries = {layer: watched.weighed(layer) for layer in layers if layer in watched.entries}
         outputs, added = (
             {layer: np.stack(by_layer[layer]) for layer in entries} for by_layer in (watched.outputs, watched.added)
@@ -283,12 +283,20 @@ class Runner:
                     stack.callback(handle.remove)
             with suppress(EnoughError), self.running():
                 (run or self.blocks.body)(ids)
+                self._leave_out([block for block in self.stack if block.layers[0] not in watched.streams])
         residual = np.stack([watched.streams[layer] for layer in self.layers if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
             cure = "its weights hold NaN or Inf, or its config.json is not theirs"
             cure = cure if self.dtype == "float32" else "run in float32 (--dtype)"
             raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
         return watched, residual
+
+    def _leave_out(self, blocks: Sequence[Block]) -> None:
+        """Take blocks that text alone does not reach for no part of the stack."""
+        if blocks:
+            self.stack = tuple(block for block in self.stack if block not in blocks)
+            numbers = ", ".join(str(layer) for block in blocks for layer in block.layers)
+            self.notes += (f"blocks {numbers} do not run with text alone: nothing is said of them",)
 
     @contextmanager
     def _once_for_all_alike(

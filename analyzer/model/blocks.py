@@ -21,7 +21,7 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.rows import Rows
-from analyzer.model.stock import Loader, build_empty, tied_parameters
+from analyzer.model.stock import Loader, asked_beside_text, build_empty, tied_parameters
 from analyzer.model.weights import ChangeTensor
 
 LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the tokens that go through the head at once
@@ -53,12 +53,17 @@ class BlockwiseModel:
         outside of the blocks, embedding and head, is loaded as it is. Raises CheckpointError where the checkpoint
         lacks weights.
         """
-        self.model = build_empty(config, dtype)
+        self.model = build_empty(config, dtype, checkpoint.tensors)
+        self._weights = open_weights(checkpoint, self.model)
+        if asked := asked_beside_text(self.model):
+            raise ForwardError(
+                f"{self._weights.model} ({config.model_type}) asks for {' and '.join(asked)} beside text: it can be "
+                "scanned, but not verified"
+            )
         self.device, self.dtype = device, dtype
         self.sliced = False
         """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
-        self._weights = open_weights(checkpoint, self.model)
         self.change = change
         self._loader = Loader(self.model, dtype, device, gguf_rules(checkpoint, config))
         targets = self._loader.targets(self._weights.names)
@@ -80,8 +85,10 @@ class BlockwiseModel:
             if not target.startswith(self._aside):
                 self._plan[self._block_of(target)].append(name)
         for buffer_name, buffer in self.model.named_buffers():
-            module, _, name = buffer_name.rpartition(".")
-            self.model.get_submodule(module)._buffers[name] = buffer.to(device)
+            if not buffer.is_meta:  # I-BERT makes some of its weights, for when it computes with integers
+                module, _, name = buffer_name.rpartition(".")
+                self.model.get_submodule(module)._buffers[name] = buffer.to(device)
+        self._leave_aside()
         self._replace_ends({target: name for name, (target, as_it_is) in targets.items() if as_it_is})
         self._put(self._weights.read(self._plan[OUTSIDE]))
         self._tie()
@@ -147,6 +154,14 @@ class BlockwiseModel:
                     found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
                     wanted[part] = torch.where(here, found, wanted[part])
         return total - wanted
+
+    def _leave_aside(self) -> None:
+        """Make what text does not reach empty, on the device: some models ask their first parameter where they are."""
+        for name, parameter in list(self.model.named_parameters()):
+            if name.startswith(self._aside):
+                module, _, last = name.rpartition(".")
+                empty = torch.empty(0, dtype=parameter.dtype, device=self.device)
+                setattr(self.model.get_submodule(module), last, torch.nn.Parameter(empty, requires_grad=False))
 
     def _block_of(self, target: str) -> str:
         parts = target.split(".")
@@ -240,7 +255,7 @@ class BlockwiseModel:
         """Give tied parameters outside of the blocks their weights."""
         tied = tied_parameters(self.model)
         for name, parameter in list(self.model.named_parameters()):
-            if not parameter.is_meta or self._block_of(name) != OUTSIDE or name.startswith(self._aside):
+            if not parameter.is_meta or self._block_of(name) != OUTSIDE:
                 continue
             source = tied.get(name)
             with suppress(AttributeError):

@@ -5,7 +5,9 @@ A new version of the library may change any of it; `tests/model/test_stock.py` n
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -29,6 +31,8 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from analyzer.base.errors import AnalyzerError, ForwardError, is_out_of_memory, reason_of
 
+TOKEN_IDS = ("input_ids", "decoder_input_ids")
+OWN = Path(__file__).parents[1]
 LIBRARIES = [Path(str(library.__file__)).parent for library in (torch, transformers)]
 
 
@@ -72,8 +76,9 @@ def _unprinted() -> Iterator[None]:
 
 def raised_by_model(error: BaseException) -> bool:
     """Tell whether an error was raised inside of the libraries, as by a stock model that a config makes no sense to."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return any(Path(frame.f_code.co_filename).is_relative_to(library) for library in LIBRARIES)
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [file for file in files if any(file.is_relative_to(each) for each in (OWN, *LIBRARIES))]  # not Python's own
+    return bool(known) and not known[-1].is_relative_to(OWN)
 
 
 def read_config(folder: Path, said: Mapping[str, Any] | None = None) -> Any:
@@ -89,17 +94,23 @@ def read_config(folder: Path, said: Mapping[str, Any] | None = None) -> Any:
     return config
 
 
-def build_empty(config: Any, dtype: torch.dtype) -> Any:
-    """Return the stock model that a config describes, its parameters on the meta device, ready to be run."""
+def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any:
+    """Return the stock model that a config describes, its parameters on the meta device, ready to be run.
+
+    Where the class for text alone has no place for a block of the `stored` tensors, the one that the config names is
+    taken: they are called after it.
+    """
     # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
     attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
     auto, named = _auto_class(config), _named_class(config)
-    with init_empty_weights(include_buffers=False):
-        if auto is not None or named is None:
-            auto = auto or transformers.AutoModelForCausalLM  # which says what it does not know
+    if auto is not None or named is None:
+        auto = auto or transformers.AutoModelForCausalLM  # which says what it does not know
+        with init_empty_weights(include_buffers=False):
             model = auto.from_config(config, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
-        else:
-            model = named._from_config(config, dtype=dtype, attn_implementation=attention)
+        if named is None or isinstance(model, named) or Loader(model, dtype).has_blocks_of(stored):
+            return model.eval().requires_grad_(False)
+    with init_empty_weights(include_buffers=False):
+        model = named._from_config(config, dtype=dtype, attn_implementation=attention)
     return model.eval().requires_grad_(False)
 
 
@@ -110,7 +121,7 @@ def _auto_class(config: Any) -> Any:
     """
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    names = " ".join(config.architectures or ())
+    names = " ".join(_architectures(config))
     if masked and not getattr(config, "is_decoder", False) and (not causal or "CausalLM" not in names):
         return transformers.AutoModelForMaskedLM
     if causal:
@@ -122,11 +133,23 @@ def _auto_class(config: Any) -> Any:
 
 def _named_class(config: Any) -> Any:
     """Return the library's class that a config names for itself, where it is one for such configs; else null."""
-    for name in config.architectures or ():
+    for name in _architectures(config):
         found = getattr(transformers, name, None) if name.isidentifier() else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found if getattr(found, "config_class", None) is type(config) else None
     return None
+
+
+def _architectures(config: Any) -> list[str]:
+    """Return the classes that a config names for itself."""
+    return [name for name in config.architectures or () if isinstance(name, str)]
+
+
+def asked_beside_text(model: torch.nn.Module) -> list[str]:
+    """Return what a stock model cannot do without, beside token ids."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return [each.name for each in named if each.default is each.empty and each.name not in TOKEN_IDS]
 
 
 def is_masked(model: torch.nn.Module) -> bool:
@@ -143,12 +166,18 @@ def tied_parameters(model: Any) -> Mapping[str, str]:
 class Loader:
     """Puts a checkpoint's tensors into a stock model by the library's own rules: it renames, fuses and splits them."""
 
-    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device, mapping: list[Any] | None = None) -> None:
+    def __init__(
+        self, model: Any, dtype: torch.dtype, device: torch.device | None = None, mapping: list[Any] | None = None
+    ) -> None:
         """`mapping` has the rules, null for those of the model's own checkpoints."""
         self._model, self._dtype, self._device = model, dtype, device
         self._mapping = get_model_conversion_mapping(model) if mapping is None else mapping
         self._renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+
+    def has_blocks_of(self, names: Collection[str]) -> bool:
+        """Tell whether any of these tensors goes into a numbered part of the model."""
+        return any(re.search(r"\.\d+\.", target) for target, _ in self.targets(names).values())
 
     def targets(self, names: Collection[str]) -> dict[str, tuple[str, bool]]:
         """Return the parameter that each tensor goes into, and whether it is that parameter as it is.

@@ -9,7 +9,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.base.errors import ArchitectureError
+from analyzer.base.errors import ArchitectureError, shown
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.numbers.encoding import Tile
@@ -33,7 +33,9 @@ def read_weights(
         for coordinate in coordinates:
             projection = by_place.get(coordinate.place)
             if projection is None or not _has(projection.shape, coordinate):
-                raise ArchitectureError(f"{checkpoint.source.model} has no weight {coordinate}")
+                raise ArchitectureError(
+                    f"{checkpoint.source.model} has no weight {coordinate}{_where(projections, coordinate)}"
+                )
             matrix = projection.matrix
             tile, index = matrix.tile_of(coordinate.row, coordinate.col)
 
@@ -44,6 +46,13 @@ def read_weights(
 
     stream(checkpoint.source, wants())
     return {coordinate: values[coordinate] for coordinate in coordinates}
+
+
+def _where(projections: Sequence[DownProjection], coordinate: Coordinate) -> str:
+    """Return which towers these projections are in, where a coordinate's is not among them."""
+    towers = {each.tower for each in projections}
+    named = ", ".join(shown(each) for each in sorted(towers - {None}, key=str))
+    return f" here, where the tower is {named}" if named and coordinate.tower not in towers else ""
 
 
 def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:

@@ -181,7 +181,7 @@ def test_from_the_hub_by_ranges(hub, tmp_path):
 
 CHILD = """
 import sys, tempfile
-sys.path[:0] = [".", "tests", "tests/support"]
+sys.path[:0] = [".", "tests", "tests/support", "tools"]
 import conftest
 from models import PROMPT_IDS, hooked, random_llama, save
 

@@ -161,7 +161,7 @@ def test_experts_can_be_asked_to_run_one_by_one(tmp_path, family):
     transformers.AutoConfig.for_model(family, **FAMILIES[family].config).save_pretrained(tmp_path)
     config = read_config(tmp_path)
     assert config._experts_implementation == "eager", f"{VERSION}: _experts_implementation"
-    model = build_empty(config, torch.float32)
+    model = build_empty(config, torch.float32, ())
     assert model.config._experts_implementation == "eager", f"{VERSION}: from_config picks another implementation"
 
 

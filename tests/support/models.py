@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 from families import FAMILIES, build, down_views
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_text import PROMPT, PROMPT_IDS, TEXT, TEXT_IDS, WORDS, save_tokenizer
 
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.records import Coordinate
@@ -23,12 +23,7 @@ from analyzer.verify.settings import VerifySettings
 
 torch.set_num_threads(1)  # more of them, on matrices as small as these, only wait for each other
 
-PROMPT = "apple banana cherry date elder fig grape hazel"
-WORDS = [*PROMPT.split(), "iris", "juniper", "kiwi", "lemon", "mango", "nutmeg", "olive", "pear"]
-TEXT = " ".join(WORDS * 4)
 LAYERS, HIDDEN, INTERMEDIATE = 6, 128, 192
-PROMPT_IDS = list(range(1, 9))
-TEXT_IDS = list(range(1, 17)) * 4
 # What `plant` puts there: written by one weight, on the first token of PROMPT.
 LAYER, ROW, COL, VALUE = 1, 77, 31, 2.0
 # The families that the forward pass is tested with.
@@ -39,20 +34,6 @@ DENSE = (
     *("gpt2", "gpt_neox", "gptj", "opt", "bloom", "falcon_old", "falcon_new", "mpt", "starcoder2", "stablelm"),
     *("cohere", *MASKED),
 )
-
-
-def save_tokenizer(folder, *, bos=False):
-    """Save a tokenizer that makes one token of each of WORDS; 0 is unknown, 17 the mask, and with `bos` 18 begins."""
-    vocabulary = {word: number for number, word in enumerate(["<unk>", *WORDS, "<mask>", "<s>"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_tokens(WORDS)  # whatever else a family's own class of tokenizers makes of the file, it keeps these
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
-        )
-    special = {"unk_token": "<unk>", "mask_token": "<mask>", "bos_token": "<s>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def random_llama(seed=0, **config):

@@ -1,19 +1,27 @@
-"""A census of some kinds of model: what a scan finds against what running the model tells."""
+"""A census of some kinds of model: what `scan` and `verify` find against what running the model tells."""
 
 import pytest
-from coverage import check, differences, patterns, prepare
+from coverage import Row, check, counts, prepare, table, truth_of
+from scan_census import compare_scanned, differences, patterns
 from tiny_models import Kind, NotBuildable, all_kinds, build
 
-RIGHT = (
-    *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "bloom/BloomForCausalLM", "falcon/FalconForCausalLM"),
-    *("gemma3n_text/Gemma3nForCausalLM", "opt/OPTForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
-    *("mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM", "deepseek_v3/DeepseekV3ForCausalLM"),
-    *("gpt_oss/GptOssForCausalLM", "llama4_text/Llama4ForCausalLM", "gemma4_text/Gemma4ForCausalLM"),
-    *("jamba/JambaForCausalLM", "falcon_h1/FalconH1ForCausalLM", "qwen3_next/Qwen3NextForCausalLM"),
-    *("bert/BertForMaskedLM", "modernbert/ModernBertForMaskedLM", "t5/T5ForConditionalGeneration"),
-    *("bart/BartForConditionalGeneration", "llava/LlavaForConditionalGeneration"),
-    *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration"),
-    *("voxtral/VoxtralForConditionalGeneration", "albert/AlbertForMaskedLM", "zamba2/Zamba2ForCausalLM"),
+# Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
+# hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal.
+BOTH_RIGHT = (
+    *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
+    *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
+    *("deepseek_v3/DeepseekV3ForCausalLM", "gpt_oss/GptOssForCausalLM", "llama4_text/Llama4ForCausalLM"),
+    *("zaya/ZayaForCausalLM", "jamba/JambaForCausalLM", "qwen3_next/Qwen3NextForCausalLM"),
+    *("longformer/LongformerForMaskedLM", "mllama/MllamaForConditionalGeneration"),
+    *("deepseek_ocr2/DeepseekOcr2ForConditionalGeneration", "emu3/Emu3ForConditionalGeneration"),
+    *("modernbert/ModernBertForMaskedLM", "llava/LlavaForConditionalGeneration"),
+    *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "voxtral/VoxtralForConditionalGeneration"),
+)
+SCAN_RIGHT = (
+    *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
+    *("gemma4_text/Gemma4ForCausalLM", "falcon_h1/FalconH1ForCausalLM", "bert/BertForMaskedLM"),
+    *("t5/T5ForConditionalGeneration", "bart/BartForConditionalGeneration"),
+    *("ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration", "albert/AlbertForMaskedLM", "zamba2/Zamba2ForCausalLM"),
     *("nemotron_h/NemotronHForCausalLM", "longcat_flash/LongcatFlashForCausalLM", "reformer/ReformerForMaskedLM"),
     *("mobilebert/MobileBertForMaskedLM", "switch_transformers/SwitchTransformersForConditionalGeneration"),
 )
@@ -28,37 +36,45 @@ def kind(text):
     return Kind(*text.split("/"))
 
 
-@pytest.mark.parametrize("text", RIGHT)
-def test_the_scan_finds_every_down_projection(tmp_path, text):
+@pytest.mark.parametrize("text", BOTH_RIGHT)
+def test_the_scan_finds_every_down_projection_and_the_verification_the_planted_weight(tmp_path, text):
     row = check(kind(text), tmp_path / "built")
-    assert (row.verdict, row.reason) == ("right", "")
+    assert (row.scan, row.verify) == (("right", ""), ("right", ""))
     assert row.truth["matrices"]
 
 
-def truth(tmp_path, text):
-    return check(kind(text), tmp_path / "built").truth["matrices"]
+@pytest.mark.parametrize("text", SCAN_RIGHT)
+def test_the_scan_finds_every_down_projection(tmp_path, text):
+    truth = truth_of(kind(text), tmp_path / "built")
+    assert compare_scanned(truth, tmp_path / "built" / "model")[0] == ("right", "")
+    assert truth["matrices"]
+
+
+def matrices_of(tmp_path, text):
+    return truth_of(kind(text), tmp_path / "built")["matrices"]
 
 
 def test_a_model_without_mlps_is_refused_by_what_it_is(tmp_path):
     row = check(kind("mamba2/Mamba2ForCausalLM"), tmp_path / "built")
-    assert (row.verdict, row.truth["matrices"]) == ("refused", [])
-    assert "state-space" in row.reason
+    assert (row.scan[0], row.verify[0], row.truth["matrices"]) == ("refused", "refused", [])
+    assert "state-space" in row.scan[1]
+    assert row.verify[1].endswith("the library's own model on text alone: it has no MLP")
 
 
 def test_one_matrix_of_several_blocks(tmp_path):
-    (matrix,) = truth(tmp_path, "albert/AlbertForMaskedLM")
+    (matrix,) = matrices_of(tmp_path, "albert/AlbertForMaskedLM")
     assert (matrix["layer"], matrix["layers"]) == (0, [0, 1, 2, 3])
 
 
 def test_several_mlps_in_a_block(tmp_path):
-    matrices = truth(tmp_path, "mobilebert/MobileBertForMaskedLM")
+    matrices = matrices_of(tmp_path, "mobilebert/MobileBertForMaskedLM")
     names = ["ffn.0.output", "ffn.1.output", "ffn.2.output", "output"]
     expected = [(f"mobilebert.encoder.layer.{n}.{x}.dense.weight", n, m) for n in range(4) for m, x in enumerate(names)]
     assert [(each["name"], each["layer"], each["mlp"]) for each in matrices] == expected
 
 
 def test_latent_experts_named_as_the_file_has_them(tmp_path):
-    matrices = truth(tmp_path, "nemotron_h/NemotronHForCausalLM")
+    matrices = matrices_of(tmp_path, "nemotron_h/NemotronHForCausalLM")
     latent = [each for each in matrices if each["writes"] == "latent"]
     assert {(each["rows"], each["cols"]) for each in latent} == {(24, 72)}
     layer = latent[0]["layer"]
@@ -67,11 +83,31 @@ def test_latent_experts_named_as_the_file_has_them(tmp_path):
 
 
 def test_the_number_of_a_sublayer_is_not_the_blocks(tmp_path):
-    matrices = truth(tmp_path, "switch_transformers/SwitchTransformersForConditionalGeneration")
+    matrices = matrices_of(tmp_path, "switch_transformers/SwitchTransformersForConditionalGeneration")
     experts = [each for each in matrices if each["expert"] is not None and each["stack"] == "decoder.block"]
     assert {each["layer"] for each in experts} == {1, 3}
     assert all(each["name"].startswith(f"decoder.block.{each['layer']}.layer.2.mlp.experts.") for each in experts)
     assert len(experts) == 2 * 4
+
+
+def test_rows_are_counted_and_tabled_by_both_verdicts():
+    rows = [
+        Row(kind("llama/LlamaForCausalLM"), ("right", ""), ("right", "")),
+        Row(kind("llava/LlavaForConditionalGeneration"), ("right", ""), ("refused", "it has a | in it"), "latent"),
+    ]
+    assert [row.is_right for row in rows] == [True, False]
+    assert counts(rows).splitlines()[2:] == [
+        "| scan, all 2 | 2 | 0 | 0 | 0 |",
+        "| verify, all 2 | 1 | 1 | 0 | 0 |",
+        "| verify, causal lm | 1 | 0 | 0 | 0 |",
+        "| verify, masked lm | 0 | 0 | 0 | 0 |",
+        "| verify, seq to seq causal lm | 0 | 0 | 0 | 0 |",
+        "| verify, image text to text | 0 | 1 | 0 | 0 |",
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| llama | LlamaForCausalLM |  | right | right |  |",
+        "| llava | LlavaForConditionalGeneration |  | right | refused: `it has a / in it` | `latent` |",
+    ]
 
 
 def test_why_one_cannot_be_built():
@@ -82,7 +118,7 @@ def test_why_one_cannot_be_built():
 def test_every_type_is_there_once():
     kinds = all_kinds()
     assert len(kinds) == len(set(kinds))
-    assert {kind(text) for text in RIGHT} <= set(kinds)
+    assert {kind(text) for text in (*BOTH_RIGHT, *SCAN_RIGHT)} <= set(kinds)
 
 
 def matrix(name, layer, *, expert=None, tower=None, stack="stack", size=(4, 6)):

@@ -1,0 +1,177 @@
+"""What the library's own model does with text alone: the stream after each block, the logits, and losses of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tiny_text import MASK_ID, PROMPT_IDS
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+MASKED_EVERY = 7
+CAUSAL_TOLERANCE = 1e-5
+RATIO, PERSISTS, COLLAPSE = 100.0, 2, 0.25  # of docs/method.md
+
+Stream = NDArray[np.float32]
+
+
+@dataclass
+class StockRun:
+    """One run of so many tokens, those of the decoder where there is one.
+
+    What each block took and gave, by stack in the order of the run, and the logits [T, vocabulary].
+    """
+
+    tokens: int
+    blocks: dict[str, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    logits: Tensor | None = None
+
+    @property
+    def last(self) -> str:
+        """The stack whose block ran last: the one that makes text."""
+        return self.order[-1]
+
+    def numbers(self, stack: str) -> list[int]:
+        """Return the numbers of a stack's blocks as they ran."""
+        return [number for number, _, _ in self.blocks[stack]]
+
+    def stream(self, stack: str) -> Stream:
+        """Return the stream after each block of a stack, [blocks, T, channels], of several streams side by side."""
+        return np.stack([_by_token(given, self.tokens) for _, _, given in self.blocks[stack]])
+
+    def hands_on(self, stack: str) -> bool:
+        """Tell whether each block takes what the one before it gave: else that is not all of the residual stream."""
+        blocks = self.blocks[stack]
+        return all(
+            given.shape == taken.shape and torch.allclose(given, taken, rtol=1e-5, atol=1e-5)
+            for (_, _, given), (_, taken, _) in pairwise(blocks)
+        )
+
+
+def run_text(model: PreTrainedModel, ids: Sequence[int], stacks: Collection[str]) -> StockRun:
+    """Run token ids through a model, and watch the blocks of these stacks. Raises whatever the model does.
+
+    Some classes fall over what they do after their logits are there: those are taken as the head gives them.
+    """
+    given = text_arguments(model, ids)
+    done = StockRun(given.get("decoder_input_ids", given["input_ids"]).shape[1])
+    head = model.get_output_embeddings()
+    with ExitStack() as stack_of_hooks, torch.inference_mode():
+        for stack in stacks:
+            for number, block in model.get_submodule(stack).named_children():
+                handle = block.register_forward_hook(_keeper(done, stack, int(number)), with_kwargs=True)
+                stack_of_hooks.callback(handle.remove)
+        if isinstance(head, nn.Module):
+            stack_of_hooks.callback(head.register_forward_hook(_logits_keeper(done)).remove)
+        try:
+            done.logits = getattr(model(**given), "logits", None)
+        except Exception:
+            if done.logits is None:
+                raise
+    done.logits = None if done.logits is None else done.logits[0]
+    return done
+
+
+def text_arguments(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Any]:
+    """Return what a model is called with for these token ids: an encoder reads the first half, a decoder the second."""
+    names = inspect.signature(model.forward).parameters
+    several = any(each.kind == each.VAR_KEYWORD for each in names.values())
+    given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)])}
+    if "use_cache" in names or several:
+        given["use_cache"] = False
+    if model.config.is_encoder_decoder and "decoder_input_ids" in names:
+        first = len(ids) // 2
+        given["input_ids"] = torch.tensor([ids[:first]])
+        given["decoder_input_ids"] = torch.tensor([[_start(model), *ids[first:-1]]])
+    return given
+
+
+def _start(model: PreTrainedModel) -> int:
+    """Return the token that a decoder starts from."""
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    tokens = (getattr(config, name, None) for name in names for config in configs)
+    return next(token for token in tokens if isinstance(token, int) and token >= 0)
+
+
+def _keeper(done: StockRun, stack: str, number: int) -> Any:
+    def keep(_module: object, args: Any, kwargs: Any, output: Any) -> None:
+        taken = args[0] if args else kwargs["hidden_states"]
+        given = output if isinstance(output, Tensor) else output[0]
+        done.blocks.setdefault(stack, []).append((number, taken.detach().clone(), given.detach().clone()))
+        done.order.append(stack)
+
+    return keep
+
+
+def _logits_keeper(done: StockRun) -> Any:
+    def keep(_module: object, _args: object, output: Any) -> None:
+        done.logits = output if isinstance(output, Tensor) else None
+
+    return keep
+
+
+def _by_token(given: Tensor, tokens: int) -> Stream:
+    """Return [T, channels] of what a block gave for one row: some pad the tokens, some have several streams."""
+    if given.ndim == 3 and given.shape[0] == 1:
+        given = given[:, :tokens]
+    axis = next(axis for axis, size in enumerate(given.shape) if size == tokens)
+    return given.movedim(axis, 0).reshape(tokens, -1).float().numpy()
+
+
+def ratios(stream: Stream) -> Stream:
+    """Return each entry over the median |h| of its layer, [layers, T, channels]."""
+    magnitudes = np.abs(stream)
+    medians = np.median(magnitudes, axis=(1, 2), keepdims=True)
+    return (magnitudes / np.maximum(medians, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def super_activations(stream: Stream) -> set[tuple[int, int]]:
+    """Return the (position, channel) of all super activations, by the criterion of docs/method.md."""
+    large = ratios(stream) >= RATIO
+    persisting = np.logical_and.reduce([large[n : len(large) - PERSISTS + n] for n in range(PERSISTS + 1)])
+    return {(int(position), int(channel)) for position, channel in np.argwhere(persisting.any(axis=0))}
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Tell whether another last token changes nothing before it."""
+    one, other = (run_text(model, [*PROMPT_IDS[:-1], last], ()).logits for last in (PROMPT_IDS[-1], PROMPT_IDS[0]))
+    assert one is not None
+    assert other is not None
+    return bool((one[:-1] - other[:-1]).abs().max() <= CAUSAL_TOLERANCE * one.abs().max())
+
+
+def text_loss(model: PreTrainedModel, ids: Sequence[int], *, masked: bool) -> float | None:
+    """Return the mean negative log-likelihood in nats a token; null where there are no logits of each token."""
+    places = list(range(MASKED_EVERY // 2, len(ids), MASKED_EVERY)) if masked else list(range(len(ids) - 1))
+    given = [MASK_ID if masked and place in places else each for place, each in enumerate(ids)]
+    wanted = [ids[place] if masked else ids[place + 1] for place in places]
+    done = run_text(model, given, ())
+    if done.tokens < len(ids):  # a decoder's
+        wanted = list(ids[len(ids) - done.tokens :])
+        places = list(range(len(wanted)))
+    logits = done.logits
+    if logits is None or len(logits) < done.tokens:
+        return None
+    return float(nn.functional.cross_entropy(logits[places].double(), torch.tensor(wanted)))
+
+
+@contextmanager
+def zeroed(parameter: Tensor, place: int) -> Iterator[None]:
+    """While the context lasts, have one weight of a parameter at 0."""
+    flat = parameter.data.view(-1)
+    value = flat[place].item()
+    flat[place] = 0.0
+    try:
+        yield
+    finally:
+        flat[place] = value
