@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
 
 MOST_LAYERS = 2000
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
+Parts = tuple[list[DownProjection], list[DownProjection], list[DownProjection], list[DownProjection], bool]
+"""See Runnable: projections, latent, before, others, encoder_alone."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Runnable:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
-    """Those of the tower that makes text whose writes can be followed."""
+    """Those of the tower that is judged whose writes can be followed."""
     latent: Sequence[DownProjection]
     """The others of that tower: they write a latent that is turned before the stream, or stand beside such."""
+    before: Sequence[DownProjection]
+    """Those of the towers that run before it: an encoder's, before its decoder."""
     others: Sequence[DownProjection]
-    """Those of towers that text alone does not reach."""
+    """Those of towers that do not run."""
+    encoder_alone: bool
+    """The tower is the encoder of an encoder-decoder, and runs without its decoder."""
     folder: Path
 
     def build(
@@ -64,7 +70,9 @@ class Runnable:
             dtype=dtype,
             keep_bytes=keep_bytes,
             latent=self.latent,
+            before=self.before,
             others=self.others,
+            encoder_alone=self.encoder_alone,
         )
         tokens = Tokens(
             runner.name,
@@ -72,26 +80,28 @@ class Runnable:
             vocabulary=runner.vocabulary,
             max_tokens=runner.max_tokens,
             masked=runner.masked,
+            start=runner.start,
         )
         return runner, tokens
 
 
-def open_runnable(source: Source, *, download: bool = True) -> Runnable:
+def open_runnable(source: Source, *, tower: str | None = None, download: bool = True) -> Runnable:
     """Return a model's checkpoint where it can be run, its weights on this machine.
 
-    A model on the Hub is downloaded, since its weights are needed many times over; without `download` they are read by
-    ranges. Raises AnalyzerError where it cannot be read, or be run.
+    `tower` is the one to judge, null for the one that makes text. A model on the Hub is downloaded, since its weights
+    are needed many times over; without `download` they are read by ranges. Raises AnalyzerError where it cannot be
+    read, or be run.
     """
     checkpoint = Checkpoint(source)
     # Fails, where it must, before gigabytes are read or a lying config is built.
-    projections, latent, others = _that_run(checkpoint)
+    parts = _parts_of(checkpoint, tower)
     folder = source.folder(checkpoint.shards if download else ())
     if download and not isinstance(source, FolderSource):
         checkpoint = Checkpoint(
             FolderSource(folder, model_id=source.model, revision=source.revision, commit=source.commit)
         )
-        projections, latent, others = _that_run(checkpoint)
-    return Runnable(checkpoint, projections, latent, others, folder)
+        parts = _parts_of(checkpoint, tower)
+    return Runnable(checkpoint, *parts, folder)
 
 
 def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> EditableModel:
@@ -114,12 +124,8 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
 
 
-def _that_run(
-    checkpoint: Checkpoint,
-) -> tuple[list[DownProjection], list[DownProjection], list[DownProjection]]:
-    """Return the down projections of the tower that makes text, those of it that are latent, and those of other towers.
-
-    See Runnable, and SKIPPED.
+def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
+    """Return which down projections are judged, and which run without that: see Runnable, and SKIPPED.
 
     Raises ArchitectureError for what the forward pass cannot follow yet, where a part of the tower is not read, and
     where config.json has another number of blocks than the weights: the model that it describes is not the one that
@@ -131,9 +137,14 @@ def _that_run(
             f"{model} is a GGUF file: it can be scanned, but not yet verified: use the model that it was made from"
         )
     found = find_projections(checkpoint)
-    tower = _tower_of_text(model, {each.tower for each in found.projections if each.tower not in SKIPPED})
+    towers = list(dict.fromkeys(each.tower for each in found.projections))
+    main = _tower_of_text(model, [each for each in towers if each not in SKIPPED])
+    encoders = [str(each) for each in towers if each not in (main, *SKIPPED)] if main == "decoder" else []
+    tower = main if wanted is None else _named(model, wanted, towers, (main, *encoders))
+    encoder_alone = tower in encoders
     projections = [each for each in found.projections if each.tower == tower]
-    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
+    before = [each for each in found.projections if each.tower in encoders and not encoder_alone]
+    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED) and each not in before]
     stack = projections[0].stack
     unread = [each for each in found.unread if not others or each.names.startswith(f"{stack}.")]
     if unread:
@@ -151,7 +162,9 @@ def _that_run(
         and (number := name[len(stack) + 1 :].partition(".")[0]).isdigit()
         and f"{stack}.{number}" not in ahead
     }
-    claimed = size_in(language_part(config), NUM_LAYERS_KEYS) or len(blocks)
+    # The counts of encoders and decoders go by many names; the stock model is held against the weights anyway.
+    counted = None if "decoder" in towers else size_in(language_part(config), NUM_LAYERS_KEYS)
+    claimed = counted or len(blocks)
     if claimed != len(blocks):
         raise ArchitectureError(
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
@@ -164,21 +177,35 @@ def _that_run(
             f"{model}: all of its MLPs write a latent that is turned before the residual stream, which is not followed "
             "yet: it can be scanned, but not verified"
         )
-    return followed, [each for each in projections if each.layer in layers], others
+    return followed, [each for each in projections if each.layer in layers], before, others, encoder_alone
 
 
-def _tower_of_text(model: str, towers: Collection[str | None]) -> str | None:
-    if {"encoder", "decoder"} & set(towers) and len(towers) > 1:
-        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+def _tower_of_text(model: str, towers: Sequence[str | None]) -> str | None:
     if len(towers) == 1:
-        return next(iter(towers))
-    for tower in MAIN_TOWERS:
+        return towers[0]
+    for tower in (*MAIN_TOWERS, "encoder"):  # GIT's, beside that of images, says the text
         if tower in towers:
             return tower
     raise ArchitectureError(
-        f"{model} has several towers ({', '.join(shown(each) for each in sorted(map(str, towers)))}), and none is "
-        "known to make text: it can be scanned, but not yet verified"
+        f"{model} has several towers ({_listed(towers)}), and none is known to make text: it can be scanned, but not "
+        "yet verified"
     )
+
+
+def _named(model: str, wanted: str, towers: Sequence[str | None], driven: Sequence[str | None]) -> str:
+    """Return the tower of this name. Raises ArchitectureError where there is none, or text does not drive it."""
+    named = [each for each in driven if each is not None]
+    if wanted in named:
+        return wanted
+    if not named:
+        raise ArchitectureError(f"{model} has one tower: leave --tower out")
+    if wanted in towers:
+        raise ArchitectureError(f"text does not drive the tower {shown(wanted)} of {model}: use {_listed(named)}")
+    raise ArchitectureError(f"{model} has no tower {shown(wanted)}: it has {_listed(towers)}")
+
+
+def _listed(towers: Sequence[str | None]) -> str:
+    return ", ".join(shown(each) for each in sorted(str(each or "main") for each in towers))
 
 
 def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> None:
