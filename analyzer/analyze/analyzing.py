@@ -50,15 +50,15 @@ def analyze_model(
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
     checkpoint, scanned = done.runnable.checkpoint, done.scanned
     assert scanned is not None  # without early_stop there is always a scan
-    if beside := (*done.runnable.latent, *done.runnable.others):
+    if beside := (*done.runnable.latent, *done.runnable.before, *done.runnable.others):
         everything = sorted((*done.runnable.projections, *beside), key=lambda each: each.place)
         scanned = scan_projections(checkpoint, everything, scan, progress)
     verified = replace(done.result, commit=source.commit or content_hash(checkpoint))
     checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed
     default = VerifySettings()
-    chosen = (settings.prompt, settings.text, scan.score, scan.top)
+    chosen = (settings.prompt, settings.text, settings.tower, scan.score, scan.top)
     method = {
-        "settings": "default" if chosen == (default.prompt, default.text, "magnitude", 20) else "custom",
+        "settings": "default" if chosen == (default.prompt, default.text, default.tower, "magnitude", 20) else "custom",
         "prompt": settings.prompt,
         "text_sha256": hashlib.sha256(settings.text.encode("utf-8")).hexdigest(),
         "dtype": verified.dtype,

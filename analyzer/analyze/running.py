@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
 MOST_LAYERS = 2000
 NOT_OF_TEXT = ("vision", "audio")
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
+Parts = tuple[list[DownProjection], list[DownProjection], list[DownProjection], list[DownProjection], bool]
+"""See Runnable: projections, latent, before, others, encoder_alone."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,15 @@ class Runnable:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
-    """Those of the tower that makes text whose writes can be followed."""
+    """Those of the tower that is judged whose writes can be followed."""
     latent: Sequence[DownProjection]
     """The others of that tower: they write a latent that is turned before the stream, or stand beside such."""
+    before: Sequence[DownProjection]
+    """Those of the towers that run before it: an encoder's, before its decoder."""
     others: Sequence[DownProjection]
-    """Those of towers that text alone does not reach."""
+    """Those of towers that do not run."""
+    encoder_alone: bool
+    """The tower is the encoder of an encoder-decoder, and runs without its decoder."""
     folder: Path
 
     def build(
@@ -68,7 +74,9 @@ class Runnable:
             dtype=dtype,
             keep_bytes=keep_bytes,
             latent=self.latent,
+            before=self.before,
             others=self.others,
+            encoder_alone=self.encoder_alone,
         )
         tokens = Tokens(
             runner.name,
@@ -77,19 +85,21 @@ class Runnable:
             max_tokens=runner.max_tokens,
             masked=runner.masked,
             gguf=self.checkpoint.shards[0] if is_gguf(self.checkpoint.config) else None,
+            start=runner.start,
         )
         return runner, tokens
 
 
-def open_runnable(source: Source, *, download: bool = True) -> Runnable:
+def open_runnable(source: Source, *, tower: str | None = None, download: bool = True) -> Runnable:
     """Return a model's checkpoint where it can be run, its weights on this machine.
 
-    A model on the Hub is downloaded, since its weights are needed many times over; without `download` they are read by
-    ranges, but for a GGUF file. Raises AnalyzerError where it cannot be read, or be run.
+    `tower` is the one to judge, null for the one that makes text. A model on the Hub is downloaded, since its weights
+    are needed many times over; without `download` they are read by ranges, but for a GGUF file. Raises AnalyzerError
+    where it cannot be read, or be run.
     """
     checkpoint = Checkpoint(source)
     # Fails, where it must, before gigabytes are read or a lying config is built.
-    projections, latent, others = _that_run(checkpoint)
+    parts = _parts_of(checkpoint, tower)
     download = download or is_gguf(checkpoint.config)  # a GGUF file has its tokenizer in it
     folder = source.folder(checkpoint.shards if download else ())
     if download and not isinstance(source.whole if isinstance(source, FileSource) else source, FolderSource):
@@ -97,8 +107,8 @@ def open_runnable(source: Source, *, download: bool = True) -> Runnable:
         checkpoint = Checkpoint(
             FileSource(here, checkpoint.shards[0], model=source.model) if is_gguf(checkpoint.config) else here
         )
-        projections, latent, others = _that_run(checkpoint)
-    return Runnable(checkpoint, projections, latent, others, folder)
+        parts = _parts_of(checkpoint, tower)
+    return Runnable(checkpoint, *parts, folder)
 
 
 def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> EditableModel:
@@ -121,12 +131,8 @@ def load_model(source: Source, *, device: str = "auto", dtype: str = "auto") -> 
     return EditableModel(*open_runnable(source).build(device=device, dtype=dtype))
 
 
-def _that_run(
-    checkpoint: Checkpoint,
-) -> tuple[list[DownProjection], list[DownProjection], list[DownProjection]]:
-    """Return the down projections of the tower that makes text, those of it that are latent, and those of other towers.
-
-    See Runnable, and SKIPPED.
+def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
+    """Return which down projections are judged, and which run without that: see Runnable, and SKIPPED.
 
     Raises ArchitectureError for what the forward pass cannot follow yet, where a part of the tower is not read, and
     where config.json has another number of blocks than the weights: the model that it describes is not the one that
@@ -136,9 +142,14 @@ def _that_run(
     if is_gguf(config):
         stock_config(model, checkpoint.metadata, checkpoint.shapes, None)  # or it is refused
     found = find_projections(checkpoint)
-    tower = _tower_of_text(checkpoint, [each for each in found.projections if each.tower not in SKIPPED])
+    towers = list(dict.fromkeys(each.tower for each in found.projections))
+    main = _tower_of_text(checkpoint, [each for each in found.projections if each.tower not in SKIPPED])
+    encoders = [str(each) for each in towers if each not in (main, *SKIPPED)] if main == "decoder" else []
+    tower = main if wanted is None else _named(model, wanted, towers, (main, *encoders))
+    encoder_alone = tower in encoders
     projections = [each for each in found.projections if each.tower == tower]
-    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED)]
+    before = [each for each in found.projections if each.tower in encoders and not encoder_alone]
+    others = [each for each in found.projections if each.tower not in (tower, *SKIPPED) and each not in before]
     stack = projections[0].stack
     unread = [each for each in found.unread if not others or each.names.startswith(f"{stack}.")]
     if unread:
@@ -156,7 +167,9 @@ def _that_run(
         and (number := name[len(stack) + 1 :].partition(".")[0]).isdigit()
         and f"{stack}.{number}" not in ahead
     }
-    claimed = size_in(language_part(config), NUM_LAYERS_KEYS) or len(blocks)
+    # The counts of encoders and decoders go by many names; the stock model is held against the weights anyway.
+    counted = None if "decoder" in towers else size_in(language_part(config), NUM_LAYERS_KEYS)
+    claimed = counted or len(blocks)
     if claimed != len(blocks):
         raise ArchitectureError(
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
@@ -169,17 +182,15 @@ def _that_run(
             f"{model}: all of its MLPs write a latent that is turned before the residual stream, which is not followed "
             "yet: it can be scanned, but not verified"
         )
-    return followed, [each for each in projections if each.layer in layers], others
+    return followed, [each for each in projections if each.layer in layers], before, others, encoder_alone
 
 
 def _tower_of_text(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> str | None:
     """Return the tower that makes text: by its name where it alone has such a name, else as the stock class has it."""
     model, source = checkpoint.source.model, checkpoint.source
-    towers = dict.fromkeys(each.tower for each in projections)
+    towers = list(dict.fromkeys(each.tower for each in projections))
     if len(towers) == 1:
-        return next(iter(towers))
-    if "decoder" in towers and "encoder" in towers:
-        raise ArchitectureError(f"{model} is an encoder-decoder: it can be scanned, but not yet verified")
+        return towers[0]
     named = [tower for tower in MAIN_TOWERS if tower in towers]
     if len(named) == 1:
         return named[0]
@@ -196,8 +207,7 @@ def _tower_of_text(checkpoint: Checkpoint, projections: Sequence[DownProjection]
         return found[0]
     told = "text goes through several of them" if found else "none is known to make text"
     raise ArchitectureError(
-        f"{model} has several towers ({', '.join(shown(each) for each in sorted(map(str, towers)))}), and {told}: it "
-        "can be scanned, but not yet verified"
+        f"{model} has several towers ({_listed(towers)}), and {told}: it can be scanned, but not yet verified"
     )
 
 
@@ -207,6 +217,22 @@ def _check_config(model: str, config: Mapping[str, Any]) -> None:
         raise ArchitectureError(f"{model}: config.json speaks of {most:,} blocks, too many to be true: correct it")
     if nan := not_a_number_in(config):
         raise ArchitectureError(f"{model} cannot be run: its config.json says that {shown(nan, 80)} is NaN: correct it")
+
+
+def _named(model: str, wanted: str, towers: Sequence[str | None], driven: Sequence[str | None]) -> str:
+    """Return the tower of this name. Raises ArchitectureError where there is none, or text does not drive it."""
+    named = [each for each in driven if each is not None]
+    if wanted in named:
+        return wanted
+    if not named:
+        raise ArchitectureError(f"{model} has one tower: leave --tower out")
+    if wanted in towers:
+        raise ArchitectureError(f"text does not drive the tower {shown(wanted)} of {model}: use {_listed(named)}")
+    raise ArchitectureError(f"{model} has no tower {shown(wanted)}: it has {_listed(towers)}")
+
+
+def _listed(towers: Sequence[str | None]) -> str:
+    return ", ".join(shown(each) for each in sorted(str(each or "main") for each in towers))
 
 
 def _check_followed(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> None:

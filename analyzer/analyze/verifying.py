@@ -56,7 +56,7 @@ def verify_model(
 def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSettings, progress: Progress) -> Verified:
     """Do what verify_model does, and return the scan too."""
     early_stop = settings.early_stop
-    runnable = open_runnable(source, download=not early_stop)
+    runnable = open_runnable(source, tower=settings.tower, download=not early_stop)
     checkpoint, projections = runnable.checkpoint, runnable.projections
     asked = _values_of(runnable, settings.weights)
     scanned: ScanResult | None = None
@@ -103,6 +103,7 @@ def _values_of(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordi
         c._replace(tower=tower) if c.tower is None or (tower is None and c.tower in MAIN_TOWERS) else c for c in weights
     ]
     beside = {p.place: "its tower does not run" for p in runnable.others}
+    beside |= {p.place: "its tower is another than the one judged (--tower)" for p in runnable.before}
     beside |= {p.place: "it writes a latent, which is not followed" for p in runnable.latent}
     for coordinate in wanted:
         if coordinate.place in beside:

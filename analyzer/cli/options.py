@@ -124,6 +124,12 @@ _verify_options = (
         help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
     ),
     click.option(
+        "--tower",
+        callback=check_text,
+        metavar="NAME",
+        help="Which of several towers to judge, as scan names them.  [default: the one that makes text]",
+    ),
+    click.option(
         "--device",
         default="auto",
         metavar="auto|cpu|cuda[:N]|mps",

@@ -21,7 +21,7 @@ MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, round
 
 Row = tuple[Sequence[int], Intervention]
 Outcome = tuple[Stream, float]
-"""A row's residual stream after each block, and its loss."""
+"""A row's residual stream after each block, and its loss, NaN of an encoder that says nothing."""
 
 
 def check_rows(runner: Runner, ids: Sequence[int]) -> None:
@@ -35,7 +35,7 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     """
     ids = tuple(ids[:CHECKED_TOKENS])
     runner.blocks.sliced = True
-    runner.blocks.sliced = _takes_slices(runner, ids)
+    runner.blocks.sliced = runner.has_loss and _takes_slices(runner, ids)
     middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
     other = ids[::-1] if ids[::-1] != ids else tuple((each + 1) % runner.vocabulary for each in ids)
     rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (other, UNTOUCHED)]
@@ -94,8 +94,7 @@ def _otherwise(runner: Runner, ids: Sequence[int]) -> ForwardError:
 
 def _stock(runner: Runner, prompt: Sequence[int]) -> Outcome:
     stream, logits = runner.stock(prompt)
-    assert logits is not None  # nothing ends the run
-    return stream, _loss(logits, prompt)
+    return stream, math.nan if logits is None else _loss(logits, prompt)
 
 
 def _engine(runner: Runner, rows: Sequence[Row]) -> list[Outcome]:
@@ -103,15 +102,18 @@ def _engine(runner: Runner, rows: Sequence[Row]) -> list[Outcome]:
     prompts, edits = [prompt for prompt, _ in rows], [edit for _, edit in rows]
     streams = runner.streams(prompts, edits)
     states = runner.states(prompts, edits)
+    if not runner.has_loss:
+        return [(stream, math.nan) for stream in streams]
     return [(stream, _mean_likelihood(runner, states[row], prompts[row])) for row, stream in enumerate(streams)]
 
 
 def _mean_likelihood(runner: Runner, states: torch.Tensor, prompt: Sequence[int]) -> float:
-    return runner.likelihoods(states[:-1], torch.tensor(prompt[1:])).double().mean().item()
+    wanted = torch.tensor(prompt[1 - len(states) :])  # of a decoder, those of its half
+    return runner.likelihoods(states[:-1], wanted).double().mean().item()
 
 
 def _loss(logits: torch.Tensor, prompt: Sequence[int]) -> float:
-    wanted = torch.tensor(prompt[1:], device=logits.device)
+    wanted = torch.tensor(prompt[1 - len(logits) :], device=logits.device)  # of a decoder, those of its half
     return torch.nn.functional.cross_entropy(logits[:-1].double(), wanted).item()
 
 

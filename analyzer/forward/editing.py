@@ -47,19 +47,22 @@ class EditableModel:
     def logits(self, text: str) -> NDArray[np.float32]:
         """Return what the model says after each token of a text, [tokens, vocabulary], unnormalized.
 
+        The encoder of an encoder-decoder reads the first half of it, and the tokens are those that the decoder reads.
         Raises ForwardError where the text has no token, or more than the model has positions.
         """
         ids = self._tokens.ids(text)
-        most = self._tokens.max_tokens
-        if not ids or (most is not None and len(ids) > most):
-            raise ForwardError(f"{self._runner.name} cannot be run on {len(ids)} tokens: give 1 to {most or 'many'}")
+        most, least = self._tokens.max_tokens, 1 if self._runner.start is None else 2
+        if len(ids) < least or (most is not None and len(ids) > most):
+            some = f"{least} to {most or 'many'}"
+            raise ForwardError(f"{self._runner.name} cannot be run on {len(ids)} tokens: give {some}")
         states = self._runner.states([ids], [self._intervention])[0]
         return self._runner.logits(states).to("cpu", torch.float32).numpy()
 
     def loss(self, text: str) -> float:
         """Return the mean negative log-likelihood of a text, in nats per token, over windows of at most 512.
 
-        Of each next token, or of every seventh, masked, where the model is a masked one. Raises ForwardError where the
+        Of each next token, or of every seventh, masked, where the model is a masked one, or of each in the second half
+        of a window, where it is an encoder-decoder. Raises ForwardError where the
         text is too short, and where the model comes out otherwise here than the stock model by itself.
         """
         windows = self._tokens.windows(text)

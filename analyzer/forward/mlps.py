@@ -135,6 +135,19 @@ def _mlps(block: str, writers: Mapping[str, Writer], modules: Mapping[str, torch
         yield Mlp(writer.module, (writer,))
 
 
+def blocks_of(model: torch.nn.Module, targets: Mapping[str, str], projections: Sequence[DownProjection]) -> list[str]:
+    """Return the names of all blocks of the stacks that these projections are in, stack by stack."""
+    known = (each for each in projections if each.name in targets)
+    stacks = (_block_of(targets[p.name], p.block.rpartition(".")[2]).rpartition(".")[0] for p in known)
+
+    def within(stack: str) -> Iterator[str]:
+        for name, module in model.get_submodule(stack).named_children():
+            block = f"{stack}.{name}"
+            yield from within(block) if isinstance(module, torch.nn.ModuleList) else (block,)
+
+    return [block for stack in dict.fromkeys(stacks) if stack for block in within(stack)]
+
+
 def beside_stack(stack: str, parameters: Iterable[str]) -> tuple[str, ...]:
     """Return the parts of a model, by their names' beginnings, that these parameters are in and this stack is not."""
     parts = stack.split(".")

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analyzer.base.errors import AnalyzerError, ForwardError, reason_of
+from analyzer.base.errors import AnalyzerError, ForwardError, reason_of, shown
 from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import EnoughError, Watched, intercepted
-from analyzer.forward.mlps import Block, beside_stack, find_blocks
+from analyzer.forward.mlps import Block, beside_stack, blocks_of, find_blocks
 from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
@@ -36,6 +36,7 @@ Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
 """Asked after each block, with the layers and the first row's residual stream so far, whether to stop there."""
 
 
+POSITIONS_KEYS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
 STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
 
 
@@ -53,25 +54,25 @@ class Runner:
         keep_bytes: int | None = None,
         change: ChangeTensor | None = None,
         latent: Sequence[DownProjection] = (),
+        before: Sequence[DownProjection] = (),
         others: Sequence[DownProjection] = (),
+        encoder_alone: bool = False,
     ) -> None:
         """Build the model that `folder`'s config describes, with the checkpoint's weights.
 
         Only safetensors are opened and no code of the repository is run. A model whose blocks take at most
         `keep_bytes` keeps them, by default what the device can bear. `change` is asked for what to load in place of
-        each tensor of a block. `latent` are down projections that run, and are not followed, `others` those of towers
-        that text alone does not reach. Raises
-        ForwardError where the device is not there or the model cannot be built, CheckpointError where weights are
-        missing.
+        each tensor of a block. `latent` are down projections that run, and are not followed, `before` those of an
+        encoder that runs before the tower of the `projections`, `others` those of towers that text alone does not
+        reach. With `encoder_alone` an encoder-decoder runs no further than its encoder. Raises ForwardError where the
+        device is not there or the model cannot be built, CheckpointError where weights are missing.
         """
         self.checkpoint = checkpoint
         self.name = checkpoint.source.model
         self._projections = {projection.place: projection for projection in projections}
         self._values: dict[Coordinate, float] = {}
         if (folder / "adapter_config.json").exists():
-            raise ForwardError(
-                f"{self.name} holds an adapter, which would change its weights: merge it, or move it away"
-            )
+            raise ForwardError(f"{self.name} holds an adapter, which would change its weights: merge or move it away")
         place = pick_device(device)
         self.stack: tuple[Block, ...] = ()
         """Every block in the order in which they run, whether it has an MLP or not."""
@@ -80,12 +81,12 @@ class Runner:
         def find_stack(model: torch.nn.Module, targets: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
             self.stack = find_blocks(self.name, model, targets, projections)
             blocks = [block.name for block in self.stack]
+            first = blocks_of(model, targets, before)
             beside = (targets[other.name] for other in others if other.name in targets)
-            return blocks, beside_stack(blocks[0], beside)
+            return [*first, *blocks], beside_stack(blocks[0], beside)
 
-        with trusting_nobody(
-            f"cannot load the model {self.name}", "metadata" if checkpoint.metadata else "config.json"
-        ):
+        said_by = "metadata" if checkpoint.metadata else "config.json"
+        with trusting_nobody(f"cannot load the model {self.name}", said_by):
             self.blocks = BlockwiseModel(
                 checkpoint,
                 read_config(folder, gguf_config(checkpoint) if checkpoint.metadata else None),
@@ -95,11 +96,12 @@ class Runner:
                 keep_bytes=bearable_bytes(place) if keep_bytes is None else keep_bytes,
                 row_bytes=row_bytes(place),
                 change=change,
+                encoder_alone=encoder_alone,
             )
         if change is not None and (self.blocks.encodings or checkpoint.metadata):
             raise ForwardError(f"{self.name} is quantized: its weights cannot be changed as they are loaded, yet")
         self.masked = is_masked(self.blocks.model)
-        self.notes = tuple(_notes(self.blocks.encodings, latent, checkpoint.metadata))
+        self.notes = tuple(_notes(self.blocks, latent, checkpoint.metadata))
         """Where what runs is not all that the model does, or not all of it is followed, a line each."""
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
@@ -132,8 +134,25 @@ class Runner:
     @property
     def max_tokens(self) -> int | None:
         """How many tokens the model has positions for; null where its config sets no limit."""
-        positions = getattr(self.blocks.model.config.get_text_config(), "max_position_embeddings", None)
-        return positions if isinstance(positions, int) and positions > 0 else None  # XLNet says -1
+        config = self.blocks.model.config.get_text_config()
+        limits = [limit for key in POSITIONS_KEYS if isinstance(limit := getattr(config, key, None), int)]
+        if not limits or min(limits) <= 0:  # XLNet says -1
+            return None
+        return min(limits) * (1 if self.start is None else 2)  # each half has so many
+
+    @property
+    def start(self) -> int | None:
+        """The token that the decoder starts from, null where no decoder is judged after an encoder."""
+        return None if self.blocks.encoder_alone else self.blocks.start
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the tower that runs says something: an encoder alone has no logits."""
+        return not self.blocks.encoder_alone
+
+    def length(self, ids: Sequence[int]) -> int:
+        """Return how many positions the tower that is judged has, of a row of these ids."""
+        return len(ids) - self.blocks.read_first(len(ids))
 
     def weight_row(self, place: Place, row: int) -> NDArray[np.float64]:
         """Return the weights of one output channel of a down projection, [intermediate_size]."""
@@ -182,11 +201,15 @@ class Runner:
 
         `trace` is that of all the ids.
         """
-        whole = trace.residual[:, :-1]
-        (shorter,) = self.streams([ids[:-1]], [UNTOUCHED], last_layer=trace.layers[-1])
+        # Of an even number of ids, one more leaves to an encoder the half that it read.
+        longer = self.start is not None and len(ids) % 2 == 0
+        other = (*ids, ids[-1]) if longer else ids[:-1]
+        (stream,) = self.streams([other], [UNTOUCHED], last_layer=trace.layers[-1])
+        shared = min(self.length(ids), self.length(other))
+        whole, stream = trace.residual[:, :shared], stream[:, :shared]
         tolerance = max(1e-3, 8 * torch.finfo(self.blocks.dtype).eps)  # for the rounding of other matrix shapes
         # Medians: neither a super activation nor the rounding of its channel may decide this.
-        return bool(np.median(np.abs(whole - shorter)) <= tolerance * np.median(np.abs(whole)))
+        return bool(np.median(np.abs(whole - stream)) <= tolerance * np.median(np.abs(whole)))
 
     def states(self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> torch.Tensor:
         """Return what goes into the output head, [rows, T, hidden_size], of prompts of one length.
@@ -197,10 +220,11 @@ class Runner:
             alone = [self.states([ids], [edits]) for ids, edits in zip(prompts, interventions, strict=True)]
             return torch.cat(alone)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
+        tokens = self.length(prompts[0])
         with (
             self.running(),
             self._once_for_all_alike(prompts, interventions),
-            intercepted(self.stack, interventions, self._values_of(interventions), self._in_hand, ids.shape[1]),
+            intercepted(self.stack, interventions, self._values_of(interventions), self._in_hand, tokens),
         ):
             return self.blocks.body(ids)
 
@@ -208,14 +232,15 @@ class Runner:
         """Run one prompt through the stock model's own forward, head and all, with its blocks' weights on demand.
 
         Returns the residual stream after each block, [layers, T, hidden_size], and the logits [T, vocabulary], null
-        where `last_layer` ends the run.
+        where `last_layer` ends the run or the model says nothing.
         """
         logits: list[torch.Tensor] = []
 
         def whole(ids: torch.Tensor) -> None:
             logits.append(self.blocks.logits(ids))
 
-        _, residual = self._watch([ids], [UNTOUCHED], run=whole, last_layer=last_layer)
+        run = whole if self.has_loss else None
+        _, residual = self._watch([ids], [UNTOUCHED], run=run, last_layer=last_layer)
         return residual[0], logits[0] if logits else None
 
     def some_weight(self, layer: int) -> Coordinate:
@@ -268,8 +293,9 @@ class Runner:
         block, [rows, layers, T, hidden_size].
         """
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
+        tokens = self.length(prompts[0])
         several = getattr(self.blocks.model.config.get_text_config(), "hidden_size", None) == self.hidden_size
-        watched = Watched(ids.shape[0], ids.shape[1], self.hidden_size, several=several)
+        watched = Watched(ids.shape[0], tokens, self.hidden_size, several=several)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)
@@ -277,13 +303,15 @@ class Runner:
 
         values, record = self._values_of(interventions), watched.on_passage if inside else None
         # What watches is hung up after what changes, and so sees what the model goes on with.
-        with intercepted(self.stack, interventions, values, self._in_hand, ids.shape[1], record), ExitStack() as stack:
+        with intercepted(self.stack, interventions, values, self._in_hand, tokens, record), ExitStack() as stack:
             for block in self.stack:
                 for handle in watched.hung_up(block, ends, inside=inside):
                     stack.callback(handle.remove)
             with suppress(EnoughError), self.running():
                 (run or self.blocks.body)(ids)
                 self._leave_out([block for block in self.stack if block.layers[0] not in watched.streams])
+        if not watched.streams:
+            raise ForwardError(f"{self.name}: text alone does not reach the tower {shown(str(self.tower))}")
         residual = np.stack([watched.streams[layer] for layer in self.layers if layer in watched.streams], axis=1)
         if not np.isfinite(residual).all():
             cure = "its weights hold NaN or Inf, or its config.json is not theirs"
@@ -309,7 +337,12 @@ class Runner:
         whole = self.blocks.rows.kind
 
         def kind(block: str, row: int) -> Hashable:
-            return of_row[row], interventions[row].until(layers[block])
+            if row >= len(of_row):
+                raise ForwardError(
+                    f"{self.name}: a block takes a stream of more rows than the {len(of_row)} given, which is "
+                    "not followed yet: it can be scanned, but not verified"
+                )
+            return of_row[row], interventions[row].until(layers.get(block, -1))
 
         try:
             self.blocks.rows.kind = kind
@@ -339,15 +372,22 @@ class Runner:
         return part.T if matrix.transposed else part
 
 
-def _notes(encodings: Sequence[str], latent: Sequence[DownProjection], metadata: Mapping[str, Any]) -> Iterator[str]:
+def _notes(blocks: BlockwiseModel, latent: Sequence[DownProjection], metadata: Mapping[str, Any]) -> Iterator[str]:
     if metadata:
         yield "its config and its tokenizer are made from the metadata of the GGUF file"
     if split := unknown_split(metadata):
         yield f"its tokenizer splits text as {split}, which is not known here: it is split as GPT-2 does"
-    if encodings:
+    if blocks.encoder_alone:
+        yield "the encoder of an encoder-decoder ran by itself: it has no logits, so that no loss is measured"
+    elif blocks.start is not None:
         yield (
-            f"its weights are stored as {' and '.join(encodings)} and run as the floats that they stand for; what its "
-            "own runtime quantizes besides, such as activations, is not"
+            "it is an encoder-decoder: of each text the encoder reads the first half, and the decoder, from token "
+            f"{blocks.start} on, is judged on the second; tokens and positions are the decoder's"
+        )
+    if blocks.encodings:
+        yield (
+            f"its weights are stored as {' and '.join(blocks.encodings)} and run as the floats that they stand for; "
+            "what its own runtime quantizes besides, such as activations, is not"
         )
     if latent:
         layers = sorted({each.layer for each in latent})

@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.rows import Rows
-from analyzer.model.stock import Loader, asked_beside_text, build_empty, tied_parameters
+from analyzer.model.stock import (
+    Loader,
+    asked_beside_text,
+    build_empty,
+    initial_value,
+    start_token,
+    tied_parameters,
+)
+from analyzer.model.tokens import half
 from analyzer.model.weights import ChangeTensor
 
 LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the tokens that go through the head at once
@@ -42,6 +50,7 @@ class BlockwiseModel:
         keep_bytes: int,
         row_bytes: int,
         change: ChangeTensor | None = None,
+        encoder_alone: bool = False,
     ) -> None:
         """Build the model and load what is outside of its blocks.
 
@@ -50,8 +59,10 @@ class BlockwiseModel:
         those of a vision tower: they stay without weights. A model whose weights take
         at most `keep_bytes` keeps them. A block runs as many rows of a batch at once as take `row_bytes` of memory.
         `change` is asked, on a thread that reads ahead, for what to load in place of each tensor of a block; what is
-        outside of the blocks, embedding and head, is loaded as it is. Raises CheckpointError where the checkpoint
-        lacks weights.
+        outside of the blocks, embedding and head, is loaded as it is. Of an encoder-decoder the encoder reads the
+        first half of the ids and the decoder, from the token `start` on, says the second; with `encoder_alone` the
+        encoder reads them all, and nothing follows. Raises CheckpointError where the checkpoint lacks weights,
+        ForwardError where the encoder does not read text, or is to run by itself and cannot.
         """
         self.model = build_empty(config, dtype, checkpoint.tensors)
         self._weights = open_weights(checkpoint, self.model)
@@ -60,6 +71,9 @@ class BlockwiseModel:
                 f"{self._weights.model} ({config.model_type}) asks for {' and '.join(asked)} beside text: it can be "
                 "scanned, but not verified"
             )
+        self.start, self.encoder_alone = start_token(self.model), encoder_alone
+        if encoder_alone and self.start is None:
+            raise ForwardError(f"{type(self.model).__name__} does not run its encoder by itself: leave --tower out")
         self.device, self.dtype = device, dtype
         self.sliced = False
         """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
@@ -71,6 +85,7 @@ class BlockwiseModel:
         places |= {stored: places[name] for stored, name in self._weights.called.items() if name in places}
         names, self._aside = find_blocks(self.model, places)
         self._blocks = {name: self.model.get_submodule(name) for name in names}
+        self._around = {name: self._parts_around(name) for name in names}
         if unclaimed := self._weights.unclaimed(targets):
             raise CheckpointError(
                 f"{self._weights.model} is quantized, and nothing here has a use for {shown(unclaimed[0])} "
@@ -106,32 +121,85 @@ class BlockwiseModel:
         """How what is quantized is stored, empty where nothing is."""
         return self._weights.encodings
 
+    def read_first(self, length: int) -> int:
+        """Return how many of so many ids the encoder reads before; the others go through the blocks that are judged."""
+        return 0 if self.start is None or self.encoder_alone else half(length)
+
     def body(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size]."""
-        self.rows.shape = ids.shape[0], ids.shape[1]
-        given = self.model.get_submodule(self._body_name)(input_ids=ids, use_cache=False)
-        hidden = None if given is None else given[0]
-        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
+        """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size].
+
+        Of an encoder-decoder T is the decoder's.
+        """
+        entered: list[torch.nn.Module] = []
+        left: list[Any] = []
+
+        def enter(module: torch.nn.Module, _args: object) -> None:
+            entered.append(module)
+
+        def leave(module: torch.nn.Module, _args: object, output: Any) -> None:
+            if module is entered[0]:
+                left.append(output)
+                raise _LeftBodyError
+
+        with ExitStack() as stack:
+            modules = map(self.model.get_submodule, list(self._around.values())[-1])
+            for module in [self.model.get_encoder()] if self.encoder_alone else modules:
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave).remove)
+            with suppress(_LeftBodyError):
+                self.model(**self._inputs(ids), use_cache=False)
+        hidden = left[0][0] if left and left[0] is not None else None
+        wanted = (ids.shape[0], ids.shape[1] - self.read_first(ids.shape[1]))
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != wanted:
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} cannot be run with text alone")
         return hidden
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the whole stock model, as it is, on [1, T] token ids; returns [T, vocabulary]."""
-        self.rows.shape = ids.shape[0], ids.shape[1]
-        logits = getattr(self.model(input_ids=ids, use_cache=False), "logits", None)
-        if not isinstance(logits, torch.Tensor):
-            raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} has no logits of text alone")
-        return logits[0]
+        return self._logits(self._inputs(ids))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of the stock model's own head for [1, n, hidden_size]."""
-        body = self.model.get_submodule(self._body_name)
+        bodies = {outer: self.model.get_submodule(outer) for outer, *_ in self._around.values()}
+        nothing = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
         try:
-            setattr(self.model, self._body_name, Answer(hidden, body))
-            nothing = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-            return self.logits(nothing)
+            for name, body in bodies.items():
+                self._replace(name, Answer(hidden, body))
+            return self._logits(dict.fromkeys(self._inputs(nothing), nothing))
         finally:
-            setattr(self.model, self._body_name, body)
+            for name, body in bodies.items():
+                self._replace(name, body)
+
+    def _parts_around(self, block: str) -> list[str]:
+        """Return the modules around a block, the outermost first, without those that hold the output head.
+
+        The outermost that is called is the body.
+        """
+        head, parts = self.model.get_output_embeddings(), block.split(".")
+        names = (".".join(parts[:end]) for end in range(1, len(parts)))
+        within = "" if head is None or _is_embedding(head) else self._name_of(head)
+        return [name for name in names if not within.startswith(f"{name}.")]
+
+    def _replace(self, name: str, module: torch.nn.Module) -> None:
+        holder, _, last = name.rpartition(".")
+        setattr(self.model.get_submodule(holder), last, module)
+
+    def _inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the stock model is called with for [rows, T] token ids."""
+        first = self.read_first(ids.shape[1])
+        self.rows.shape = ids.shape[0], ids.shape[1] - first
+        if self.start is None:
+            return {"input_ids": ids}
+        if self.encoder_alone:
+            return {"input_ids": ids, "decoder_input_ids": torch.full_like(ids[:, :1], self.start)}
+        said = torch.cat([torch.full_like(ids[:, :1], self.start), ids[:, first:-1]], dim=1)
+        return {"input_ids": ids[:, :first], "decoder_input_ids": said}
+
+    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits = getattr(self.model(**inputs, use_cache=False), "logits", None)
+        if not isinstance(logits, torch.Tensor):
+            raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} has no logits of text alone")
+        return logits[0]
 
     def likelihoods(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32.
@@ -233,26 +301,35 @@ class BlockwiseModel:
         """
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         where: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        target = f"{self._name_of(embedding)}.weight"
-        self._body_name = target.partition(".")[0]  # `base_model_prefix` does not always name it
         self.vocabulary = embedding.weight.shape[0]
         tied = tied_parameters(self.model)
-        twins = [name for name, other in tied.items() if other == target]
+
+        def same(module: torch.nn.Module) -> list[str]:
+            """Return the parameters that are a module's weight: its own, and those that are tied to it."""
+            name = f"{self._name_of(module)}.weight"
+            first = tied.get(name, name)
+            return [name, first, *(each for each, other in tied.items() if other == first)]
+
+        of_head = [] if head is None else same(head)
+        # FSMT's head is an embedding, which is then needed whole.
+        whole = of_head if _is_embedding(head) else []
+        of_ends = {*same(embedding), *of_head} - {*whole}
         ends: set[str] = set()
-        source = next((sources[name] for name in (target, *twins) if name in sources), None)
-        if source is not None:
-            embed_by_rows(embedding, self._weights, source, **where)
-            ends.add(source)
-        if head is not None:
-            target = f"{self._name_of(head)}.weight"
-            source = sources.get(target) or sources.get(tied.get(target, ""))
+        for name, module in list(self.model.named_modules()):
+            # Both stacks of an encoder-decoder may have an embedding of their own.
+            token = _is_embedding(module) and f"{name}.weight" in of_ends
+            source = next((sources[each] for each in same(module) if each in sources), None) if token else None
             if source is not None:
-                self.model.set_output_embeddings(SlicedHead(self._weights, source, head, **where))
+                embed_by_rows(module, self._weights, source, **where)
                 ends.add(source)
+        source = next((sources[each] for each in of_head if each in sources), None)
+        if source is not None and not whole:
+            self._replace(self._name_of(head), SlicedHead(self._weights, source, head, **where))
+            ends.add(source)
         self._plan[OUTSIDE] = [name for name in self._plan[OUTSIDE] if name not in ends]
 
     def _tie(self) -> None:
-        """Give tied parameters outside of the blocks their weights."""
+        """Give parameters outside of the blocks their weights that are tied, or computed and not stored."""
         tied = tied_parameters(self.model)
         for name, parameter in list(self.model.named_parameters()):
             if not parameter.is_meta or self._block_of(name) != OUTSIDE:
@@ -263,10 +340,22 @@ class BlockwiseModel:
                     module, _, last = name.rpartition(".")
                     setattr(self.model.get_submodule(module), last, self.model.get_parameter(source))
                     continue
-            raise self._lacks(name)
+            value = initial_value(self.model, name)
+            if value is None:
+                raise self._lacks(name)
+            module, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(module), last, value.to(self.device))
 
     def _name_of(self, wanted: torch.nn.Module) -> str:
         return str(next(name for name, module in self.model.named_modules() if module is wanted))
+
+
+def _is_embedding(module: object) -> bool:
+    return isinstance(module, torch.nn.Embedding)
+
+
+class _LeftBodyError(Exception):
+    """Ends a run where the output head would begin."""
 
 
 def _empty(block: torch.nn.Module) -> None:

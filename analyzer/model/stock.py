@@ -117,11 +117,15 @@ def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any
 def _auto_class(config: Any) -> Any:
     """Return the auto class: of masked language models for those that are nothing else, else of causal ones or others.
 
-    A model that is for images or sounds as well runs with text alone.
+    An encoder-decoder is one unless it names a class of its decoder alone. A model that is for images or sounds as
+    well runs with text alone.
     """
+    names = " ".join(_architectures(config))
+    both = type(config) in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if both and config.is_encoder_decoder and "CausalLM" not in names:
+        return transformers.AutoModelForSeq2SeqLM
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    names = " ".join(_architectures(config))
     if masked and not getattr(config, "is_decoder", False) and (not causal or "CausalLM" not in names):
         return transformers.AutoModelForMaskedLM
     if causal:
@@ -157,10 +161,51 @@ def is_masked(model: torch.nn.Module) -> bool:
     return "MaskedLM" in type(model).__name__
 
 
+def start_token(model: Any) -> int | None:
+    """Return the token that an encoder-decoder's decoder starts from, as it does in generation; null for other models.
+
+    T5's is the one that fills up; where a config names neither a token to start from nor one that begins texts, this
+    is it. Raises ForwardError where there is none of these, and where the encoder does not read text.
+    """
+    config = model.config
+    if not config.is_encoder_decoder:
+        return None
+    if model.main_input_name != "input_ids":
+        raise ForwardError(f"the encoder of {type(model).__name__} reads {model.main_input_name}, not text")
+    configs = (config, config.get_text_config(decoder=True))
+    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+        for each in configs:
+            token = getattr(each, name, None)
+            if isinstance(token, int) and token >= 0:
+                return token
+    raise ForwardError("config.json names no token for the decoder to start from: add its decoder_start_token_id")
+
+
 def tied_parameters(model: Any) -> Mapping[str, str]:
     """Return, for each parameter that is tied to another, the name of that one."""
     tied: Mapping[str, str] = model.all_tied_weights_keys
     return tied
+
+
+def initial_value(model: Any, name: str) -> torch.nn.Parameter | None:
+    """Return what the library gives a parameter that checkpoints need not store, such as sinusoids of positions.
+
+    Null for others, and for one that would be random.
+    """
+    if not any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ()):
+        return None
+    holder, _, last = name.rpartition(".")
+    module = model.get_submodule(holder)
+    if list(module._parameters) != [last]:
+        return None
+    found = []
+    empty = module._parameters[last]
+    for before in (0.0, 1.0):
+        given = torch.full(empty.shape, before, dtype=empty.dtype)
+        module._parameters[last] = torch.nn.Parameter(given, requires_grad=False)
+        model._init_weights(module)
+        found.append(module._parameters[last])
+    return found[0] if torch.equal(*found) else None
 
 
 class Loader:

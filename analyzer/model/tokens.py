@@ -21,9 +21,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 TOKENIZERS = "tokenizer files"
 
 
+def half(length: int) -> int:
+    """Return how many of so many tokens the encoder of an encoder-decoder reads; its decoder says the others."""
+    return length // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of a text as it is judged: `ids` go in, and at each of `places` the model should say the `targets`."""
+    """A piece of a text as it is judged: `ids` go in, and at each of `places` the model should say the `targets`.
+
+    Of an encoder-decoder the places are the decoder's.
+    """
 
     ids: tuple[int, ...]
     places: tuple[int, ...]
@@ -47,13 +55,15 @@ class Tokens:
         max_tokens: int | None,
         masked: bool = False,
         gguf: str | None = None,
+        start: int | None = None,
     ) -> None:
         """`vocabulary` is how many ids the model knows, `max_tokens` how many positions it has, where it has a limit.
 
         A `masked` model's windows are judged by every seventh token, masked; others by each next token. `gguf` is the
-        file in the folder whose metadata describe the tokenizer, null where it has files of its own.
+        file in the folder whose metadata describe the tokenizer, null where it has files of its own. With `start`,
+        the token that its decoder starts from, the model is an encoder-decoder, judged by the second half of each.
         """
-        self.max_tokens = max_tokens
+        self.max_tokens, self.start = max_tokens, start
         self._model, self._folder, self._vocabulary, self._masked = model, folder, vocabulary, masked
         self._gguf = gguf
 
@@ -69,6 +79,10 @@ class Tokens:
                 f"{self._model}: its tokenizer makes ids up to {max(ids)}, its embedding has {self._vocabulary} rows"
             )
         return ids
+
+    def judged(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return those that go through the blocks that are judged: all, or what a decoder reads of its own half."""
+        return tuple(ids) if self.start is None else (self.start, *ids[half(len(ids)) : -1])
 
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return each token as the text it stands for."""
@@ -96,6 +110,9 @@ class Tokens:
 
     def window(self, ids: Sequence[int]) -> Window:
         """Return these ids as they are judged."""
+        if self.start is not None:
+            said = tuple(ids[half(len(ids)) :]) if len(ids) > 1 else ()
+            return Window(tuple(ids), tuple(range(len(said))), said)
         if not self._masked:
             return Window(tuple(ids), tuple(range(len(ids) - 1)), tuple(ids[1:]))
         mask = self._tokenizer.mask_token_id

@@ -21,8 +21,8 @@ MIN_TOKENS = 3  # of fewer, a layer's median says little
 class Prepared:
     """What a verification runs: token ids, and the windows of the text.
 
-    `tokens` are the prompt's as text. `bare_prompts` are the prompts without special tokens, null where the tokenizer
-    adds none.
+    `tokens` are the prompt's as text, of an encoder-decoder those that the decoder reads. `bare_prompts` are the
+    prompts without special tokens, null where the tokenizer adds none.
     """
 
     ids: tuple[int, ...]
@@ -52,8 +52,10 @@ class Statics:
 def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
     """Return what to run. Raises ForwardError where prompt or text do not fit the model of this name."""
     ids = tokens.ids(settings.prompt)
-    if len(ids) < MIN_TOKENS:
-        raise ForwardError(f"the prompt has {len(ids)} of at least {MIN_TOKENS} tokens: give a longer one (--prompt)")
+    judged = tokens.judged(ids)
+    if len(judged) < MIN_TOKENS:
+        least = MIN_TOKENS if tokens.start is None else 2 * MIN_TOKENS - 1
+        raise ForwardError(f"the prompt has {len(ids)} of at least {least} tokens: give a longer one (--prompt)")
     if tokens.max_tokens is not None and len(ids) > tokens.max_tokens:
         raise ForwardError(
             f"the prompt has {len(ids)} tokens, {model} has {tokens.max_tokens} positions: shorten it (--prompt)"
@@ -64,7 +66,7 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
     whole, bare = (_all_ids(tokens, prompts, special=special) for special in (True, False))
     return Prepared(
         ids=tuple(ids),
-        tokens=tokens.texts(ids),
+        tokens=tokens.texts(judged),
         windows=() if settings.early_stop else tuple(tokens.windows(settings.text)),
         prompts=whole,
         bare_prompts=None if bare == whole else bare,

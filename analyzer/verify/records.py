@@ -220,8 +220,8 @@ class VerifyResult:
 
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
-    that ran, of a model with several; `notes` say, a line each, where what ran is not all that the model does;
-    `streams` is how many the residual stream is made of, null where it is one.
+    that was judged, of a model with several; an encoder by itself has no losses. `notes` say, a line each, where what
+    ran is not all that the model does; `streams` is how many the residual stream is made of, null where it is one.
     """
 
     model: str

@@ -91,7 +91,9 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     if costliest is not best:
         yield fill(f"The costliest is {place_name(costliest)}: without it the loss is {_loss(costliest.loss_zeroed)}.")
     confirmed = [weight for weight in found if weight.status == "confirmed"]
-    sentence = f"In all {count_of(len(found), 'super weight')}, {len(confirmed)} confirmed and {len(critical)} critical"
+    sentence = f"In all {count_of(len(found), 'super weight')}, {len(confirmed)} confirmed"
+    if best.effect is not None:
+        sentence += f" and {len(critical)} critical"
     if result.joint:
         sentence += f"; with all the confirmed ones zeroed at once, the loss is {_loss(result.joint.loss_zeroed)}"
     yield fill(f"{sentence}.")

@@ -86,7 +86,8 @@ class VerifySettings:
     Losses are over `text`. `prompts` are what super activations are looked for in beside `prompt`; null stands for the
     bundled ones or, with `early_stop` or `weights`, for none. `early_stop` ends at the first super activation that has
     persisted, and leaves effects and ranks out. `weights` are looked at in place of searching for any; those without a
-    tower are of the one that runs. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
+    tower are of the one that is judged. `tower` names that, of a model that has several, null for the one that makes
+    text. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
     float16. Raises AnalyzerError for any other value.
     """
 
@@ -95,6 +96,7 @@ class VerifySettings:
     prompts: tuple[str, ...] | None = None
     early_stop: bool = False
     weights: tuple[Coordinate, ...] = ()
+    tower: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     thresholds: Thresholds = DEFAULT_THRESHOLDS
@@ -109,6 +111,7 @@ class VerifySettings:
         require(
             not (self.weights and self.early_stop), "early_stop", True, "False where weights are asked for: it searches"
         )
+        require(self.tower is None or is_text(self.tower), "tower", self.tower, "the name of a tower, or None")
         check_device(self.device)
         check_dtype(self.dtype)
         require(isinstance(self.thresholds, Thresholds), "thresholds", self.thresholds, "Thresholds")

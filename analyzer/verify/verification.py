@@ -59,6 +59,7 @@ def verify(
     else:
         check_rows(runner, prepared.windows[0].ids)
     trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
+    causal &= runner.start is None  # more or less of a text would change which half of it an encoder reads
     activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
     if trace.layers != runner.layers:
         late = ()  # what comes after was not run
@@ -67,7 +68,8 @@ def verify(
     progress("prompt", 1, 1)
     weights, measuring = in_order(found.weights), None
     if not early_stop:
-        measuring = Measuring(partial(token_losses, runner), prepared.windows, progress, causal=causal)
+        if runner.has_loss:
+            measuring = Measuring(partial(token_losses, runner), prepared.windows, progress, causal=causal)
         if statics.asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)
         else:
@@ -132,13 +134,13 @@ def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, e
     trace = runner.trace(prepared.ids, enough=enough)
     check_trace(runner, prepared.ids, trace)
     causal = runner.is_causal(prepared.ids, trace)
-    if not causal and not runner.masked:
+    if not causal and not runner.masked and runner.has_loss:
         raise ForwardError(f"{runner.name} is no causal and no masked language model: its loss would mean nothing")
     return trace, causal
 
 
 def _measured(
-    measuring: Measuring,
+    measuring: Measuring | None,
     behind: Sequence[SuperWeight],
     trace: Trace,
     activations: Sequence[SuperActivation],
@@ -150,13 +152,14 @@ def _measured(
     """
     candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in behind})
     channels = {activation.channel % trace.width for activation in activations}
-    measured = measure_effects(measuring, (*behind, *candidates), statics)
+    weights = [*behind, *candidates]
+    measured = weights if measuring is None else measure_effects(measuring, weights, statics)
     kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
     return in_order(_with_ranks(kept, statics))
 
 
 def _asked(
-    measuring: Measuring,
+    measuring: Measuring | None,
     behind: Sequence[SuperWeight],
     trace: Trace,
     activations: Sequence[SuperActivation],
@@ -168,7 +171,8 @@ def _asked(
         known.get(coordinate) or behind_nothing(trace, activations, coordinate, value)
         for coordinate, value in statics.asked.items()
     ]
-    return tuple(_with_ranks(measure_asked(measuring, weights, statics), statics))
+    measured = weights if measuring is None else measure_asked(measuring, weights, statics)
+    return tuple(_with_ranks(measured, statics))
 
 
 def _with_ranks(weights: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
@@ -216,7 +220,7 @@ def _places(
     runner: Runner, prompts: Sequence[Sequence[int]], thresholds: Thresholds, *, causal: bool
 ) -> dict[tuple[int, int], set[tuple[int, int]]]:
     """Return the (prompt, position) of the largest super activation of each (layer, channel) in these prompts."""
-    prompts = [prompt for prompt in prompts if len(prompt) >= MIN_TOKENS]
+    prompts = [prompt for prompt in prompts if runner.length(prompt) >= MIN_TOKENS]
     longest = max((len(prompt) for prompt in prompts), default=0)
     # What follows a prompt changes nothing in it where the model is causal, so that many can ride in one batch.
     padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt) if causal else 0)] for prompt in prompts]

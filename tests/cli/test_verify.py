@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 
+import encoder_decoders
 from commands import ROOT, fails, superweight
 from gguf_files import write_llama_gguf
 from models import PROMPT
@@ -42,6 +43,18 @@ def test_what_cannot_be_verified_is_said_in_one_line(here, partly_known, tmp_pat
         catalog = ("--catalog", tmp_path) if command == "analyze" else ()
         fails(here(command, tmp_path / "x.Q5_K.gguf", *catalog), "its metadata do not say how large the model is")
         fails(here(command, partly_known, *catalog), "has parts that are not read: model.layers.*.extra.bwd x 1")
+
+
+def test_a_tower_is_named_or_refused(here, tmp_path):
+    model = encoder_decoders.plant(encoder_decoders.build("t5"), "encoder", layer=0)
+    encoder_decoders.save(model, tmp_path / "t5")
+    result = here("verify", tmp_path / "t5", "--prompt", PROMPT, "--tower", "encoder")
+    assert (result.returncode, result.stdout.count("encoder layer 0, row 5, col 19")) == (0, 1)
+    assert "warning" in result.stderr.lower()
+    assert "the encoder of an encoder-decoder ran by itself" in " ".join(result.stderr.split())
+    for command in ("verify", "analyze"):
+        catalog = ("--catalog", tmp_path) if command == "analyze" else ()
+        fails(here(command, tmp_path / "t5", "--tower", "zap", *catalog), "has no tower zap: it has decoder, encoder")
 
 
 def drawn_on_a_terminal(*args, **env):

@@ -54,7 +54,8 @@ def test_what_is_no_text_is_refused(tmp_path):
 
 def test_what_a_verification_may_be_asked_for():
     assert VerifySettings().text == evaluation_text()
-    VerifySettings(prompts=(), early_stop=True, device="cuda:1", dtype="float16", thresholds=Thresholds(share=1))
+    VerifySettings(prompts=(), early_stop=True, tower="encoder")
+    VerifySettings(device="cuda:1", dtype="float16", thresholds=Thresholds(share=1))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_what_a_verification_may_be_asked_for():
         ({"text": b"x"}, "text is b'x': give text that UTF-8 can store"),
         ({"prompts": "one"}, "prompts is 'one': give several texts, or None for the bundled ones"),
         ({"prompts": (1,)}, "prompts is (1,): give several texts, or None for the bundled ones"),
+        ({"tower": 1}, "tower is 1: give the name of a tower, or None"),
         ({"device": "zap"}, "device is 'zap': give auto, cpu, cuda, cuda:N or mps"),
         ({"dtype": "float64"}, "dtype is 'float64': give auto, float32, bfloat16 or float16"),
         ({"thresholds": None}, "thresholds is None: give Thresholds"),

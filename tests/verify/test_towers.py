@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import encoder_decoders
 import numpy as np
 import pytest
 import torch
@@ -13,15 +14,17 @@ from models import PLANTED, PROMPT_IDS, TEXT, arguments, plant, random_llama, sa
 from analyzer.analyze.analyzing import analyze_model
 from analyzer.analyze.running import open_runnable
 from analyzer.analyze.verifying import verify_model
-from analyzer.base.errors import ArchitectureError
-from analyzer.base.records import plain
+from analyzer.base.errors import ArchitectureError, ForwardError
+from analyzer.base.records import Coordinate, plain
 from analyzer.catalog.documents import problems
 from analyzer.catalog.files import read_documents, save_entry
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import losses
 from analyzer.source.folder import FolderSource
+from analyzer.verify.report import render_verify
 
 PLACE = PLANTED._replace(tower="language")
+IN_DECODER = Coordinate(1, None, 5, 19, "decoder")
 
 
 def llava():
@@ -95,12 +98,82 @@ def test_its_entry_has_the_outliers_of_all_towers_and_is_valid(multimodal, tmp_p
     assert document["entries"][0]["super_weights"][0]["tower"] == "language"
 
 
-def test_an_encoder_decoder_is_refused_by_name(tmp_path):
-    config = transformers.T5Config(vocab_size=19, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)
-    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+def test_a_tower_that_text_does_not_drive_and_one_that_is_not_there_are_refused_by_name(multimodal, hybrid):
+    source = FolderSource(multimodal[0], model_id="m")
+    assert verify_model(source, settings(tower="language")).tower == "language"
+    for name, line in (
+        ("vision", "text does not drive the tower vision of m: use language"),
+        ("decoder", "m has no tower decoder: it has language, vision"),
+    ):
+        with pytest.raises(ArchitectureError) as refused:
+            verify_model(source, settings(tower=name))
+        assert str(refused.value) == line
+    with pytest.raises(ArchitectureError, match="has one tower: leave --tower out"):
+        verify_model(FolderSource(hybrid[0]), settings(tower="language"))
+
+
+@pytest.mark.parametrize("name", ["t5", "mbart", "t5gemma"])
+def test_a_weight_planted_in_a_decoder_is_confirmed_at_its_place(name, tmp_path):
+    encoder_decoders.save(encoder_decoders.plant(encoder_decoders.build(name)), tmp_path)
+    result = verify_model(FolderSource(tmp_path), settings())
+    assert (result.verdict, result.tower) == ("found", "decoder")
+    best = result.super_weights[0]
+    assert (best.coordinate, best.status) == (IN_DECODER, "confirmed")
+    assert best.loss_tokens == 32  # the second half of the text
+    assert result.super_activations[0].position == 0
+    assert [token.strip() for token in result.tokens[1:]] == ["elder", "fig", "grape"]
+    assert "from token 2 on" in result.notes[0]
+    stopped = verify_model(FolderSource(tmp_path), settings(early_stop=True))
+    assert stopped.super_weights[0].coordinate == IN_DECODER
+    assert stopped.layers[-1].layer == IN_DECODER.layer + 2
+
+
+@pytest.mark.parametrize("name", ["t5", "mbart", "t5gemma"])
+def test_a_weight_planted_in_an_encoder_is_confirmed_by_its_activation_alone(name, tmp_path):
+    model = encoder_decoders.plant(encoder_decoders.build(name), "encoder", layer=0)
+    encoder_decoders.save(model, tmp_path / "model")
+    chosen = settings(tower="encoder")
+    done = analyze_model(FolderSource(tmp_path / "model"), chosen)
+    result = done.verified
+    assert (result.verdict, result.tower, len(result.tokens)) == ("found", "encoder", 8)
+    best = result.super_weights[0]
+    assert (best.coordinate, best.status) == (Coordinate(0, None, 5, 19, "encoder"), "confirmed")
+    assert best.effect is best.loss is best.loss_zeroed is best.loss_tokens is result.joint is None
+    assert best.static_rank is not None
+    assert "no logits" in result.notes[0]
+    assert "its effect not measured" in " ".join(render_verify(result).split())
+    assert done.scanned.towers == ("decoder", "encoder")
+    save_entry(tmp_path, "encoder", done.entry)
+    assert list(problems(json.loads((tmp_path / "encoder.json").read_text()), "encoder")) == []
+    assert done.entry["method"]["settings"] == "custom"
+
+
+def test_an_encoder_that_does_not_read_text_is_refused(tmp_path):
+    config = transformers.Pix2StructConfig(
+        text_config={"vocab_size": 19, "hidden_size": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4},
+        vision_config={"hidden_size": 32, "d_ff": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "d_kv": 8},
+    )
+    transformers.Pix2StructForConditionalGeneration(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.raises(ArchitectureError, match="is an encoder-decoder: it can be scanned, but not yet verified"):
+    with pytest.raises(ForwardError, match="Pix2StructForConditionalGeneration reads flattened_patches, not text"):
         verify_model(FolderSource(tmp_path), settings())
+
+
+def test_a_decoder_that_nothing_tells_how_to_start_is_refused(tmp_path):
+    model = encoder_decoders.build("t5")
+    encoder_decoders.save(model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "decoder_start_token_id": None, "pad_token_id": None}))
+    with pytest.raises(ForwardError, match="names no token for the decoder to start from: add its decoder_start"):
+        verify_model(FolderSource(tmp_path), settings())
+
+
+def test_a_prompt_of_which_the_decoder_has_too_little_is_refused(tmp_path):
+    encoder_decoders.save(encoder_decoders.build("t5"), tmp_path)
+    with pytest.raises(ForwardError, match="the prompt has 4 of at least 5 tokens"):
+        verify_model(FolderSource(tmp_path), settings("apple banana cherry date"))
+    assert verify_model(FolderSource(tmp_path), settings("apple banana cherry date elder")).tower == "decoder"
 
 
 @pytest.fixture(scope="module")
