@@ -16,7 +16,7 @@ from models import (
     streams,
 )
 
-from analyzer.base.errors import ArchitectureError
+from analyzer.base.errors import ArchitectureError, ForwardError
 from analyzer.base.records import Coordinate
 
 OTHER_IDS = [9, 3, 16, 1, 2, 9, 12, 4]
@@ -339,8 +339,10 @@ def test_nothing_stays_behind(pair, name):
         finally:
             handle.remove()
 
-    for attempt in (failing_trace, failing_losses, failing_module):
-        with pytest.raises(BrokenError):
+    # What a module raises is told as the model's own.
+    attempts = ((failing_trace, BrokenError), (failing_losses, BrokenError), (failing_module, ForwardError))
+    for attempt, error in attempts:
+        with pytest.raises(error):
             attempt()
         assert attached(model) == before
         assert model.blocks.rows.kind is kind
