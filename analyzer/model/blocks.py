@@ -317,7 +317,8 @@ class BlockwiseModel:
         ends: set[str] = set()
         for name, module in list(self.model.named_modules()):
             # Both stacks of an encoder-decoder may have an embedding of their own.
-            token = _is_embedding(module) and f"{name}.weight" in of_ends and not name.startswith(self._aside)
+            token = (module is embedding or _is_embedding(module)) and f"{name}.weight" in of_ends
+            token = token and not name.startswith(self._aside)
             source = next((sources[each] for each in same(module) if each in sources), None) if token else None
             if source is not None:
                 embed_by_rows(module, self._weights, source, **where)
