@@ -63,6 +63,7 @@ def main() -> None:
         add(bench_diff(folder, Path(scratch) / "next-2GB"))
     add(*bench_start_up())
     add(*bench_interventions())
+    add(bench_passes())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bench-4GB"
         print("making a model of 4 GB", file=sys.stderr)
@@ -189,6 +190,33 @@ def bench_start_up() -> list[Row]:
         seconds = fastest(lambda command=command: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))  # type: ignore[misc]
         rows.append((what, f"{seconds:.2f} s", "", "< 0.5 s"))
     return rows
+
+
+def bench_passes() -> Row:
+    """Return the row about what a whole verification of the sample costs, in plain passes over the evaluation text.
+
+    Counted in floating-point operations, which no other job on the machine changes. Before weights were looked at over
+    growing portions of the text it was 33.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from analyzer.analyze.running import open_runnable
+    from analyzer.analyze.verifying import verify_model
+    from analyzer.forward.edits import UNTOUCHED
+    from analyzer.forward.losses import token_losses
+    from analyzer.verify.settings import VerifySettings
+
+    source, settings = FolderSource(built_sample_model()), VerifySettings()
+    runner, tokens = open_runnable(source).build()
+    windows = tokens.windows(settings.text)
+    with FlopCounterMode(display=False) as one:
+        token_losses(runner, [(window, UNTOUCHED) for window in windows])
+    with FlopCounterMode(display=False) as whole:
+        result = verify_model(source, settings)
+    critical = sum(weight.effect == "critical" for weight in result.super_weights)
+    passes = whole.get_total_flops() / one.get_total_flops()
+    measured = f"{whole.get_total_flops() / 1e12:.1f} / {one.get_total_flops() / 1e12:.2f} Tflop, {critical} critical"
+    return "verify, all of it / one plain pass over the text", measured, f"{passes:.1f}", f"<= {6 + critical}"
 
 
 def bench_verify(folder: Path) -> list[Row]:

@@ -75,8 +75,9 @@ def check_trace(runner: Runner, ids: Sequence[int], trace: Trace) -> None:
         raise _otherwise(runner, ids)
     if runner.start is not None:
         return  # a decoder starts from a token of its own, whatever it reads
-    other = runner.trace([(ids[0] + 1) % runner.vocabulary, *ids[1:]], enough=lambda *_: True)
-    if np.array_equal(other.entering[0], trace.entering[0]):
+    others = ((ids[0] + step) % runner.vocabulary for step in (1, 1 + runner.vocabulary // 2))  # some may look alike
+    first = (runner.trace([each, *ids[1:]], enough=lambda *_: True).entering[0] for each in others)
+    if all(np.array_equal(each, trace.entering[0]) for each in first):
         raise ForwardError(
             f"{runner.name} ({runner.checkpoint.model_type}) runs tokens of its own before a prompt's, which is not "
             "followed yet: it can be scanned, but not verified"
