@@ -115,7 +115,7 @@ def _entries_list(entries: Sequence[tuple[str, Entry]]) -> str:
     for family, entry in entries:
         confirmed = [w for w in entry["super_weights"] if w["status"] == "confirmed"]
         critical = [w for w in entry["super_weights"] if w["effect"] == "critical"]
-        worst = max(critical or confirmed, key=lambda w: increase_of(w) or 0.0, default=None)
+        worst = max(critical, key=lambda w: increase_of(w) or 0.0, default=None)
         where = place_of(worst) if worst else "-"
         rows.append([family, entry["model"], short_commit(entry["commit"]), len(confirmed), len(critical), where])
     return _names_table(["family", "model", "commit", "confirmed", "critical", "most critical"], rows)

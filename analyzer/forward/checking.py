@@ -15,7 +15,8 @@ from analyzer.forward.trace import Stream, Trace
 
 CHECKED_TOKENS = 128
 FACTOR = -50.0  # of the edited weight, so that it shows
-# The largest differences, of a loss to the stock model's and of a stream to its largest value in the layer, by dtype.
+# The largest differences by dtype: of a loss to the stock model's (to a nat where that is less), and of a stream to its
+# largest value in the layer.
 TOLERANCES = {"float32": (1e-6, 1e-5), "float16": (1e-3, 1e-2), "bfloat16": (1e-3, 1e-2)}
 MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, rounding chooses another one
 
@@ -55,7 +56,7 @@ def _takes_slices(runner: Runner, ids: Sequence[int]) -> bool:
     except ForwardError:
         return False
     whole = _loss(runner.logits(states), ids)
-    return abs(sliced - whole) <= TOLERANCES[runner.dtype][0] * abs(whole) or not math.isfinite(whole)
+    return abs(sliced - whole) <= TOLERANCES[runner.dtype][0] * max(abs(whole), 1.0) or not math.isfinite(whole)
 
 
 def _comes_out(runner: Runner, rows: Sequence[Row], expected: Sequence[Outcome]) -> bool:
@@ -121,7 +122,7 @@ def _loss(logits: torch.Tensor, prompt: Sequence[int]) -> float:
 
 
 def _agree(dtype: str, one: Outcome, other: Outcome) -> bool:
-    near = abs(one[1] - other[1]) <= TOLERANCES[dtype][0] * abs(other[1])
+    near = abs(one[1] - other[1]) <= TOLERANCES[dtype][0] * max(abs(other[1]), 1.0)
     return _streams_agree(dtype, one[0], other[0]) and (near or not math.isfinite(other[1]))  # which is told elsewhere
 
 

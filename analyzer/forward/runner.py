@@ -81,6 +81,8 @@ class Runner:
         def find_stack(model: torch.nn.Module, targets: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
             self.stack = find_blocks(self.name, model, targets, projections)
             blocks = [block.name for block in self.stack]
+            if lost := next((each.name for each in before if each.name not in targets), None):
+                raise ForwardError(f"{self.name}: config.json leaves no place for {shown(lost)}: correct it")
             first = blocks_of(model, targets, before)
             beside = (targets[other.name] for other in others if other.name in targets)
             return [*first, *blocks], beside_stack(blocks[0], beside)

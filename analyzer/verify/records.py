@@ -159,10 +159,11 @@ class Column:
 
 @dataclass(frozen=True)
 class JointZeroing:
-    """The loss with these weights zeroed at once."""
+    """The loss over the whole text with these weights zeroed at once, and without that."""
 
     coordinates: tuple[Coordinate, ...]
     loss_zeroed: float
+    loss: float
 
 
 @dataclass(frozen=True)

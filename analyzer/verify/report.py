@@ -95,7 +95,8 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     if best.effect is not None:
         sentence += f" and {len(critical)} critical"
     if result.joint:
-        sentence += f"; with all the confirmed ones zeroed at once, the loss is {_loss(result.joint.loss_zeroed)}"
+        before, after = _loss(result.joint.loss), _loss(result.joint.loss_zeroed)
+        sentence += f"; with all the confirmed ones zeroed at once, the loss goes from {before} to {after}"
     yield fill(f"{sentence}.")
 
 
@@ -121,9 +122,8 @@ def _answer(result: VerifyResult) -> Iterator[str]:
         for weight in result.asked:
             yield from _one(weight)
     if result.joint:
-        (loss,) = {weight.loss for weight in result.asked}
         yield fill(
-            f"With all {len(result.asked)} zeroed at once, the loss goes from {_loss(loss)} to "
+            f"With all {len(result.asked)} zeroed at once, the loss goes from {_loss(result.joint.loss)} to "
             f"{_loss(result.joint.loss_zeroed)}."
         )
 

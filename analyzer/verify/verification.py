@@ -188,7 +188,7 @@ def _together(
     columns = [tuple(weight.coordinate for weight in column) for column in columns_of(weights)]
     if measuring is None:
         return None, tuple(_column(column, None) for column in columns)
-    joint = JointZeroing(every, measure_joint(measuring, every)) if len(every) > 1 else None
+    joint = JointZeroing(every, measure_joint(measuring, every), measuring.loss) if len(every) > 1 else None
     return joint, tuple(map(_column, columns, measure_columns(measuring, columns)))
 
 

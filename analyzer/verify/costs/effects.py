@@ -11,7 +11,7 @@ import numpy as np
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import Intervention, zeroing
-from analyzer.verify.costs.intervals import BLOCK_TOKENS, Estimate
+from analyzer.verify.costs.intervals import BLOCK_TOKENS, UNSEEN_NATS, Estimate
 from analyzer.verify.costs.measuring import ERROR, FIRST_TOKENS, Measuring
 from analyzer.verify.preparation import Statics
 from analyzer.verify.records import SuperWeight
@@ -25,6 +25,7 @@ RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
 GROUP = 16  # weights that are behind no write, zeroed at once
 COLUMN_LOOKS = 2  # at what all weights of a column cost together
+GROUP_LOOKS = 2
 GROUPINGS = 2  # by chance, each: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
     "critical_increase": CRITICAL_INCREASE,
@@ -34,6 +35,7 @@ EFFECT_PARAMETERS = {
     "control_seed": CONTROL_SEED,
     "first_tokens": FIRST_TOKENS,
     "block_tokens": BLOCK_TOKENS,
+    "unseen_nats": UNSEEN_NATS,
     "error": ERROR,
     "group": GROUP,
     "groupings": GROUPINGS,
@@ -43,7 +45,7 @@ EFFECT_PARAMETERS = {
 def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
     """Return the weights with their losses and effects.
 
-    Those behind a write are run one by one; the others, which are rejected, are looked at in groups once, and those of
+    Those behind a write are run one by one; the others, which are rejected, are looked at in groups first, and those of
     a group that may cost something one by one too. A weight is looked at until its interval says whether it costs
     enough to be critical; where that does not say that it costs too little, it is run over the whole text, which
     decides. Those that cost enough get their controls. Raises ForwardError where the untouched loss is no number.
@@ -52,8 +54,9 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     least = CRITICAL_INCREASE * measuring.loss
     others = [weight.coordinate for weight in found if weight.status == "rejected"]
     groups = _groups(others) if measuring.last else []
-    measuring.look(map(zeroing, groups), 0, "screening")
-    split = {c for group in groups if measuring.of(zeroing(group)).most >= least for c in group}
+    for number in range(min(GROUP_LOOKS, measuring.last)):
+        measuring.look(map(zeroing, groups), number, "screening")
+    split = {c for group in groups if measuring.of(zeroing(group)).may_reach >= least for c in group}
     alone = [w.coordinate for w in found if w.status != "rejected" or not groups or w.coordinate in split]
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
     measuring.look(costly, measuring.last, "evaluation text")
@@ -75,8 +78,8 @@ def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -
     for number in range(measuring.last):
         measuring.look(left, number, "screening")
         costs = {each: measuring.of(each) for each in left}
-        left = [each for each, cost in costs.items() if cost.least < least <= cost.most]
-    return [each for each in asked if measuring.of(each).most >= least]
+        left = [each for each, cost in costs.items() if cost.least < least <= cost.may_reach]
+    return [each for each in asked if measuring.of(each).may_reach >= least]
 
 
 def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:

@@ -10,6 +10,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+UNSEEN_NATS = 1.0  # that a token may cost of a kind that was not seen; such are 3 of n tokens at most (rule of three)
 BLOCK_TOKENS = 8  # whose mean is one observation: tokens beside each other are alike
 
 
@@ -28,6 +29,13 @@ class Estimate:
     least: float
     most: float
     tokens: int
+    unseen: float = math.inf
+    """What the whole text may cost by tokens of a kind that was not seen yet: see UNSEEN_NATS."""
+
+    @property
+    def may_reach(self) -> float:
+        """The most that the whole text may say, what was not seen included."""
+        return max(self.most, self.delta + self.unseen)
 
     @property
     def delta(self) -> float:
@@ -58,8 +66,10 @@ def estimate(
     if len(means) < 2:
         return replace(UNKNOWN, loss=total / tokens, loss_zeroed=changed / tokens, tokens=tokens)
     half = student(1 - error, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
-    here = half * math.sqrt(1 - tokens / whole)
-    return Estimate(total / tokens, changed / tokens, delta - half, delta + half, delta - here, delta + here, tokens)
+    left = 1 - tokens / whole
+    here, unseen = half * math.sqrt(left), UNSEEN_NATS * 3 / tokens * left
+    low, high, least, most = delta - half, delta + half, delta - here, delta + here
+    return Estimate(total / tokens, changed / tokens, low, high, least, most, tokens, unseen)
 
 
 def student(probability: float, freedom: int) -> float:

@@ -9,6 +9,7 @@ from models import (
     HIDDEN,
     INTERMEDIATE,
     TEXT_IDS,
+    WORDS,
     cue,
     found_at,
     hooked,
@@ -168,13 +169,15 @@ def test_what_costs_nothing_is_inert_and_not_run_further(cued):
     model, _ = cued
     found, _, zeroed = measure(cued, [weight(CAUSE), weight(IDLE)])
     measured = found[IDLE]
-    assert (measured.effect, measured.loss_tokens) == ("inert", 64)
-    assert measured.loss == pytest.approx(edited_loss(model, [], [WINDOWS[0][:65]]), rel=1e-5)
+    assert (measured.effect, measured.loss_tokens) == ("inert", 64 + 128)
+    parts = [WINDOWS[0][:65], WINDOWS[1][:129]]
+    assert measured.loss == pytest.approx(edited_loss(model, [], parts), rel=1e-5)
     assert measured.loss_zeroed == pytest.approx(measured.loss, rel=1e-6)
     assert measured.delta_low <= measured.delta <= measured.delta_high < 0.01 * measured.loss
     assert (measured.control_loss_max, measured.control_loss_nearest, measured.control_loss_random) == (None,) * 3
-    untouched, first, *more, controls = zeroed
+    untouched, first, second, *more, controls = zeroed
     assert (untouched, first) == ([()] * 2, [(CAUSE,), (IDLE,)])
+    assert (IDLE,) in second
     assert {each for look in more for each in look} == {(CAUSE,)}
     assert more[-1] == [(CAUSE,)] * 2  # the whole text
     assert (IDLE,) not in controls
@@ -185,6 +188,14 @@ def test_the_interval_is_that_of_the_paired_differences(cued):
     measured = found[CAUSE]
     assert measured.delta == pytest.approx(measured.loss_zeroed - measured.loss, abs=1e-9)
     assert 0 < measured.delta_low < measured.delta < measured.delta_high
+
+
+def test_what_matters_only_for_words_that_the_first_window_lacks_is_seen(cued):
+    """At a part of the text it costs nothing at all, and no interval knows of what was not there."""
+    without = [i for i in TEXT_IDS * 4 if i != WORDS.index("banana") + 1][:192]
+    found, _, _ = measure(cued, [weight(CAUSE), weight(IDLE)], windows=[without, TEXT_IDS * 3])
+    assert (found[CAUSE].effect, found[IDLE].effect) == ("critical", "inert")
+    assert found[IDLE].loss_tokens == 64 + 128
 
 
 def many(count, *, among=()):
@@ -199,7 +210,7 @@ def test_what_is_behind_no_write_is_zeroed_in_groups(cued):
     assert [len(group) for group in groups] == [16, 16, 8] * 2
     assert sorted(c for group in groups[:3] for c in group) == sorted(c for group in groups[3:] for c in group)
     assert set(groups[:3]) != set(groups[3:])
-    assert len(zeroed) == 2  # nothing else is run
+    assert len(zeroed) == 3  # the untouched text, and two looks at the groups
     for measured in found.values():
         assert (measured.effect, measured.loss, measured.loss_zeroed) == ("inert", None, None)
         assert measured.zeroed_with in (15, 7)
