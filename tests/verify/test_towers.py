@@ -242,3 +242,13 @@ def test_a_config_that_lies_about_its_depth_builds_nothing(multimodal, tmp_path,
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArchitectureError, match=r"10,?000,?000 blocks"):
         verify_model(FolderSource(folder), settings())
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_config_that_takes_blocks_from_the_encoder_is_refused(tmp_path, layers):
+    """The decoder would run all the same, after an encoder that is none of these weights'."""
+    encoder_decoders.save(encoder_decoders.build("t5"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_layers": layers}))
+    with pytest.raises(ForwardError, match=f"config.json leaves no place for encoder.block.{layers}."):
+        verify_model(FolderSource(tmp_path), settings(TEXT))
