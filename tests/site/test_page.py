@@ -85,7 +85,7 @@ def test_all_that_this_tool_found_is_there_and_apart(articles):
             assert increases == sorted(increases, reverse=True)
         statuses = [row["status"] for row in table]
         assert statuses == sorted(statuses, key=lambda status: status != "confirmed")
-        assert "loss, which is 2.8884 over 1,881 tokens; it is over as many of them, from 64 on, as" in section.text
+        assert "loss, which is 2.8884 over 1,881 tokens; it is over as many of them, from 192 on, as" in section.text
         assert (
             "With 28 weights zeroed at once the loss is 4.0353, from 2.8884. Zeroing 11,507,1229 alone" in section.text
         )
