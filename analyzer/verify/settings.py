@@ -10,6 +10,7 @@ from pathlib import Path
 from analyzer.base.errors import SourceError, shown
 from analyzer.base.records import Coordinate
 from analyzer.base.settings import check_device, check_dtype, is_text, require
+from analyzer.forward.edits import WeightEdit
 
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
 MAX_TEXT_BYTES = 10_000_000
@@ -112,6 +113,8 @@ class VerifySettings:
             not (self.weights and self.early_stop), "early_stop", True, "False where weights are asked for: it searches"
         )
         require(self.tower is None or is_text(self.tower), "tower", self.tower, "the name of a tower, or None")
+        for coordinate in self.weights:
+            WeightEdit(coordinate)  # or it is refused
         check_device(self.device)
         check_dtype(self.dtype)
         require(isinstance(self.thresholds, Thresholds), "thresholds", self.thresholds, "Thresholds")

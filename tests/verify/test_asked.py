@@ -23,7 +23,7 @@ from models import (
 )
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from analyzer.base.errors import ArchitectureError, CatalogError, ResultError, SettingsError
+from analyzer.base.errors import AnalyzerError, ArchitectureError, CatalogError, ResultError, SettingsError
 from analyzer.base.records import Coordinate
 from analyzer.catalog.files import save_entry
 from analyzer.cli.main import cli
@@ -91,6 +91,12 @@ def test_a_weight_that_is_not_there_is_an_error(folder, coordinate):
 def test_a_search_that_stops_early_has_nothing_to_ask_for():
     with pytest.raises(SettingsError, match="early_stop is True: give False where weights are asked for"):
         settings(weights=(PLANTED,), early_stop=True)
+
+
+@pytest.mark.parametrize("layer", [[1], "1", True, -1, 1.0])
+def test_what_is_no_coordinate_is_told_before_anything_runs(layer):
+    with pytest.raises(AnalyzerError, match="is no weight: give a Coordinate of integers from 0"):
+        settings(weights=(Coordinate(layer, None, 77, 31),))
 
 
 def test_a_weight_without_a_tower_is_of_the_one_that_runs(tmp_path):
