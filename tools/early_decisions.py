@@ -28,7 +28,7 @@ from analyzer.forward.losses import token_losses
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.verify.costs.effects import CRITICAL_INCREASE, may_be_costly
-from analyzer.verify.costs.measuring import ERROR, FIRST_TOKENS, Measuring, Pair
+from analyzer.verify.costs.measuring import ERROR, FEW_TOKENS, Measuring, Pair
 from analyzer.verify.settings import evaluation_text
 
 BANDS = (-np.inf, 0.0025, 0.005, 0.01, 0.02, np.inf)  # of the loss
@@ -51,8 +51,8 @@ def main() -> None:
 
     def again(pairs: Sequence[Pair], _: Callable[[int], object]) -> list[NDArray[np.float32]]:
         """Return what was measured, of the window that each part begins."""
-        starts = [window.ids[:FIRST_TOKENS] for window in windows]
-        return [kept[i][starts.index(part.ids[:FIRST_TOKENS])][: len(part.places)] for part, i in pairs]
+        starts = [window.ids[:FEW_TOKENS] for window in windows]
+        return [kept[i][starts.index(part.ids[:FEW_TOKENS])][: len(part.places)] for part, i in pairs]
 
     whole, looked = (Measuring(again, windows, lambda *_: None, causal=True) for _ in range(2))
     whole.look(interventions, whole.last, "")

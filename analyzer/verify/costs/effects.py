@@ -12,7 +12,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import Intervention, zeroing
 from analyzer.verify.costs.intervals import BLOCK_TOKENS, UNSEEN_NATS, Estimate
-from analyzer.verify.costs.measuring import ERROR, FIRST_TOKENS, Measuring
+from analyzer.verify.costs.measuring import ERROR, FEW_TOKENS, FIRST_TOKENS, Measuring
 from analyzer.verify.preparation import Statics
 from analyzer.verify.records import SuperWeight
 
@@ -24,8 +24,7 @@ NEAREST_CONTROLS = 2
 RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
 GROUP = 16  # weights that are behind no write, zeroed at once
-COLUMN_LOOKS = 2  # at what all weights of a column cost together
-GROUP_LOOKS = 2
+COLUMN_LOOK = 1  # at what all weights of a column cost together
 GROUPINGS = 2  # by chance, each: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
     "critical_increase": CRITICAL_INCREASE,
@@ -33,6 +32,7 @@ EFFECT_PARAMETERS = {
     "nearest_controls": NEAREST_CONTROLS,
     "random_controls": RANDOM_CONTROLS,
     "control_seed": CONTROL_SEED,
+    "few_tokens": FEW_TOKENS,
     "first_tokens": FIRST_TOKENS,
     "block_tokens": BLOCK_TOKENS,
     "unseen_nats": UNSEEN_NATS,
@@ -54,8 +54,7 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     least = CRITICAL_INCREASE * measuring.loss
     others = [weight.coordinate for weight in found if weight.status == "rejected"]
     groups = _groups(others) if measuring.last else []
-    for number in range(min(GROUP_LOOKS, measuring.last)):
-        measuring.look(map(zeroing, groups), number, "screening")
+    measuring.look(map(zeroing, groups), measuring.first_to_say(least), "screening")
     split = {c for group in groups if measuring.of(zeroing(group)).may_reach >= least for c in group}
     alone = [w.coordinate for w in found if w.status != "rejected" or not groups or w.coordinate in split]
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
@@ -75,7 +74,7 @@ def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -
     """Return those of which no look before the last says that they cost too little for what is critical."""
     asked, least = list(interventions), CRITICAL_INCREASE * measuring.loss
     left = asked
-    for number in range(measuring.last):
+    for number in range(measuring.first_to_say(least), measuring.last):
         measuring.look(left, number, "screening")
         costs = {each: measuring.of(each) for each in left}
         left = [each for each, cost in costs.items() if cost.least < least <= cost.may_reach]
@@ -98,9 +97,8 @@ def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...]) -> float:
 
 
 def measure_columns(measuring: Measuring, columns: Sequence[tuple[Coordinate, ...]]) -> list[Estimate]:
-    """Return what zeroing all weights of a column at once costs, for each, as the first looks tell it."""
-    for number in range(min(COLUMN_LOOKS, measuring.last + 1)):
-        measuring.look(map(zeroing, columns), number, "columns")
+    """Return what zeroing all weights of a column at once costs, for each, as a first look tells it."""
+    measuring.look(map(zeroing, columns), min(COLUMN_LOOK, measuring.last), "columns")
     return [measuring.of(zeroing(column)) for column in columns]
 
 

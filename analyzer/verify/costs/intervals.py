@@ -67,9 +67,14 @@ def estimate(
         return replace(UNKNOWN, loss=total / tokens, loss_zeroed=changed / tokens, tokens=tokens)
     half = student(1 - error, len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
     left = 1 - tokens / whole
-    here, unseen = half * math.sqrt(left), UNSEEN_NATS * 3 / tokens * left
+    here = half * math.sqrt(left)
     low, high, least, most = delta - half, delta + half, delta - here, delta + here
-    return Estimate(total / tokens, changed / tokens, low, high, least, most, tokens, unseen)
+    return Estimate(total / tokens, changed / tokens, low, high, least, most, tokens, unseen(tokens, whole))
+
+
+def unseen(tokens: int, whole: int) -> float:
+    """Return what tokens of kinds that are not among these may add to the mean of the whole text: see UNSEEN_NATS."""
+    return UNSEEN_NATS * 3 / tokens * (1 - tokens / whole)
 
 
 def student(probability: float, freedom: int) -> float:

@@ -1,7 +1,8 @@
-"""Runs a text under interventions, a growing portion of it: first some tokens of one window, at last all of all."""
+"""Runs a text under interventions, a growing portion of it: first some tokens of a window, at last all of all."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from analyzer.base.progress import Progress
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.verify.costs.intervals import UNKNOWN, Estimate, estimate
+from analyzer.verify.costs.intervals import UNKNOWN, Estimate, estimate, unseen
 
 if TYPE_CHECKING:
     from analyzer.model.tokens import Window
 
-FIRST_TOKENS = 64  # of a window; each further look is at twice as many, of the next window
-ERROR = 0.05  # how often what costs just enough is taken for what does not, over all looks
+# Of the first window, which the first looks are at: as many as tell a control from what costs many times as much, and
+# as many as tell what costs little. The other looks are at whole windows.
+FEW_TOKENS, FIRST_TOKENS = 64, 192
+# How often what costs just enough is taken for what does not, over all looks: each takes half of what is left of it.
+ERROR = 0.05
 
 Pair = tuple["Window", Intervention]
 TokenLosses = Callable[[Sequence[Pair], Callable[[int], object]], "list[NDArray[np.float32]]"]
@@ -27,29 +31,29 @@ class Measuring:
     """What interventions cost on one text, as far as each was looked at.
 
     The first looks are at the first tokens of a window, which in a causal model say what they would in the whole of
-    it, the others at whole windows; the last one is at the whole text. Where the model is not `causal` all are at whole
-    windows.
+    it, the others at whole windows, about as many as were looked at before; the last one is at the whole text. Where
+    the model is not `causal` all are at whole windows.
     """
 
     def __init__(self, run: TokenLosses, windows: Sequence[Window], progress: Progress, *, causal: bool) -> None:
         """Run the untouched text."""
         self._run, self._windows, self._progress = run, windows, progress
         self._looks = _looks(windows, causal=causal)
-        self.last = len(self._looks)
+        self.last = len(self._looks) - 1
         """The number of the look at the whole text; they are counted from 0."""
+        self._tokens = sum(len(window.places) for window in windows)
         self._seen: dict[Intervention, dict[int, NDArray[np.float32]]] = {}
+        self._times: Counter[Intervention] = Counter()
         self.look([UNTOUCHED], self.last, "evaluation text")
         self.loss = self.of(UNTOUCHED).loss
         """The untouched model's loss over the whole text, in nats per token."""
 
     def look(self, interventions: Iterable[Intervention], number: int, what: str) -> None:
         """Run interventions on the part of the text that this look is at, but for windows that they were run on."""
-        whole = [(place, len(window.ids)) for place, window in enumerate(self._windows)]
-        parts = whole if number == self.last else [self._looks[number]]
         asked = list(dict.fromkeys(interventions))
         todo = [
             (intervention, place, self._windows[place].prefix(tokens))
-            for place, tokens in parts
+            for place, tokens in self._looks[number]
             for intervention in asked
             if self._missing(intervention, place, tokens)
         ]
@@ -65,6 +69,7 @@ class Measuring:
             found = self._run([(window, intervention) for intervention, _, window in todo], advance)
             for (intervention, place, _), losses in zip(todo, found, strict=True):
                 self._seen.setdefault(intervention, {})[place] = losses
+            self._times.update({intervention for intervention, *_ in todo})
 
     def of(self, intervention: Intervention) -> Estimate:
         """Return what an intervention costs, as far as it was looked at: anything where it was not."""
@@ -73,24 +78,34 @@ class Measuring:
             return UNKNOWN
         places = sorted(seen)
         before = [untouched[place][: len(seen[place])] for place in places]
-        whole = sum(len(window.places) for window in self._windows)
-        return estimate(before, [seen[place] for place in places], ERROR / (self.last + 1), whole)
+        error = ERROR / 2 ** self._times[intervention]
+        return estimate(before, [seen[place] for place in places], error, self._tokens)
+
+    def first_to_say(self, least: float) -> int:
+        """Return the number of the first look that may say of a cost that it is below `least`, in nats per token.
+
+        Those before it are at so few tokens that others could make up for it.
+        """
+        counts = [sum(len(self._windows[place].prefix(n).places) for place, n in look) for look in self._looks]
+        return next((number for number, n in enumerate(counts) if unseen(n, self._tokens) < least), self.last)
 
     def _missing(self, intervention: Intervention, place: int, tokens: int) -> bool:
         wanted = len(self._windows[place].prefix(tokens).places)
         return len(self._seen.get(intervention, {}).get(place, ())) < wanted
 
 
-def _looks(windows: Sequence[Window], *, causal: bool) -> list[tuple[int, int]]:
-    """Return the windows that looks before the last are at, each with its number of tokens.
+def _looks(windows: Sequence[Window], *, causal: bool) -> list[list[tuple[int, int]]]:
+    """Return what each look is at, windows each with its number of tokens; the last one is at all of them whole.
 
-    Parts of windows come first, then whole ones, those before others of which there was no part.
+    The first window comes first, by its first tokens, and is not whole before the last look: what was seen of it is
+    then run again. The others come by their length.
     """
-    parts: list[tuple[int, int]] = []
-    place, tokens = 0, FIRST_TOKENS
-    while causal and tokens < len(windows[place].ids):
-        parts.append((place, tokens))
-        place, tokens = len(parts) % len(windows), tokens * 2
-    begun = {place for place, _ in parts}
-    order = sorted(range(len(windows)), key=lambda place: place in begun)
-    return [*parts, *((place, len(windows[place].ids)) for place in order[:-1])]
+    whole = [(place, len(window.ids)) for place, window in enumerate(windows)]
+    looks = [[(0, tokens)] for tokens in (FEW_TOKENS, FIRST_TOKENS) if causal and tokens < whole[0][1]]
+    others = sorted(whole[1:], key=lambda each: each[1])
+    seen, more = 0, 1
+    while more < len(windows) - seen:
+        looks.append(others[seen : seen + more])
+        seen += more
+        more = seen
+    return [*looks, whole]

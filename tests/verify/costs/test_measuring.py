@@ -8,6 +8,7 @@ import pytest
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.model.tokens import Window
+from analyzer.verify.costs.intervals import student
 from analyzer.verify.costs.measuring import Measuring
 
 ONE, OTHER = (zeroing([Coordinate(1, None, row, 3)]) for row in (5, 6))
@@ -41,13 +42,29 @@ def test_the_untouched_text_is_run_first_and_whole():
     assert measuring.loss == pytest.approx(wanted.mean())
 
 
-def test_each_look_is_at_twice_as_many_tokens_of_the_next_window_and_then_at_whole_ones():
-    measuring, ran = made([512, 512, 512, 345])
+def looked_at(lengths, **options):
+    measuring, ran = made(lengths, **options)
     for number in range(measuring.last + 1):
         measuring.look([ONE], number, "x")
-    assert [[length for length, _ in each] for each in ran[1:]] == [[64], [128], [256], [345], [512], [512], [512]]
-    assert made([512])[0].last == 3
-    assert made([60])[0].last == 0
+    return [[length for length, _ in each] for each in ran[1:]]
+
+
+def test_looks_are_at_first_tokens_and_then_at_as_many_windows_as_before_short_ones_first():
+    assert looked_at([512, 512, 512, 345]) == [[64], [192], [345], [512], [512, 512]]
+    assert looked_at([512] * 9) == [[64], [192], [512], [512], [512] * 2, [512] * 4, [512]]
+    assert looked_at([512, 100]) == [[64], [192], [100], [512]]
+    assert looked_at([512]) == [[64], [192], [512]]
+    assert looked_at([150]) == [[64], [150]]
+    assert looked_at([60]) == [[60]]
+
+
+def test_the_first_look_that_may_say_little_is_the_one_at_enough_tokens_for_kinds_that_are_missing():
+    measuring, _ = made([512, 512, 512, 345])
+    whole = 511 * 3 + 344
+    assert [measuring.first_to_say(3 / n * (1 - n / whole) * 1.001) for n in (64, 192)] == [0, 1]
+    assert measuring.first_to_say(3 / 192 * (1 - 192 / whole)) == 2  # whatever the looks before it saw
+    assert measuring.first_to_say(1e-9) == measuring.last == 4
+    assert made([60])[0].first_to_say(1e-9) == 0
 
 
 def test_what_was_run_is_not_run_again():
@@ -64,11 +81,11 @@ def test_what_was_run_is_not_run_again():
 def test_the_estimate_is_over_all_that_was_looked_at():
     measuring, _ = made([512, 512, 100])
     assert (measuring.of(ONE).tokens, measuring.of(ONE).high) == (0, math.inf)
-    measuring.look([ONE], 0, "x")
     measuring.look([ONE], 1, "x")
+    measuring.look([ONE], 2, "x")
     found = measuring.of(ONE)
-    wanted = np.concatenate([np.arange(1, 65), np.arange(1001, 1129)])
-    assert (found.tokens, found.loss) == (192, pytest.approx(wanted.mean()))
+    wanted = np.concatenate([np.arange(1, 193), np.arange(2001, 2100)])
+    assert (found.tokens, found.loss) == (291, pytest.approx(wanted.mean()))
     assert found.delta == pytest.approx(0.1 * wanted.mean(), rel=1e-5)
     measuring.look([ONE], measuring.last, "x")
     assert measuring.of(ONE).loss == measuring.loss
@@ -76,10 +93,20 @@ def test_the_estimate_is_over_all_that_was_looked_at():
 
 
 def test_where_later_tokens_matter_a_look_is_at_whole_windows():
-    measuring, ran = made([512, 512, 100], causal=False)
-    for number in range(measuring.last + 1):
-        measuring.look([ONE], number, "x")
-    assert [[length for length, _ in each] for each in ran[1:]] == [[512], [512], [100]]
+    assert looked_at([512, 512, 100], causal=False) == [[100], [512], [512]]
+
+
+def test_each_look_takes_half_of_what_is_left_of_the_error():
+    measuring, _ = made([512, 512, 100])
+    measuring.look([ONE], 1, "x")
+    measuring.look([OTHER], 0, "x")
+    measuring.look([OTHER], 1, "x")
+    measuring.look([OTHER], 1, "x")  # at nothing new
+    for intervention, error in ((ONE, 0.025), (OTHER, 0.0125)):
+        means = 0.1 * np.arange(1, 193).reshape(-1, 8).mean(axis=1)
+        half = student(1 - error, 23) * means.std(ddof=1) / 24**0.5
+        found = measuring.of(intervention)
+        assert found.high - found.delta == pytest.approx(half, rel=1e-4)
 
 
 def test_progress_counts_what_is_run():
