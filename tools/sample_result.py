@@ -1,7 +1,7 @@
-"""Keep the sample model's whole result as docs/sample.json, and print it as `superweight analyze` does.
+"""Keep the sample model's result as docs/sample.json, and print it as `superweight analyze` does.
 
-`make demo` runs the analysis once, as JSON. README and guide show what the renderer makes of the file, and a test
-renders it again.
+`make demo` runs the analysis once, as JSON; what it cost, which no two runs share, is left out. README and guide show
+what the renderer makes of the file, and a test renders it again.
 
     python tools/sample_result.py build/sample.json
 """
@@ -40,8 +40,10 @@ class Sample:
 def main() -> None:
     """Keep the result of the file given, and print it."""
     text = Path(sys.argv[1]).read_text("utf-8")
-    sample = sample_of(json.loads(text))
-    RESULT.write_text(text, "utf-8")
+    printed = json.loads(text)
+    printed.pop("cost", None)
+    sample = sample_of(printed)
+    RESULT.write_text(json.dumps(printed, indent=2) + "\n", "utf-8")
     print(sample.text)
 
 

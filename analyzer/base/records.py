@@ -103,7 +103,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-OPTIONAL = frozenset({"tower", "mlp", "layers", "writes", "streams"})
+OPTIONAL = frozenset({"tower", "mlp", "layers", "writes", "streams", "cost"})
 """Fields that are left out where they say nothing."""
 
 

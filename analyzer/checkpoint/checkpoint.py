@@ -58,7 +58,7 @@ class Checkpoint:
 
     def blocks(self, tensor: StoredTensor, *, element_bytes: int) -> Iterator[bytes]:
         """Yield the tensor's bytes in order, in blocks of whole elements of about the source's block size."""
-        size = tensor.record.stop - tensor.record.start
+        size = tensor.nbytes
         step = self.source.block_bytes // element_bytes * element_bytes
         for start in range(0, size, step):
             yield self.read(tensor, start, min(start + step, size))
@@ -79,7 +79,7 @@ class Checkpoint:
 
     def read_tensors(self, names: Sequence[str]) -> dict[str, bytearray]:
         """Return the bytes of whole tensors, read in parallel. Raises SourceError where they cannot be read."""
-        sizes = {name: self.tensors[name].record.stop - self.tensors[name].record.start for name in names}
+        sizes = {name: self.tensors[name].nbytes for name in names}
         whole = {name: bytearray(size) for name, size in sizes.items()}
 
         def wants() -> Iterator[Want]:

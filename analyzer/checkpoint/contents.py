@@ -37,6 +37,11 @@ class StoredTensor:
     filename: str
     record: TensorRecord
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the file has of it."""
+        return self.record.stop - self.record.start
+
 
 @dataclass(frozen=True)
 class Contents:

@@ -35,12 +35,13 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     then too.
     """
     ids = tuple(ids[:CHECKED_TOKENS])
-    runner.blocks.sliced = True
-    runner.blocks.sliced = runner.has_loss and _takes_slices(runner, ids)
     middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
     other = ids[::-1] if ids[::-1] != ids else tuple((each + 1) % runner.vocabulary for each in ids)
     rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (other, UNTOUCHED)]
-    expected = [_stock(runner, ids), *_engine(runner, rows[1:2]), _stock(runner, other)]
+    stream, states = runner.streams_and_states([ids], [rows[1][1]])
+    runner.blocks.sliced = True
+    runner.blocks.sliced = runner.has_loss and _takes_slices(runner, states[0], ids)
+    expected = [_stock(runner, ids), *_outcomes(runner, [ids], stream, states), _stock(runner, other)]
     if not runner.one_by_one and _comes_out(runner, rows, expected):
         return
     runner.one_by_one = True
@@ -48,9 +49,8 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
         raise _otherwise(runner, ids)
 
 
-def _takes_slices(runner: Runner, ids: Sequence[int]) -> bool:
-    """Tell whether the head gives the same logits a slice of the vocabulary at a time."""
-    states = runner.states([ids], [UNTOUCHED])[0]
+def _takes_slices(runner: Runner, states: torch.Tensor, ids: Sequence[int]) -> bool:
+    """Tell whether the head gives the same logits a slice of the vocabulary at a time, of these ids' states."""
     try:
         sliced = _mean_likelihood(runner, states, ids)
     except ForwardError:
@@ -102,10 +102,16 @@ def _stock(runner: Runner, prompt: Sequence[int]) -> Outcome:
 
 
 def _engine(runner: Runner, rows: Sequence[Row]) -> list[Outcome]:
-    """Return the stream and the loss of each row among the others."""
-    prompts, edits = [prompt for prompt, _ in rows], [edit for _, edit in rows]
-    streams = runner.streams(prompts, edits)
-    states = runner.states(prompts, edits)
+    """Return the stream and the loss of each row, among the others where rows may run together."""
+    together = [[row] for row in rows] if runner.one_by_one else [rows]
+    found: list[Outcome] = []
+    for some in together:
+        prompts = [prompt for prompt, _ in some]
+        found += _outcomes(runner, prompts, *runner.streams_and_states(prompts, [edits for _, edits in some]))
+    return found
+
+
+def _outcomes(runner: Runner, prompts: Sequence[Sequence[int]], streams: Stream, states: torch.Tensor) -> list[Outcome]:
     if not runner.has_loss:
         return [(stream, math.nan) for stream in streams]
     return [(stream, _mean_likelihood(runner, states[row], prompts[row])) for row, stream in enumerate(streams)]

@@ -7,7 +7,7 @@ To add an edit that acts in or after a block: a record here that is an `Edit`, a
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol
@@ -21,7 +21,7 @@ class Edit(Hashable, Protocol):
 
     @property
     def layer(self) -> int:
-        """The layer where it begins to act."""
+        """The layer in whose block it acts, and in no other."""
 
     @property
     def key(self) -> Hashable:
@@ -77,9 +77,13 @@ class Intervention:
                 raise ForwardError(f"an intervention edits {shown(edit.key)} twice: give one edit of it")
             seen.add(edit.key)
 
-    def until(self, layer: int) -> frozenset[Edit]:
-        """Return those that act in the layers up to this one, itself included."""
-        return frozenset(edit for edit in self.edits if edit.layer <= layer)
+    def before(self, layer: int) -> frozenset[Edit]:
+        """Return those that act in the layers before this one."""
+        return frozenset(edit for edit in self.edits if edit.layer < layer)
+
+    def within(self, layers: Collection[int]) -> frozenset[Edit]:
+        """Return those that act in the block of these layers."""
+        return frozenset(edit for edit in self.edits if edit.layer in layers)
 
 
 UNTOUCHED = Intervention()

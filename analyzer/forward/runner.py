@@ -6,7 +6,7 @@ The stock model's weights come block by block (the room `model`); its down proje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -21,12 +21,12 @@ from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import EnoughError, Watched, intercepted
-from analyzer.forward.mlps import Block, beside_stack, blocks_of, find_blocks
+from analyzer.forward.mlps import Block, Record, beside_stack, blocks_of, find_blocks
 from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
-from analyzer.model.layouts.gguf import gguf_config
-from analyzer.model.layouts.gguf_library import unknown_split
+from analyzer.model.layouts.gguf import gguf_config, gguf_notes
+from analyzer.model.rows import Kind
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection
@@ -221,14 +221,16 @@ class Runner:
         if self.one_by_one and len(prompts) > 1:
             alone = [self.states([ids], [edits]) for ids, edits in zip(prompts, interventions, strict=True)]
             return torch.cat(alone)
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-        tokens = self.length(prompts[0])
-        with (
-            self.running(),
-            self._once_for_all_alike(prompts, interventions),
-            intercepted(self.stack, interventions, self._values_of(interventions), self._in_hand, tokens),
-        ):
+        with self.running(), self._edited(prompts, interventions) as ids:
             return self.blocks.body(ids)
+
+    def streams_and_states(
+        self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
+    ) -> tuple[NDArray[np.float32], torch.Tensor]:
+        """Return what `streams` and `states` do of prompts of one length, all of them in one pass."""
+        states: list[torch.Tensor] = []
+        _, residual = self._watch(prompts, interventions, run=lambda ids: states.append(self.blocks.body(ids)))
+        return residual, states[0]
 
     def stock(self, ids: Sequence[int], *, last_layer: int | None = None) -> tuple[Stream, torch.Tensor | None]:
         """Run one prompt through the stock model's own forward, head and all, with its blocks' weights on demand.
@@ -269,7 +271,7 @@ class Runner:
         A fault of our own code, or of a caller's, stays what it is.
         """
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.blocks.cost.running():
                 yield
         except (AnalyzerError, EnoughError):
             raise
@@ -294,18 +296,15 @@ class Runner:
         Returns what was seen, of the MLPs only where one wants to see `inside`, and the residual stream after each
         block, [rows, layers, T, hidden_size].
         """
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-        tokens = self.length(prompts[0])
         several = getattr(self.blocks.model.config.get_text_config(), "hidden_size", None) == self.hidden_size
-        watched = Watched(ids.shape[0], tokens, self.hidden_size, several=several)
+        watched = Watched(len(prompts), self.length(prompts[0]), self.hidden_size, several=several)
 
         def ends(layer: int) -> bool:
             seen = tuple(watched.streams)
             return layer == last_layer or enough(seen, np.stack([watched.streams[n][0] for n in seen]))
 
-        values, record = self._values_of(interventions), watched.on_passage if inside else None
         # What watches is hung up after what changes, and so sees what the model goes on with.
-        with intercepted(self.stack, interventions, values, self._in_hand, tokens, record), ExitStack() as stack:
+        with self._edited(prompts, interventions, watched.on_passage if inside else None) as ids, ExitStack() as stack:
             for block in self.stack:
                 for handle in watched.hung_up(block, ends, inside=inside):
                     stack.callback(handle.remove)
@@ -329,28 +328,32 @@ class Runner:
             self.notes += (f"blocks {numbers} do not run with text alone: nothing is said of them",)
 
     @contextmanager
-    def _once_for_all_alike(
-        self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
-    ) -> Iterator[None]:
-        """Run rows of the same prompt once for all of them, up to the block where an edit first tells them apart."""
-        layers = {block.name: block.layers[0] for block in self.stack}  # where an edit in a block begins to act
+    def _edited(
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        record: Record | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the ids, [rows, T]; while the context lasts, each row has its edits, and what is alike runs once."""
+        layers = {block.name: block.layers for block in self.stack}
         numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
         of_row = [numbers[tuple(prompt)] for prompt in prompts]
-        whole = self.blocks.rows.kind
 
-        def kind(block: str, row: int) -> Hashable:
+        def kind(block: str, row: int) -> Kind:
             if row >= len(of_row):
                 raise ForwardError(
                     f"{self.name}: a block takes a stream of more rows than the {len(of_row)} given, which is "
                     "not followed yet: it can be scanned, but not verified"
                 )
-            return of_row[row], interventions[row].until(layers.get(block, -1))
+            here = layers.get(block, (-1,))
+            return Kind(of_row[row], interventions[row].before(here[0]), interventions[row].within(here))
 
-        try:
-            self.blocks.rows.kind = kind
-            yield
-        finally:
-            self.blocks.rows.kind = whole
+        values, tokens = self._values_of(interventions), self.length(prompts[0])
+        with (
+            self.blocks.rows.told_apart(kind),
+            intercepted(self.stack, interventions, values, self._in_hand, tokens, record),
+        ):
+            yield torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
 
     def _in_hand(self) -> list[int]:
         return self.blocks.rows.in_hand
@@ -375,10 +378,7 @@ class Runner:
 
 
 def _notes(blocks: BlockwiseModel, latent: Sequence[DownProjection], metadata: Mapping[str, Any]) -> Iterator[str]:
-    if metadata:
-        yield "its config and its tokenizer are made from the metadata of the GGUF file"
-    if split := unknown_split(metadata):
-        yield f"its tokenizer splits text as {split}, which is not known here: it is split as GPT-2 does"
+    yield from gguf_notes(metadata)
     if blocks.encoder_alone:
         yield "the encoder of an encoder-decoder ran by itself: it has no logits, so that no loss is measured"
     elif blocks.start is not None:

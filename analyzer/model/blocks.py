@@ -18,6 +18,7 @@ import torch
 
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.model.cost import Cost
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.rows import Rows
@@ -78,7 +79,7 @@ class BlockwiseModel:
         self.sliced = False
         """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
-        self.change = change
+        self.change, self.cost = change, Cost()
         self._loader = Loader(self.model, dtype, device, gguf_rules(checkpoint, config))
         targets = self._loader.targets(self._weights.names)
         places = {name: target for name, (target, _) in targets.items()}
@@ -146,6 +147,7 @@ class BlockwiseModel:
             for module in [self.model.get_encoder()] if self.encoder_alone else modules:
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
+            self.cost.passes += 1
             with suppress(_LeftBodyError):
                 self.model(**self._inputs(ids), use_cache=False)
         hidden = left[0][0] if left and left[0] is not None else None
@@ -156,6 +158,7 @@ class BlockwiseModel:
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the whole stock model, as it is, on [1, T] token ids; returns [T, vocabulary]."""
+        self.cost.passes += 1
         return self._logits(self._inputs(ids))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -243,8 +246,12 @@ class BlockwiseModel:
 
         def load(*_: object) -> None:
             if name not in self._loaded:
-                self._put((self._ahead.pop(name, None) or self._start(name)).result())
+                with self.cost.waiting():
+                    tensors = (self._ahead.pop(name, None) or self._start(name)).result()
+                self._put(tensors)
                 self._check(name)
+                self.cost.block_loads += 1
+                self.cost.bytes_loaded += self._weights.stored_bytes(self._plan[name])
                 self._loaded.add(name)
             if following is not None and following not in self._loaded and following not in self._ahead:
                 self._ahead[following] = self._start(following)

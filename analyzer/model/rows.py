@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,17 @@ from analyzer.base.errors import ForwardError
 
 SHARED_BIAS = "position_bias"  # of MPT's attention, [heads, 1, T]: one for all rows of a batch
 FLAT_BIAS = "alibi"  # of BLOOM's attention, [rows * heads, 1, T]
+
+
+class Kind(NamedTuple):
+    """What a row of a batch is at one block: rows of the same kind are alike after it.
+
+    The prompt, what was done to the row before this block, and what is done to it here.
+    """
+
+    prompt: Hashable
+    before: Hashable
+    here: Hashable
 
 
 class Rows:
@@ -25,11 +36,24 @@ class Rows:
         self.row_bytes = row_bytes
         self.in_hand = [0]
         """The rows of the batch that the running block has in hand."""
-        self.kind: Callable[[str, int], Hashable] = lambda _, row: row
-        """Tells, by block and row, rows that are alike after that block: they run but once."""
+        self.kind: Callable[[str, int], Kind] = lambda _, row: Kind(row, None, None)
+        """Tells, by block and row, what kind the row is of."""
         self.shape = 0, 0
         """Of the batch that runs: rows, tokens."""
         self._heads = heads
+
+    @contextmanager
+    def told_apart(self, kind: Callable[[str, int], Kind]) -> Iterator[None]:
+        """While the context lasts, run rows that are alike once for all of them.
+
+        Rows of one prompt to which different things were done are alike again where a block takes the same of both,
+        bit for bit; but for blocks that are given mappings, in which something of rows may be kept for later blocks.
+        """
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
@@ -58,9 +82,8 @@ class Rows:
     ) -> Any:
         batch = hidden.shape[0]
         at_once = max(1, self.row_bytes // self.bytes_of_one(hidden))
-        kinds = [self.kind(name, row) for row in range(batch)]
-        first = {kind: row for row, kind in reversed(list(enumerate(kinds)))}  # of each kind
-        distinct = sorted(first.values())
+        first = self._first_alike(name, hidden, args, kwargs)
+        distinct = sorted(set(first))
         parts: list[_Part] = []
         for start in range(0, len(distinct), at_once):
             self.in_hand = distinct[start : start + at_once]
@@ -71,11 +94,30 @@ class Rows:
             output = forward(*few_args, **few)
             parts.append(_Part(len(self.in_hand), output, [_written(each, before) for each, before in given]))
         place = {row: index for index, row in enumerate(distinct)}
-        back = torch.tensor([place[first[kind]] for kind in kinds], device=hidden.device)
+        back = torch.tensor([place[row] for row in first], device=hidden.device)
         counts = [part.rows for part in parts]
         for number, mapping in enumerate(_mappings((args, kwargs))):
             mapping.update(_joined([part.written[number] for part in parts], counts, back))
         return _joined([part.output for part in parts], counts, back)
+
+    def _first_alike(self, name: str, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Return of each row the first that this block makes the same of."""
+        batch = hidden.shape[0]
+        kinds = [self.kind(name, row) for row in range(batch)]
+        if len(set(kinds)) == 1 or _mappings([*args, *kwargs.values()]):
+            return [kinds.index(kind) for kind in kinds]
+        # What differs anywhere nearly always does at the last token: the rest is compared only where that is the same.
+        last = _bits(hidden[:, -1].flatten(1)).cpu().numpy()
+        distinct: dict[Hashable, list[int]] = {}
+        first: list[int] = []
+        for row, kind in enumerate(kinds):
+            others = distinct.setdefault((kind.prompt, kind.here, last[row].tobytes()), [])
+            given = partial(_picked, (args, kwargs), batch)
+            same = (each for each in others if kinds[each] == kind or _are_equal(given([each]), given([row])))
+            first.append(next(same, row))
+            if first[-1] == row:
+                others.append(row)
+        return first
 
     def bytes_of_one(self, hidden: torch.Tensor) -> int:
         """Return about what a block needs for one row: its inner activations, and eager attention's weights twice."""
@@ -123,6 +165,22 @@ def _picked(value: Any, batch: int, rows: list[int], name: str = "") -> Any:
         few.update({key: _picked(member, batch, rows, str(key)) for key, member in value.items()})
         return few
     return value
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Tell whether two values are the same, tensors bit for bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(_bits(one), _bits(other)))
+    if type(one) in (tuple, list):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    if isinstance(one, dict):
+        return all(_are_equal(value, other[key]) for key, value in one.items())
+    return one is other
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes: 0 and -0 are equal, and are not the same."""
+    return values.contiguous().view(torch.uint8)
 
 
 def _mappings(value: Any) -> list[MutableMapping[Any, Any]]:

@@ -174,6 +174,15 @@ class StoredWeights:
         name = self.stored_as(name)
         return self._decoded[name].shape if name in self._decoded else self.checkpoint.tensors[name].record.shape
 
+    def stored_bytes(self, names: Sequence[str]) -> int:
+        """Return how many bytes the checkpoint has for these tensors."""
+        return sum(
+            sum(matrix.stored_bytes for matrix in self._decoded[name].matrices)
+            if name in self._decoded
+            else self.checkpoint.tensors[name].nbytes
+            for name in names
+        )
+
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's dtype as it is read. Raises CheckpointError where a model cannot be run from it."""
         name = self.stored_as(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from analyzer.base.records import Coordinate
+from analyzer.model.cost import Cost
 
 REASONS = {
     "survives": "zeroing it leaves the super activation as it is",
@@ -223,6 +224,9 @@ class VerifyResult:
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
     that was judged, of a model with several; an encoder by itself has no losses. `notes` say, a line each, where what
     ran is not all that the model does; `streams` is how many the residual stream is made of, null where it is one.
+
+    `cost` is what running it took here, which is another thing on another machine: results that differ in it alone are
+    equal.
     """
 
     model: str
@@ -253,3 +257,4 @@ class VerifyResult:
     tower: str | None = None
     notes: tuple[str, ...] = ()
     streams: int | None = None
+    cost: Cost | None = field(default=None, compare=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -105,6 +105,7 @@ def verify(
         early_stop=early_stop,
         bytes_read=runner.checkpoint.bytes_read,
         checkpoint_bytes=runner.checkpoint.total_bytes,
+        cost=replace(runner.blocks.cost),
     )
 
 
@@ -203,11 +204,15 @@ def _column(weights: Sequence[Coordinate], cost: Estimate | None) -> Column:
 def _recurrences(
     runner: Runner, prepared: Prepared, thresholds: Thresholds, *, causal: bool, progress: Progress
 ) -> tuple[Recurrence, ...]:
-    """Return in how many of the prompts each super activation appears, with and without special tokens."""
-    seen = _places(runner, prepared.prompts, thresholds, causal=causal)
-    bare = None
-    if prepared.bare_prompts is not None:
-        bare = _places(runner, prepared.bare_prompts, thresholds, causal=causal)
+    """Return in how many of the prompts each super activation appears, with and without special tokens.
+
+    Prompts of both kinds ride together, and what is the same in both runs once.
+    """
+    kinds = [prepared.prompts, *([] if prepared.bare_prompts is None else [prepared.bare_prompts])]
+    long = [[prompt for prompt in prompts if runner.length(prompt) >= MIN_TOKENS] for prompts in kinds]
+    found = _activations(runner, {prompt for prompts in long for prompt in prompts}, thresholds, causal=causal)
+    seen, *others = [_places([found[prompt] for prompt in prompts]) for prompts in long]
+    bare = others[0] if others else None
     progress("prompts", len(prepared.prompts), len(prepared.prompts))
     counts = {place: (len(which), tuple(sorted({position for _, position in which}))) for place, which in seen.items()}
     return tuple(
@@ -216,22 +221,25 @@ def _recurrences(
     )
 
 
-def _places(
-    runner: Runner, prompts: Sequence[Sequence[int]], thresholds: Thresholds, *, causal: bool
-) -> dict[tuple[int, int], set[tuple[int, int]]]:
-    """Return the (prompt, position) of the largest super activation of each (layer, channel) in these prompts."""
-    prompts = [prompt for prompt in prompts if runner.length(prompt) >= MIN_TOKENS]
-    longest = max((len(prompt) for prompt in prompts), default=0)
+def _activations(
+    runner: Runner, prompts: Collection[tuple[int, ...]], thresholds: Thresholds, *, causal: bool
+) -> dict[tuple[int, ...], tuple[SuperActivation, ...]]:
+    """Return the super activations of each prompt."""
+    order = sorted(prompts, key=lambda prompt: (len(prompt), prompt))  # those of one length share a pass
+    longest = max(map(len, order), default=0)
     # What follows a prompt changes nothing in it where the model is causal, so that many can ride in one batch.
-    padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt) if causal else 0)] for prompt in prompts]
-    places: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt) if causal else 0)] for prompt in order]
     streams = runner.streams(padded, [UNTOUCHED] * len(padded))
-    for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-        activations, _ = detect(stream[:, : len(prompt)], runner.layers, [""] * len(prompt), thresholds)
-        found: set[tuple[int, int]] = set()
+    return {
+        prompt: detect(stream[:, : len(prompt)], runner.layers, [""] * len(prompt), thresholds)[0]
+        for prompt, stream in zip(order, streams, strict=True)
+    }
+
+
+def _places(found: Sequence[Sequence[SuperActivation]]) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """Return the (prompt, position) of the largest super activation of each (layer, channel), of those of prompts."""
+    places: dict[tuple[int, int], dict[int, int]] = {}
+    for number, activations in enumerate(found):
         for activation in activations:  # largest first
-            place = (activation.layer, activation.channel)
-            if place not in found:
-                found.add(place)
-                places.setdefault(place, set()).add((number, activation.position))
-    return places
+            places.setdefault((activation.layer, activation.channel), {}).setdefault(number, activation.position)
+    return {place: set(first.items()) for place, first in places.items()}

@@ -40,6 +40,8 @@ def test_analyze_writes_the_entry_once_and_the_catalog_commands_read_it(here, pl
 
     again = json.loads(here("analyze", planted, *options, "--json").stdout)
     assert path.read_bytes() == before
+    assert b"seconds" not in before
+    assert again["cost"]["seconds_computing"] > 0
     assert again["catalog_file"] == str(path)
 
     listed = here("catalog", "list", "--catalog", tmp_path / "c")

@@ -27,6 +27,10 @@ def test_verify_json_is_the_contract(planted):
     assert verified["device"] in ("cpu", "cuda")
     weight = next(w for w in verified["super_weights"] if (w["layer"], w["row"], w["col"]) == (1, 77, 31))
     assert (weight["status"], weight["static_rank"], weight["value"]) == ("confirmed", 1, 2.0)
+    cost = verified["cost"]
+    assert list(cost) == ["passes", "block_loads", "bytes_loaded", "seconds_waiting", "seconds_computing"]
+    assert cost["passes"] > cost["block_loads"] == 6  # blocks that fit are loaded once
+    assert cost["seconds_computing"] > 0
 
 
 def test_a_text_or_prompt_that_is_wrong(here, planted, tmp_path):

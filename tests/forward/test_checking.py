@@ -124,8 +124,8 @@ def test_a_splitting_of_rows_that_is_wrong_is_seen_and_rows_then_go_one_by_one(s
 def test_what_comes_out_otherwise_even_so_is_refused(saved, monkeypatch):
     folder, _ = saved
     runner = runner_of(folder)
-    states = runner.states
-    monkeypatch.setattr(runner, "states", lambda *rows: states(*rows) * 1.0001)
+    both = runner.streams_and_states
+    monkeypatch.setattr(runner, "streams_and_states", lambda *rows: [each * 1.0001 for each in both(*rows)])
     with pytest.raises(ForwardError, match=r"comes out otherwise here than the stock model by itself"):
         check_rows(runner, TEXT_IDS)
     trace = runner.trace(TEXT_IDS)

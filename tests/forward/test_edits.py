@@ -72,11 +72,11 @@ def test_numbers_of_numpy_are_numbers(pair):
     assert ours.tobytes() == numpys.tobytes()
 
 
-def test_edits_begin_to_act_at_their_layers():
+def test_edits_act_in_the_blocks_of_their_layers():
     both = scaling({FIRST: 2.0, SECOND: 3.0})
-    assert both.until(0) == both.until(1) == frozenset({WeightEdit(FIRST, 2.0)})
-    assert both.until(2) == frozenset(both.edits)
-    assert zeroing([SECOND]).until(1) == UNTOUCHED.until(9) == frozenset()
+    assert both.before(1) == both.before(2) == both.within([0, 1]) == frozenset({WeightEdit(FIRST, 2.0)})
+    assert both.before(3) == both.within([0, 2]) == frozenset(both.edits)
+    assert both.within([1]) == zeroing([SECOND]).before(2) == UNTOUCHED.before(9) == frozenset()
 
 
 @pytest.mark.parametrize(("name", "coordinate"), CASES)
@@ -224,7 +224,7 @@ def test_another_kind_of_edit_needs_only_its_record_and_its_doing(pair, monkeypa
 
 def test_each_kind_of_edit_says_what_it_changes():
     channel = ChannelEdit(1, 7, 30.0, (0,))
-    assert Intervention((channel, WeightEdit(FIRST), replace(channel, of_stream=True))).until(0) == {WeightEdit(FIRST)}
+    assert Intervention((channel, WeightEdit(FIRST), replace(channel, of_stream=True))).before(1) == {WeightEdit(FIRST)}
     with pytest.raises(ForwardError, match=r"an intervention edits \(1, 7, False\) twice"):
         Intervention((channel, WeightEdit(FIRST), replace(channel, value=2.0)))
 

@@ -130,8 +130,8 @@ def test_text_goes_in_and_logits_of_its_second_half_come_out(saved):
 
 def test_a_row_that_comes_out_otherwise_is_refused(saved, monkeypatch):
     runner, _ = built(saved[0])
-    states = runner.states
-    monkeypatch.setattr(runner, "states", lambda *rows: states(*rows) * 1.01)
+    both = runner.streams_and_states
+    monkeypatch.setattr(runner, "streams_and_states", lambda *rows: [each * 1.01 for each in both(*rows)])
     with pytest.raises(ForwardError, match="comes out otherwise here"):
         check_rows(runner, TEXT_IDS)
 

@@ -1,13 +1,19 @@
-"""Blocks on few rows of a batch at a time."""
+"""Blocks on few rows of a batch at a time, and rows that become alike again."""
 
 import pytest
 import torch
 from models import (
+    PROMPT_IDS,
     hooked,
     load_plain,
+    random_llama,
+    save,
     save_random,
 )
 from streamed import assert_close
+
+from analyzer.base.records import Coordinate
+from analyzer.model.rows import _are_equal
 
 
 # Each batch of rows, T long, in a model of 4 heads: of the shapes that a tensor's first axis could be mistaken for.
@@ -25,3 +31,78 @@ def test_blocks_on_few_rows_at_a_time(tmp_path, name, shape):
         model.blocks.rows.row_bytes = rows * model.blocks.rows.bytes_of_one(expected)
         with torch.inference_mode():
             assert_close(model.blocks.body(ids), expected)
+
+
+def rows_run(model, windows, sets):
+    """Return the losses, and how many rows each block ran."""
+    counts = dict.fromkeys(model.layers, 0)
+
+    def counter(layer):
+        def count(_module, args):
+            counts[layer] += args[0].shape[0]
+
+        return count
+
+    handles = [block.mlps[0].whole.register_forward_pre_hook(counter(layer)) for layer, block in enumerate(model.stack)]
+    try:
+        return model.losses(windows, sets), list(counts.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """A model of six blocks, in the second of which the input of column 4 of the down projection is zero."""
+    model = random_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[4] = 0
+    return save(model, tmp_path_factory.mktemp("models") / "silent")
+
+
+SILENT, OTHER, HEARD = Coordinate(1, None, 9, 4), Coordinate(1, None, 3, 4), Coordinate(1, None, 9, 5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_are_alike_again_are_merged(silent, dtype):
+    """Only the block that multiplies an input of zero runs them; what does change something goes on by itself."""
+    model = hooked(silent, dtype=dtype)
+    sets = [(), (SILENT,), (OTHER,), (HEARD,), (SILENT, OTHER)]
+    found, counts = rows_run(model, [PROMPT_IDS], sets)
+    assert counts == [1, 5, 2, 2, 2, 2]
+    assert found[0] == found[1] == found[2] == found[4] != found[3]
+    assert rows_run(model, [PROMPT_IDS], [()])[0] == found[:1]
+    assert rows_run(model, [PROMPT_IDS], [(HEARD,)])[0] == pytest.approx(
+        found[3:4], rel=1e-6 if dtype == "float32" else 1e-2
+    )
+
+
+def test_a_row_that_is_alike_again_takes_later_edits_by_itself(silent):
+    later = Coordinate(3, None, 9, 5)
+    found, counts = rows_run(hooked(silent), [PROMPT_IDS], [(), (SILENT, later), (later,)])
+    assert counts == [1, 2, 1, 2, 2, 2]
+    assert found[1] == found[2] != found[0]
+
+
+def test_rows_of_other_windows_are_never_merged(silent):
+    other = [*PROMPT_IDS[:-1], PROMPT_IDS[0]]
+    _, counts = rows_run(hooked(silent), [PROMPT_IDS, other], [(), (SILENT,)])
+    assert counts == [2, 4, 2, 2, 2, 2]
+
+
+def test_what_is_written_into_a_mapping_keeps_rows_apart(silent, monkeypatch):
+    """Later blocks may read it, and nothing tells what it is of."""
+    model = hooked(silent)
+    body = model.blocks.model.model
+    forward = body.forward
+    monkeypatch.setattr(body, "forward", lambda *args, **kwargs: forward(*args, **kwargs, kept_by_blocks={}))
+    _, counts = rows_run(model, [PROMPT_IDS], [(), (SILENT,), (SILENT, OTHER)])
+    assert counts == [1, 3, 3, 3, 3, 3]
+
+
+def test_zero_and_minus_zero_are_not_the_same():
+    assert torch.equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not _are_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert _are_equal(
+        ([torch.tensor([1.0, float("nan")])], {"a": None}), ([torch.tensor([1.0, float("nan")])], {"a": None})
+    )

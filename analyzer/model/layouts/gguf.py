@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from analyzer.base.errors import ArchitectureError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.layouts.gguf_config import BY_RULES, ROTARY_FACTORS, stock_config
-from analyzer.model.layouts.gguf_library import processor_of, rules_of
+from analyzer.model.layouts.gguf_library import processor_of, rules_of, unknown_split
 from analyzer.model.weights import StoredWeights
 
 
@@ -23,6 +23,14 @@ def gguf_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if ROTARY_FACTORS in checkpoint.tensors:
         factors = np.frombuffer(checkpoint.read_tensors([ROTARY_FACTORS])[ROTARY_FACTORS], np.float32).tolist()
     return stock_config(checkpoint.source.model, checkpoint.metadata, checkpoint.shapes, factors)
+
+
+def gguf_notes(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what there is to know of how a file's metadata are read, a line each; nothing of other checkpoints."""
+    if metadata:
+        yield "its config and its tokenizer are made from the metadata of the GGUF file"
+    if split := unknown_split(metadata):
+        yield f"its tokenizer splits text as {split}, which is not known here: it is split as GPT-2 does"
 
 
 def gguf_rules(checkpoint: Checkpoint, config: Any) -> list[Any] | None:
@@ -98,6 +106,10 @@ class GgufWeights(StoredWeights):
                 values = torch.from_numpy(np.ascontiguousarray(turned.weights))
                 found[name] = _with_ones(values, self._shapes[name])
         return found
+
+    def stored_bytes(self, names: Sequence[str]) -> int:
+        """See StoredWeights.stored_bytes."""
+        return super().stored_bytes([each for name in names for each in self._stored[name]])
 
     def stored_as(self, name: str) -> str:
         """See StoredWeights.stored_as."""

@@ -105,6 +105,23 @@ def test_recurrences_with_and_without_the_beginning_of_sequence(tmp_path):
     assert result.tokens[0] == "<s>"
 
 
+def test_prompts_of_both_kinds_share_a_pass_and_the_same_ids_run_once(tmp_path, monkeypatch):
+    plant(random_llama(), value=0.2).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos=True)
+    run, watch = [], Runner._watch
+
+    def watched(self, prompts, interventions, **options):
+        run.append([tuple(prompt) for prompt in prompts])
+        return watch(self, prompts, interventions, **options)
+
+    monkeypatch.setattr(Runner, "_watch", watched)
+    twice = verify_folder(tmp_path, prompts=[*PROMPTS, PROMPTS[0]])
+    assert len(run[-1]) == len(set(run[-1])) == 2 * 6
+    once = verify_folder(tmp_path, prompts=PROMPTS)
+    seen = [next(r for r in each.recurrences if (r.layer, r.channel) == (LAYER, ROW)) for each in (once, twice)]
+    assert (seen[1].prompts, seen[1].without_bos) == (seen[0].prompts + 1, seen[0].without_bos + 1)
+
+
 def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path, monkeypatch):
     """What follows a prompt would change it there, so they cannot share a padded batch."""
     model = with_large_weights(build(FAMILIES["modernbert"], **sized("modernbert", 16, 5))).eval()
@@ -119,7 +136,7 @@ def test_recurrences_of_a_bidirectional_model_run_each_prompt_by_itself(tmp_path
 
     monkeypatch.setattr(Runner, "_watch", watched)
     result = verify_folder(tmp_path, prompts=prompts)
-    assert run[-4:] == [[8], [5], [3], [11]]
+    assert run[-4:] == [[3], [5], [8], [11]]
     expected = counted_by_hand(load_plain("modernbert", tmp_path), prompts)
     assert {(r.layer, r.channel): (r.prompts, r.positions) for r in result.recurrences} == expected
     assert expected
