@@ -15,8 +15,10 @@ from analyzer.checkpoint.contents import StoredTensor, read_contents
 from analyzer.checkpoint.reading import MatrixReading, UseTile, blocks_of
 from analyzer.numbers.encoding import NUMPY_DTYPES, Tile
 from analyzer.numbers.matrices import Matrix, Part
-from analyzer.source.source import Source
-from analyzer.source.streaming import Want, stream
+from analyzer.source.source import MEBIBYTE, ReadsInto, Source
+from analyzer.source.streaming import Want, in_parallel, stream
+
+PIECE_BYTES = 8 * MEBIBYTE  # of one read straight into memory; nothing of it has to stay in a core's cache
 
 
 class Checkpoint:
@@ -81,15 +83,28 @@ class Checkpoint:
         """Return the bytes of whole tensors, read in parallel. Raises SourceError where they cannot be read."""
         sizes = {name: self.tensors[name].nbytes for name in names}
         whole = {name: bytearray(size) for name, size in sizes.items()}
-
-        def wants() -> Iterator[Want]:
-            for name, size in sizes.items():
-                for start in range(0, size, self.source.block_bytes):
-                    stop = min(start + self.source.block_bytes, size)
-                    yield self._want(name, start, stop, partial(_fill, whole[name], start))
-
-        stream(self.source, wants())
+        stream(self.source, self._filling({name: memoryview(each) for name, each in whole.items()}))
         return whole
+
+    def read_into(self, into: Mapping[str, memoryview]) -> None:
+        """Read whole tensors into memory of theirs, in parallel, and straight where the source can do that.
+
+        Raises SourceError where they cannot be read.
+        """
+        source = self.source
+        if not isinstance(source, ReadsInto):
+            stream(source, self._filling(into))
+            return
+
+        def read(piece: tuple[str, int]) -> None:
+            name, start = piece
+            tensor, part = self.tensors[name], into[name][start : start + PIECE_BYTES]
+            source.read_into(tensor.filename, tensor.record.start + start, part)
+            with self._counting:
+                self.bytes_read += len(part)
+
+        pieces = [(name, start) for name, each in into.items() for start in range(0, len(each), PIECE_BYTES)]
+        in_parallel(read, pieces, threads=source.readers)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, bytearray]:
         """Return the bytes of single rows of a matrix. Raises SourceError where they cannot be read."""
@@ -144,6 +159,13 @@ class Checkpoint:
         with self._counting:
             self.bytes_read -= count
 
+    def _filling(self, into: Mapping[str, memoryview]) -> Iterator[Want]:
+        """Yield the wishes that fill these with whole tensors."""
+        for name, each in into.items():
+            for start in range(0, len(each), self.source.block_bytes):
+                stop = min(start + self.source.block_bytes, len(each))
+                yield self._want(name, start, stop, partial(_fill, each, start))
+
     def _want(
         self,
         name: str,
@@ -168,5 +190,5 @@ class Checkpoint:
         return data
 
 
-def _fill(whole: bytearray, start: int, data: memoryview) -> None:
+def _fill(whole: bytearray | memoryview, start: int, data: memoryview) -> None:
     whole[start : start + len(data)] = data

@@ -8,9 +8,7 @@ read. A model that is small enough keeps its blocks once they are loaded.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -21,6 +19,8 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
 from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
+from analyzer.model.loading.ahead import ReadAhead
+from analyzer.model.loading.staging import staging_to
 from analyzer.model.rows import Rows
 from analyzer.model.stock import (
     Loader,
@@ -94,7 +94,6 @@ class BlockwiseModel:
             )
         parameters = sum(p.numel() for block in self._blocks.values() for p in block.parameters())
         self._keep = parameters * dtype.itemsize <= keep_bytes
-        self._ahead: dict[str, Future[dict[str, torch.Tensor]]] = {}
         self._loaded: set[str] = set()
         self._plan: dict[str, list[str]] = {OUTSIDE: [], **{name: [] for name in self._blocks}}
         for name, (target, _) in targets.items():
@@ -109,8 +108,10 @@ class BlockwiseModel:
         self._put(self._weights.read(self._plan[OUTSIDE]))
         self._tie()
         order = list(self._blocks)
-        for name, following in zip(order, [*order[1:], None], strict=True):
-            self._on_demand(name, following)
+        staging = None if change else staging_to(device, self._weights, {name: self._plan[name] for name in order})
+        self._ahead = ReadAhead(lambda name: self.read(self._plan[name]), staging)
+        for place, name in enumerate(order, start=1):
+            self._on_demand(name, order[place : place + self._ahead.far])
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return tensors of blocks as the model gets them, with the change in place. Raises like StoredWeights."""
@@ -239,7 +240,7 @@ class BlockwiseModel:
         names = (".".join(parts[:end]) for end in range(1, len(parts)))
         return next((name for name in names if name in self._blocks), OUTSIDE)
 
-    def _on_demand(self, name: str, following: str | None) -> None:
+    def _on_demand(self, name: str, following: Sequence[str]) -> None:
         """Have a block loaded before it runs and, unless it is kept, dropped after, and run on few rows at a time."""
         block = self._blocks[name]
         forward = block.forward
@@ -247,14 +248,15 @@ class BlockwiseModel:
         def load(*_: object) -> None:
             if name not in self._loaded:
                 with self.cost.waiting():
-                    tensors = (self._ahead.pop(name, None) or self._start(name)).result()
-                self._put(tensors)
+                    arrive = self._ahead.take(name)
+                self._put(arrive())
                 self._check(name)
                 self.cost.block_loads += 1
                 self.cost.bytes_loaded += self._weights.stored_bytes(self._plan[name])
                 self._loaded.add(name)
-            if following is not None and following not in self._loaded and following not in self._ahead:
-                self._ahead[following] = self._start(following)
+            for each in following:
+                if each not in self._loaded:
+                    self._ahead.begin(each)
 
         def drop(*_: object) -> None:
             if not self._keep:
@@ -264,19 +266,6 @@ class BlockwiseModel:
         block.register_forward_pre_hook(load)
         block.forward = lambda *args, **kwargs: self.rows.run(name, forward, args, kwargs)
         block.register_forward_hook(drop)
-
-    def _start(self, name: str) -> Future[dict[str, torch.Tensor]]:
-        """Have a block's weights read on a thread that nobody waits for at the end: they may not be needed any more."""
-        future: Future[dict[str, torch.Tensor]] = Future()
-
-        def read() -> None:
-            try:
-                future.set_result(self.read(self._plan[name]))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=read, name="weights", daemon=True).start()
-        return future
 
     def _put(self, tensors: dict[str, torch.Tensor]) -> None:
         """Set the model's parameters from these tensors."""

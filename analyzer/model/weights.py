@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -133,6 +133,14 @@ class StoredWeights:
             for name, data in self.checkpoint.read_tensors(plain).items()
         }
         return found | self._decode([name for name in names if name in self._decoded])
+
+    def are_plain(self, names: Sequence[str]) -> bool:
+        """Tell whether these are read as they are stored, so that `read_into` can read them."""
+        return all(name in self.checkpoint.tensors and name not in self._decoded for name in names)
+
+    def read_into(self, into: Mapping[str, torch.Tensor]) -> None:
+        """Read whole tensors straight into memory of theirs, bytes of the CPU's. Raises SourceError like `read`."""
+        self.checkpoint.read_into({name: each.numpy().data for name, each in into.items()})
 
     def read_rows(self, name: str, rows: Sequence[int]) -> dict[int, torch.Tensor]:
         """Return single rows of a matrix, [cols] each. Raises like `read`."""

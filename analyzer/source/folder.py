@@ -54,6 +54,10 @@ class FolderSource:
         """See Source.read."""
         return self._files.read(self._folder / filename, start, stop)
 
+    def read_into(self, filename: str, start: int, into: memoryview) -> None:
+        """See ReadsInto.read_into."""
+        self._files.read_into(self._folder / filename, start, into)
+
     def content(self, filename: str) -> str | None:
         """See Source.content: reading a local file again is as fast as hashing it."""
         return None

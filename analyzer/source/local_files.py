@@ -50,16 +50,16 @@ class LocalFiles:
         Links are followed: the Hub's own cache consists of them. Raises SourceError where the bytes cannot be had, or
         are not those of the state that was seen first.
         """
-        self._used.add(path)
-        try:
-            with self._opened(path) as descriptor:
-                data = _read_range(descriptor, start, stop)
-                self._compare(path, os.fstat(descriptor))  # after the read: what it brought was not yet changed
-        except OSError as error:
-            raise SourceError(f"cannot read {shown(path)}: {error.strerror}") from error
-        if len(data) != stop - start:
-            raise SourceError(f"{shown(path)} ends at byte {start + len(data)}, expected {stop}: it is truncated")
+        with self._reading(path) as descriptor:
+            data = _read_range(descriptor, start, stop)
+        _check_end(path, start + len(data), stop)
         return data
+
+    def read_into(self, path: Path, start: int, into: memoryview) -> None:
+        """Fill this with a file's bytes from `start` on. Raises like `read`."""
+        with self._reading(path) as descriptor:
+            count = _read_into(descriptor, start, into)
+        _check_end(path, start + count, start + len(into))
 
     def check(self) -> None:
         """Raise SourceError where a file that was read or handed out is not, or no longer, as it was seen first."""
@@ -68,6 +68,17 @@ class LocalFiles:
                 self._compare(path, path.stat())
             except OSError as error:
                 raise SourceError(f"{shown(path)} was read, and is gone ({error.strerror}): {_ADVICE}") from error
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[int]:
+        """Yield a file's descriptor. Raises SourceError where it cannot be read, or is no longer as it was seen."""
+        self._used.add(path)
+        try:
+            with self._opened(path) as descriptor:
+                yield descriptor
+                self._compare(path, os.fstat(descriptor))  # after the read: what it brought was not yet changed
+        except OSError as error:
+            raise SourceError(f"cannot read {shown(path)}: {error.strerror}") from error
 
     def _compare(self, path: Path, status: os.stat_result) -> None:
         if self._seen.setdefault(path, identity(status)) != identity(status):
@@ -106,12 +117,29 @@ def _close(held: dict[Path, int]) -> None:
         os.close(descriptor)
 
 
+def _check_end(path: Path, end: int, wanted: int) -> None:
+    if end != wanted:
+        raise SourceError(f"{shown(path)} ends at byte {end}, expected {wanted}: it is truncated")
+
+
 def _read_range(descriptor: int, start: int, stop: int) -> bytes:
     """Return what the file has of the range: a read may stop short of it, at 2 GiB on Linux for one."""
     data = _read_at(descriptor, start, stop - start)
     while len(data) < stop - start and (more := _read_at(descriptor, start + len(data), stop - start - len(data))):
         data += more
     return data
+
+
+def _read_into(descriptor: int, start: int, into: memoryview) -> int:
+    """Return how much of this the file had bytes for."""
+    if not hasattr(os, "preadv"):
+        data = _read_range(descriptor, start, start + len(into))
+        into[: len(data)] = data
+        return len(data)
+    done = 0
+    while done < len(into) and (count := os.preadv(descriptor, [into[done:]], start + done)):
+        done += count
+    return done
 
 
 def _read_at(descriptor: int, start: int, count: int) -> bytes:

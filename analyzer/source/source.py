@@ -55,6 +55,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsInto(Source, Protocol):
+    """A source that can read into memory that is there already."""
+
+    def read_into(self, filename: str, start: int, into: memoryview) -> None:
+        """Fill this with the bytes from `start` on. Raises SourceError where they cannot be had exactly."""
+        ...
+
+
 def is_plain_path(name: str) -> bool:
     """Tell whether this is a relative path that stays inside its folder, on any system and in any URL."""
     return (

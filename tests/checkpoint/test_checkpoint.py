@@ -69,6 +69,27 @@ def test_sizes_and_the_bytes_read_so_far(tmp_path):
     assert checkpoint.model_type == "llama"
 
 
+class PlainSource(FolderSource):
+    """A source that only gives bytes, as the Hub does."""
+
+    read_into = None
+
+
+@pytest.mark.parametrize("source", [FolderSource, PlainSource])
+def test_tensors_are_read_into_memory_in_pieces(tmp_path, monkeypatch, source):
+    monkeypatch.setattr("analyzer.checkpoint.checkpoint.PIECE_BYTES", 1001)
+    monkeypatch.setattr(source, "block_bytes", 777)
+    downs = random_downs()
+    write_llama(tmp_path, downs, shards=2)
+    checkpoint = Checkpoint(source(tmp_path))
+    opened = checkpoint.bytes_read
+    memory = bytearray(b"-" * (downs[0].nbytes + downs[1].nbytes + 3))
+    parts = {0: slice(1, 1 + downs[0].nbytes), 1: slice(2 + downs[0].nbytes, len(memory) - 1)}
+    checkpoint.read_into({LLAMA_DOWN.format(layer): memoryview(memory)[part] for layer, part in parts.items()})
+    assert memory == b"-%b-%b-" % (downs[0].tobytes(), downs[1].tobytes())
+    assert checkpoint.bytes_read == opened + downs[0].nbytes + downs[1].nbytes
+
+
 def test_blocks_are_whole_elements_of_about_the_block_size(tmp_path):
     weights = np.random.default_rng(0).normal(size=1000)
     write_tensors(tmp_path, {"w": weights, "empty": weights[:0]})

@@ -111,3 +111,29 @@ def test_what_is_held_is_closed_with_the_last_reference(path):
     assert open_files() == before + 1
     del files
     assert open_files() == before
+
+
+def test_a_read_into_memory_is_of_one_state_and_is_whole(path, monkeypatch):
+    files, memory = LocalFiles(), bytearray(b"-" * 12)
+    files.read_into(path, 2, memoryview(memory)[1:9])
+    assert memory == b"-d!old!ol---"
+    with pytest.raises(SourceError, match=r"weights ends at byte 4000, expected 4008: it is truncated"):
+        files.read_into(path, 3996, memoryview(memory))
+    with pytest.raises(SourceError, match=r"cannot read .*: No such file"):
+        files.read_into(path.with_name("other"), 0, memoryview(memory))
+    in_place(path, b"new!" * 1000)
+    with pytest.raises(SourceError, match="weights changed while it was read"):
+        files.read_into(path, 0, memoryview(memory))
+
+
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_a_read_into_memory_goes_on_where_one_stops_short(path, monkeypatch, has_preadv):
+    """As at 2 GiB on Linux."""
+    if has_preadv:
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda descriptor, parts, at: preadv(descriptor, [parts[0][:3]], at))
+    else:
+        monkeypatch.delattr(os, "preadv")
+    memory = bytearray(10)
+    LocalFiles().read_into(path, 4, memoryview(memory))
+    assert memory == b"old!old!ol"

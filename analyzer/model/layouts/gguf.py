@@ -107,6 +107,10 @@ class GgufWeights(StoredWeights):
                 found[name] = _with_ones(values, self._shapes[name])
         return found
 
+    def are_plain(self, names: Sequence[str]) -> bool:
+        """See StoredWeights.are_plain: what `read` returns was turned back."""
+        return False
+
     def stored_bytes(self, names: Sequence[str]) -> int:
         """See StoredWeights.stored_bytes."""
         return super().stored_bytes([each for name in names for each in self._stored[name]])
