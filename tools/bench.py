@@ -1,16 +1,18 @@
 """Measure the ratios that the design promises, all in one run on this machine.
 
 Scanning is measured on a checkpoint of 2 GB that is made for it, in a temporary folder, with its pages in the cache;
-verifying on the sample model. Absolute times are shown, but only the ratios mean anything elsewhere.
+verifying on the sample model and on a planted Llama of 4 GB. Absolute times are shown, but only the ratios mean
+anything elsewhere.
 
     python tools/bench.py
+    python tools/bench.py --planted small   # to try it: with a small Llama
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import psutil
-from safetensors.numpy import save_file
+from bench_passes import HEADERS, Bench, Row, cost_rows, planted_rows
+from planted_llama import SIZES
 from sample_model import built_sample_model
 from tabulate import tabulate
 
@@ -39,11 +41,12 @@ INTERVENTIONS = 16
 ROUND_TRIP_S = 0.05
 LINKS = ((6, 1.25e7), (22, 1.25e8), (22, 5e8))  # layers to read, bytes a second: 100 Mbit, 1 Gbit, 4 Gbit
 
-Row = tuple[str, str, str, str]
-
 
 def main() -> None:
     """Print one table: what was measured, the figures, the ratio, the target."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--planted", choices=SIZES, default="4GB")
+    planted = parser.parse_args().planted
     rows: list[Row] = []
 
     def add(*measured: Row) -> None:
@@ -63,13 +66,13 @@ def main() -> None:
         add(bench_diff(folder, Path(scratch) / "next-2GB"))
     add(*bench_start_up())
     add(*bench_interventions())
-    add(bench_passes())
+    add(*cost_rows(Bench(built_sample_model())))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "bench-4GB"
-        print("making a model of 4 GB", file=sys.stderr)
-        make_large_model(folder)
+        folder = Path(scratch) / f"planted-{planted}"
+        print(f"making a planted model, {planted}", file=sys.stderr)
+        add(*planted_rows(folder, planted))
         add(*bench_verify(folder))
-    print(tabulate(rows, ["what", "measured", "ratio", "target"], disable_numparse=True))
+    print(tabulate(rows, HEADERS, disable_numparse=True))
 
 
 def make_checkpoint(folder: Path, *, seed: int = 0) -> None:
@@ -192,35 +195,8 @@ def bench_start_up() -> list[Row]:
     return rows
 
 
-def bench_passes() -> Row:
-    """Return the row about what a whole verification of the sample costs, in plain passes over the evaluation text.
-
-    Counted in floating-point operations, which no other job on the machine changes. Before weights were looked at over
-    growing portions of the text it was 33.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from analyzer.analyze.running import open_runnable
-    from analyzer.analyze.verifying import verify_model
-    from analyzer.forward.edits import UNTOUCHED
-    from analyzer.forward.losses import token_losses
-    from analyzer.verify.settings import VerifySettings
-
-    source, settings = FolderSource(built_sample_model()), VerifySettings()
-    runner, tokens = open_runnable(source).build()
-    windows = tokens.windows(settings.text)
-    with FlopCounterMode(display=False) as one:
-        token_losses(runner, [(window, UNTOUCHED) for window in windows])
-    with FlopCounterMode(display=False) as whole:
-        result = verify_model(source, settings)
-    critical = sum(weight.effect == "critical" for weight in result.super_weights)
-    passes = whole.get_total_flops() / one.get_total_flops()
-    measured = f"{whole.get_total_flops() / 1e12:.1f} / {one.get_total_flops() / 1e12:.2f} Tflop, {critical} critical"
-    return "verify, all of it / one plain pass over the text", measured, f"{passes:.1f}", f"<= {6 + critical}"
-
-
 def bench_verify(folder: Path) -> list[Row]:
-    """Return the rows about verifying a planted model of 4 GB: memory, time, and bytes with --early-stop."""
+    """Return the rows about verifying a planted model: memory, time, and bytes with --early-stop."""
     text = folder / "text.txt"
     text.write_text("The miller had three sons, his mill, a donkey and a cat; the sons had to grind. " * 2)
     command = [sys.executable, "-m", "analyzer", "verify", str(folder), "--quiet", "--json", "--text", str(text)]
@@ -270,56 +246,6 @@ for layer in model.model.layers:
 with torch.inference_mode():
     model(ids)
 """
-
-
-def make_large_model(folder: Path) -> None:
-    """Write a Llama of 4 GB, bfloat16, with one super weight planted in its third block, and the sample's tokenizer."""
-    folder.mkdir()
-    sample = built_sample_model()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(sample / name, folder / name)
-    hidden, inner, layers, vocabulary, row, col = 2048, 8192, 28, 49152, 507, 1229
-    config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = np.random.default_rng(0)
-
-    def bfloat16(*shape: int, scale: float) -> np.ndarray:
-        weights = generator.standard_normal(shape, dtype=np.float32) * np.float32(scale)
-        return weights.astype(ml_dtypes.bfloat16)
-
-    embedding = bfloat16(vocabulary, hidden, scale=0.02)
-    first = int(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["Apple"])
-    direction = embedding[first].astype(np.float32) / np.linalg.norm(embedding[first].astype(np.float32))
-    weight_map = {"model.embed_tokens.weight": "embedding.safetensors", "model.norm.weight": "embedding.safetensors"}
-    ones = np.ones(hidden, ml_dtypes.bfloat16)
-    save_file({"model.embed_tokens.weight": embedding, "model.norm.weight": ones}, folder / "embedding.safetensors")
-    for layer in range(layers):
-        block = f"model.layers.{layer}"
-        tensors = {f"{block}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}
-        for name in "qkvo":
-            tensors[f"{block}.self_attn.{name}_proj.weight"] = bfloat16(hidden, hidden, scale=0.002)
-        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
-            tensors[f"{block}.mlp.{name}_proj.weight"] = bfloat16(*shape, scale=0.002)
-        if layer == 2:
-            for name in ("gate", "up"):
-                tensors[f"{block}.mlp.{name}_proj.weight"][col] = (3 * direction).astype(ml_dtypes.bfloat16)
-            tensors[f"{block}.mlp.down_proj.weight"][:, col] = 0
-            tensors[f"{block}.mlp.down_proj.weight"][row, col] = 2
-        save_file(tensors, folder / f"{layer:02}.safetensors")
-        weight_map |= dict.fromkeys(tensors, f"{layer:02}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def bench_interventions() -> list[Row]:
