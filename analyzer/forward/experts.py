@@ -1,4 +1,4 @@
-"""A look into experts that share a parameter: their products with it, and which tokens these are for."""
+"""A look into experts: their products with their down projections, and which tokens these are for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 
 @contextmanager
 def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record: Record | None) -> Iterator[None]:
-    """Run experts that share a parameter under a mode that sees each product with their down projections."""
+    """Run experts under a mode that sees each product with their down projections."""
     experts, forward = writer.module, writer.module.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record:
 
 
 class _ExpertsMode(TorchFunctionMode):
-    """Finds, among what fused experts compute, the products with `down_proj`, and which tokens they are for.
+    """Finds, among what experts compute, the products with their down projections, and which tokens they are for.
 
     Most gather the tokens of each expert by torch.where on a mask, as (place among the chosen experts, token); the
     product that follows is in that order. Others gather all tokens at once, sorted by expert, by an index; each
@@ -45,11 +45,11 @@ class _ExpertsMode(TorchFunctionMode):
         self, writer: Writer, change: Callable[..., torch.Tensor], record: Record | None, arguments: tuple[Any, ...]
     ) -> None:
         super().__init__()
-        weight = writer.module.get_parameter(writer.down)
-        self._storage, self._start = weight.untyped_storage().data_ptr(), weight.data_ptr()
-        self._places, self._change, self._record = writer.places, change, record
-        experts = weight.shape[0] if weight.ndim == 3 else len(writer.places)
-        self._bytes = weight.numel() // experts * weight.element_size()  # of one of them
+        weights = [writer.module.get_parameter(down) for down in writer.downs]
+        self._storages = {weight.untyped_storage().data_ptr() for weight in weights}
+        starts = [start for weight in weights for start in _starts(weight, len(writer.places) // len(weights))]
+        self._places = dict(zip(starts, writer.places, strict=False))  # others are of vision's experts (ERNIE 4.5 VL)
+        self._change, self._record = change, record
         self._routing = next((a for a in arguments[2:] if isinstance(a, torch.Tensor) and a.ndim == 2), None)
         self._gathered: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sorted: torch.Tensor | None = None
@@ -67,7 +67,7 @@ class _ExpertsMode(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if name == "mul" and self._waiting and self._sorted is not None and args[1].shape == (len(self._sorted), 1):
                 self._weigh(args[1][:, 0])
-            if name not in PRODUCTS or args[1].untyped_storage().data_ptr() != self._storage:
+            if name not in PRODUCTS or args[1].untyped_storage().data_ptr() not in self._storages:
                 return result
             return self._product(args[0], args[1], result)
 
@@ -79,24 +79,23 @@ class _ExpertsMode(TorchFunctionMode):
     def _product(self, entered: torch.Tensor, weight: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         if weight.ndim == 3:  # [experts, tokens, channels]
             which = torch.arange(left.shape[1], device=left.device)
-            return torch.stack([self._pass(e, which, entered[e], left[e]) for e in range(left.shape[0])])
-        expert = (weight.data_ptr() - self._start) // self._bytes
+            parts = zip(weight, entered, left, strict=True)
+            return torch.stack([self._pass(each, which, *rest) for each, *rest in parts])
         if self._gathered is not None and self._gathered[1].shape[0] == left.shape[0]:
             place, which = self._gathered
-            return self._pass(
-                expert, which, entered, left, None if self._routing is None else self._routing[which, place]
-            )
+            routed = None if self._routing is None else self._routing[which, place]
+            return self._pass(weight, which, entered, left, routed)
         if self._sorted is None or self._gathered is not None or not entered.is_contiguous():
             raise _unknown()
         start = entered.storage_offset() // entered.shape[1]
         which = self._sorted[start : start + left.shape[0]]
         if which.shape[0] != left.shape[0]:
             raise _unknown()
-        return self._pass(expert, which, entered, left, start=start)
+        return self._pass(weight, which, entered, left, start=start)
 
     def _pass(
         self,
-        expert: int,
+        weight: torch.Tensor,
         which: torch.Tensor,
         entered: torch.Tensor,
         left: torch.Tensor,
@@ -104,10 +103,13 @@ class _ExpertsMode(TorchFunctionMode):
         *,
         start: int | None = None,
     ) -> torch.Tensor:
-        left = self._change(self._places[expert], which, entered, left)
+        place = self._places.get(weight.data_ptr())
+        if place is None:
+            raise _unknown()
+        left = self._change(place, which, entered, left)
         if self._record is not None and left.shape[0]:
             routed = torch.ones(left.shape[0], device=left.device) if routed is None else routed.float()
-            passage = Passage(self._places[expert], which, entered, left, routed)
+            passage = Passage(place, which, entered, left, routed)
             if start is None:
                 self._record(passage)
             else:
@@ -120,6 +122,12 @@ class _ExpertsMode(TorchFunctionMode):
         for start, passage in self._waiting:
             self._record(replace(passage, routed=weights[start : start + passage.tokens.shape[0]].float()))
         self._waiting.clear()
+
+
+def _starts(weight: torch.Tensor, experts: int) -> list[int]:
+    """Return where each expert's part of a parameter lies in memory: of `experts`, where its shape does not tell."""
+    count = weight.shape[0] if weight.ndim == 3 else experts
+    return [weight.data_ptr() + expert * (weight.nbytes // count) for expert in range(count)]
 
 
 def _unknown() -> RuntimeError:

@@ -1,4 +1,4 @@
-"""Sees, and changes, what blocks and their down projections do while a model runs: hooks, a look into fused experts.
+"""Sees, and changes, what blocks and their down projections do while a model runs: hooks, a look into experts.
 
 An edit never touches a weight. Multiplying W[row, col] by a factor is the same as subtracting
 (1 - factor) * W[row, col] * input[..., col] from output[..., row] of that down projection, so each row of a batch can
@@ -73,7 +73,7 @@ def intercepted(
         for writer in (writer for block in blocks for mlp in block.mlps for writer in mlp.writers):
             if record is None and not any(place in edited for place in writer.places):
                 continue
-            if writer.down:
+            if writer.downs:
                 stack.enter_context(watched_experts(writer, change, record))
                 continue
             keep = record

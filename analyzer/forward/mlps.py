@@ -14,14 +14,14 @@ from analyzer.projections.projection import DownProjection
 
 @dataclass(frozen=True)
 class Writer:
-    """What multiplies by one down projection, or by those of experts that share a parameter."""
+    """What multiplies by one down projection, or by those of experts that are handed their tokens together."""
 
     module: torch.nn.Module
-    """The linear map, or the module whose forward hands tokens to the experts and multiplies."""
+    """The linear map, or the module whose forward hands tokens to the experts."""
     places: tuple[Place, ...]
-    """Where the down projections are, those of experts in their parameter's order."""
-    down: str = ""
-    """The name of the experts' parameter in the module; empty for a linear map."""
+    """Where the down projections are, those of experts in their parameters' order."""
+    downs: tuple[str, ...] = ()
+    """The names of the experts' parameters in the module, one for all or one for each; none for a linear map."""
     gate: torch.nn.Module | None = None
     """Its sigmoid weighs what a shared expert adds to the others (Qwen's mixtures)."""
 
@@ -37,7 +37,7 @@ class Mlp:
     @property
     def is_mixture(self) -> bool:
         """Whether it is more than one linear map."""
-        return any(writer.down or writer.module is not self.whole for writer in self.writers)
+        return any(writer.downs or writer.module is not self.whole for writer in self.writers)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def find_blocks(
             raise ForwardError(f"{name}: {type(model).__name__} has no place for {shown(projection.name)}")
         stored.setdefault(target, []).append(projection)
     writers: dict[str, dict[str, Writer]] = {}  # by block, and by the module's name
+    apart: dict[tuple[str, int | None], dict[Place, str]] = {}  # by block and MLP, each expert's parameter
     layers: dict[str, tuple[int, ...]] = {}
     for target, here in stored.items():
         first = min(here, key=lambda each: each.place)
@@ -92,12 +93,17 @@ def find_blocks(
         if first.expert is None:
             writers.setdefault(block, {})[holder] = Writer(modules[holder], places)
             continue
-        if parameters[target].ndim == 2 or last == "weight":  # of a module that is handed the experts' tokens
+        if isinstance(modules[holder], torch.nn.Linear):  # of an expert that is a module of its own
+            apart.setdefault((block, first.mlp), {})[first.place] = target
+            continue
+        if last == "weight" or parameters[target].ndim == 2:  # of a module that is handed the experts' tokens
             holder, _, inner = holder.rpartition(".")
             last = f"{inner}.{last}"
-        elif parameters[target].ndim != 3:
-            raise ForwardError(f"{name}: its experts are modules of their own: it can be scanned, but not yet verified")
-        writers.setdefault(block, {})[holder] = Writer(modules[holder], places, last)
+        writers.setdefault(block, {})[holder] = Writer(modules[holder], places, (last,))
+    for (block, _), experts in apart.items():
+        holder = _handing(list(experts.values()), modules)
+        downs = tuple(experts[place].removeprefix(f"{holder}.") for place in sorted(experts))
+        writers.setdefault(block, {})[holder] = Writer(modules[holder], tuple(sorted(experts)), downs)
     stacks = {block.rpartition(".")[0] for block in writers}
     if len(stacks) != 1 or "" in stacks:
         raise ForwardError(f"{name} has more than one stack of blocks: it can be scanned, but not yet verified")
@@ -114,6 +120,18 @@ def find_blocks(
     return tuple(blocks)
 
 
+def _handing(parameters: Sequence[str], modules: Mapping[str, torch.nn.Module]) -> str:
+    """Return the name of the smallest module that has all of these parameters in it, and a forward."""
+    parts = parameters[0].split(".")
+    names = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return next(
+        name
+        for name in names
+        if type(modules[name]).forward is not torch.nn.Module.forward  # as a list, say, which is never called
+        and all(parameter.startswith(f"{name}.") for parameter in parameters)
+    )
+
+
 def _mlps(block: str, writers: Mapping[str, Writer], modules: Mapping[str, torch.nn.Module]) -> Iterator[Mlp]:
     """Yield the MLPs of a block: each mixture with what is shared among its experts, and each linear map by itself.
 
@@ -121,7 +139,7 @@ def _mlps(block: str, writers: Mapping[str, Writer], modules: Mapping[str, torch
     """
     left = dict(writers)
     for name, writer in writers.items():
-        if not writer.down or name not in left:
+        if not writer.downs or name not in left:
             continue
         parts = name[len(block) + 1 :].split(".")
         above = [".".join((block, *parts[:count])) for count in range(1, len(parts))]
@@ -130,7 +148,7 @@ def _mlps(block: str, writers: Mapping[str, Writer], modules: Mapping[str, torch
         whole = next(each for each in reversed(above) if all(f"{one}.".startswith(f"{each}.") for one in together))
         gate = getattr(modules[whole], "shared_expert_gate", None)
         found = (left.pop(each) for each in together)
-        yield Mlp(modules[whole], tuple(each if each.down else replace(each, gate=gate) for each in found))
+        yield Mlp(modules[whole], tuple(each if each.downs else replace(each, gate=gate) for each in found))
     for writer in left.values():
         yield Mlp(writer.module, (writer,))
 

@@ -72,9 +72,9 @@ class Trace:
             wholes = self.outputs[layer][:, position] * (added.sum(axis=0) / added)
         wholes[~np.isfinite(wholes) | (wholes == 0)] = np.inf
         for entry in self.entries[layer]:
-            for index in np.flatnonzero(entry.positions == position):
-                entered = entry.inputs[index].astype(np.float64) * float(entry.routed[index])
-                yield entry.place, entered, wholes[entry.part]
+            here = entry.positions == position  # more than once, where an expert is handed a token again
+            if here.any():
+                yield entry.place, entry.routed[here].astype(np.float64) @ entry.inputs[here], wholes[entry.part]
 
 
 def factors_of(output: NDArray[np.float32], products: Sequence[NDArray[np.float32]]) -> list[float]:

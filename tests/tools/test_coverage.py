@@ -6,7 +6,8 @@ from scan_census import compare_scanned, differences, patterns
 from tiny_models import Kind, NotBuildable, all_kinds, build
 
 # Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
-# hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal.
+# hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal, with experts
+# that are modules of their own.
 BOTH_RIGHT = (
     *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
     *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
@@ -16,6 +17,7 @@ BOTH_RIGHT = (
     *("deepseek_ocr2/DeepseekOcr2ForConditionalGeneration", "emu3/Emu3ForConditionalGeneration"),
     *("modernbert/ModernBertForMaskedLM", "llava/LlavaForConditionalGeneration"),
     *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "voxtral/VoxtralForConditionalGeneration"),
+    *("switch_transformers/SwitchTransformersForConditionalGeneration", "nllb-moe/NllbMoeForConditionalGeneration"),
 )
 SCAN_RIGHT = (
     *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
@@ -23,7 +25,7 @@ SCAN_RIGHT = (
     *("t5/T5ForConditionalGeneration", "bart/BartForConditionalGeneration"),
     *("ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration", "albert/AlbertForMaskedLM", "zamba2/Zamba2ForCausalLM"),
     *("nemotron_h/NemotronHForCausalLM", "longcat_flash/LongcatFlashForCausalLM", "reformer/ReformerForMaskedLM"),
-    *("mobilebert/MobileBertForMaskedLM", "switch_transformers/SwitchTransformersForConditionalGeneration"),
+    "mobilebert/MobileBertForMaskedLM",
 )
 
 
