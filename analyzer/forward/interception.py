@@ -23,7 +23,7 @@ from analyzer.forward.edits import Intervention, WeightEdit
 from analyzer.forward.experts import watched_experts
 from analyzer.forward.mlps import Block, Passage, Record
 from analyzer.forward.trace import Entry, factors_of
-from analyzer.model.rows import is_stacked
+from analyzer.model.rows import is_stacked, tokens_come_first
 
 
 @contextmanager
@@ -235,6 +235,8 @@ class Watched:
             hidden = hidden[None]
         if is_stacked(hidden, self._rows, self._tokens):
             hidden = hidden.permute(1, 2, 0, 3)
+        if tokens_come_first(hidden, self._rows):
+            hidden = hidden.transpose(0, 1)
         whole = hidden.flatten(2) if hidden.ndim == 4 and hidden.shape[3] == self._width else hidden
         fits = whole.ndim == 3 and whole.shape[0] == self._rows and whole.shape[1] >= self._tokens
         if not fits or whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):

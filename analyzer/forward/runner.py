@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 from analyzer.model.layouts.gguf import gguf_config, gguf_notes
-from analyzer.model.rows import Kind
+from analyzer.model.rows import Kind, UnsplittableError
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection
@@ -189,14 +190,12 @@ class Runner:
 
         Prompts of one length that follow each other ride in one pass, as many as memory bears; `last_layer` ends it.
         """
-        pairs = zip(prompts, interventions, strict=True)
+        pairs, watch = zip(prompts, interventions, strict=True), partial(self._watch, last_layer=last_layer)
         for tokens, alike in groupby(pairs, key=lambda pair: len(pair[0])):
-            most = max(1, STREAM_BYTES // (4 * len(self.layers) * tokens * self.hidden_size))
-            most = 1 if self.one_by_one else most
-            rows = list(alike)
+            rows, most = list(alike), max(1, STREAM_BYTES // (4 * len(self.layers) * tokens * self.hidden_size))
             for start in range(0, len(rows), most):
-                some = rows[start : start + most]
-                yield from self._watch([ids for ids, _ in some], [row for _, row in some], last_layer=last_layer)[1]
+                for _, residual in self._together(watch, *zip(*rows[start : start + most], strict=True)):
+                    yield from residual
 
     def is_causal(self, ids: Sequence[int], trace: Trace) -> bool:
         """Tell whether leaving out the last token changes nothing before it; a loss means nothing otherwise.
@@ -218,11 +217,22 @@ class Runner:
 
         Rows of the same prompt run once for all of them, up to the block where the first edit of theirs acts.
         """
-        if self.one_by_one and len(prompts) > 1:
-            alone = [self.states([ids], [edits]) for ids, edits in zip(prompts, interventions, strict=True)]
-            return torch.cat(alone)
-        with self.running(), self._edited(prompts, interventions) as ids:
-            return self.blocks.body(ids)
+
+        def run(prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> torch.Tensor:
+            with self.running(), self._edited(prompts, interventions) as ids:
+                return self.blocks.body(ids)
+
+        return torch.cat(self._together(run, prompts, interventions))
+
+    def _together(
+        self, run: Callable[..., Any], prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
+    ) -> list[Any]:
+        """Return what `run` gives for all rows at once, or for each of them where they do not run together."""
+        if not self.one_by_one:
+            with suppress(UnsplittableError):
+                return [run(prompts, interventions)]
+            self.one_by_one = True
+        return [run([ids], [edits]) for ids, edits in zip(prompts, interventions, strict=True)]
 
     def streams_and_states(
         self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]
@@ -336,27 +346,17 @@ class Runner:
     ) -> Iterator[torch.Tensor]:
         """Yield the ids, [rows, T]; while the context lasts, each row has its edits, and what is alike runs once."""
         layers = {block.name: block.layers for block in self.stack}
-        numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
-        of_row = [numbers[tuple(prompt)] for prompt in prompts]
 
         def kind(block: str, row: int) -> Kind:
-            if row >= len(of_row):
-                raise ForwardError(
-                    f"{self.name}: a block takes a stream of more rows than the {len(of_row)} given, which is "
-                    "not followed yet: it can be scanned, but not verified"
-                )
             here = layers.get(block, (-1,))
-            return Kind(of_row[row], interventions[row].before(here[0]), interventions[row].within(here))
+            return Kind(tuple(prompts[row]), interventions[row].before(here[0]), interventions[row].within(here))
 
         values, tokens = self._values_of(interventions), self.length(prompts[0])
         with (
             self.blocks.rows.told_apart(kind),
-            intercepted(self.stack, interventions, values, self._in_hand, tokens, record),
+            intercepted(self.stack, interventions, values, lambda: self.blocks.rows.in_hand, tokens, record),
         ):
             yield torch.tensor([list(prompt) for prompt in prompts], device=self.blocks.device)
-
-    def _in_hand(self) -> list[int]:
-        return self.blocks.rows.in_hand
 
     def _values_of(self, interventions: Sequence[Intervention]) -> dict[Coordinate, float]:
         """Return the values, as the model has them, of the weights that edits need."""

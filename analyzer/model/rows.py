@@ -66,10 +66,15 @@ class Rows:
 
     def run(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what `forward`, that of the block of this name, makes of the whole batch."""
+        if self.shape[0] == 1:
+            self.in_hand = [0]
+            return forward(*args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if args and is_stacked(hidden, *self.shape):
             turned = hidden.transpose(0, 1)
             return self._run(name, partial(_turned, forward), turned, (turned, *args[1:]), kwargs).transpose(0, 1)
+        if hidden.shape[0] > self.shape[0] or tokens_come_first(hidden, self.shape[0]):
+            raise UnsplittableError("a block takes a stream of more rows than were given")
         return self._run(name, forward, hidden, args, kwargs)
 
     def _run(
@@ -131,16 +136,23 @@ def is_stacked(hidden: torch.Tensor, rows: int, tokens: int) -> bool:
     return hidden.ndim == 4 and hidden.shape[:2] != (rows, tokens) and hidden.shape[1:3] == (rows, tokens)
 
 
+def tokens_come_first(hidden: torch.Tensor, rows: int) -> bool:
+    """Tell whether tokens come before rows, [T, rows, width] (FSMT, XLNet): what is beside it has rows anywhere."""
+    return hidden.ndim == 3 and hidden.shape[1] == rows != hidden.shape[0]
+
+
 def _turned(forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Run a block that takes and gives such a stack on one whose rows come first, and give one like it."""
     return forward(hidden.transpose(0, 1), *args, **kwargs).transpose(0, 1)
 
 
 class UnsplittableError(ForwardError):
-    """A block takes or gives something that is not known to be split by rows."""
+    """A block takes or gives something that is not known to be split by rows; each row by itself may run."""
 
-    def __init__(self) -> None:
-        super().__init__("a block gives something beside the stream that is not known to have a part for each row")
+    def __init__(
+        self, words: str = "a block gives something beside the stream that is not known to have a part for each row"
+    ) -> None:
+        super().__init__(words)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from encoder_decoders import BUILDERS, LAYERS, STARTS, WIDTH
-from models import PROMPT_IDS, TEXT_IDS
+from models import PROMPT_IDS, TEXT_IDS, with_large_weights
 
 from analyzer.analyze.running import load_model, open_runnable
 from analyzer.base.errors import ForwardError
@@ -136,7 +136,7 @@ def test_a_row_that_comes_out_otherwise_is_refused(saved, monkeypatch):
         check_rows(runner, TEXT_IDS)
 
 
-def test_a_decoder_whose_stream_has_its_rows_second_is_refused(tmp_path):
+def test_a_decoder_whose_stream_has_its_rows_second_runs_row_by_row(tmp_path):
     config = transformers.FSMTConfig(
         src_vocab_size=19,
         tgt_vocab_size=19,
@@ -148,11 +148,26 @@ def test_a_decoder_whose_stream_has_its_rows_second_is_refused(tmp_path):
         decoder_attention_heads=4,
         encoder_ffn_dim=96,
         decoder_ffn_dim=96,
+        decoder_start_token_id=STARTS,
         tie_word_embeddings=False,
     )
-    encoder_decoders.save(transformers.FSMTForConditionalGeneration(config), tmp_path)
-    runner, _ = built(tmp_path)
-    with pytest.raises(
-        ForwardError, match="a block takes a stream of more rows than the 1 given, which is not followed"
-    ):
-        check_rows(runner, TEXT_IDS)
+    torch.manual_seed(0)
+    model = with_large_weights(transformers.FSMTForConditionalGeneration(config).eval())
+    model = encoder_decoders.save(model, tmp_path)
+    ids, others = TEXT_IDS[:8], TEXT_IDS[8:16]
+    runner, tokens = built(tmp_path)
+    found = list(runner.streams([ids, others], [UNTOUCHED, zeroing([WEIGHT])]))
+    assert runner.one_by_one
+    np.testing.assert_allclose(found[0], streams_of(model, ids), rtol=0, atol=1e-5 * np.abs(found[0]).max())
+    windows, weight = [tokens.window(ids), tokens.window(others)], model.model.decoder.layers[2].fc2.weight
+    expected = []
+    with torch.no_grad():
+        for value in (weight[5, 19].item(), 0.0):
+            weight[5, 19] = value
+            expected.append(np.mean([encoder_decoders.loss(model, each) for each in (ids, others)]))
+    assert losses(runner, windows, [UNTOUCHED, zeroing([WEIGHT])]) == pytest.approx(expected, rel=1e-6)
+    assert abs(expected[1] - expected[0]) > 1e-4
+    for some in (ids, ids[:6]):  # the decoder has as many tokens of these as there are rows
+        runner, _ = built(tmp_path)
+        check_rows(runner, some)
+        assert runner.one_by_one
