@@ -20,6 +20,11 @@ FACTOR = -50.0  # of the edited weight, so that it shows
 TOLERANCES = {"float32": (1e-6, 1e-5), "float16": (1e-3, 1e-2), "bfloat16": (1e-3, 1e-2)}
 MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, rounding chooses another one
 
+PREDICTING = (
+    "streams that predict run beside its main one, each with as many positions: super activations are those of the "
+    "main one, and losses what the first of the others says"
+)
+
 Row = tuple[Sequence[int], Intervention]
 Outcome = tuple[Stream, float]
 """A row's residual stream after each block, and its loss, NaN of an encoder that says nothing."""
@@ -39,6 +44,8 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     other = ids[::-1] if ids[::-1] != ids else tuple((each + 1) % runner.vocabulary for each in ids)
     rows = [(ids, UNTOUCHED), (ids, scaling({middle: FACTOR})), (other, UNTOUCHED)]
     stream, states = runner.streams_and_states([ids], [rows[1][1]])
+    if states.ndim > 3:  # [rows, T, streams, hidden_size]
+        runner.notes += (PREDICTING,)
     runner.blocks.sliced = True
     runner.blocks.sliced = runner.has_loss and _takes_slices(runner, states[0], ids)
     expected = [_stock(runner, ids), *_outcomes(runner, [ids], stream, states), _stock(runner, other)]

@@ -67,7 +67,7 @@ def _likelihoods(runner: Runner, pairs: Sequence[tuple[Window, Intervention]]) -
         here, base = states[row, places], first.setdefault(window, row)
         is_new = torch.ones(len(places), dtype=torch.bool)
         if base != row:
-            is_new = (here != states[base, places]).any(dim=-1).cpu()
+            is_new = (here != states[base, places]).flatten(1).any(dim=1).cpu()
         new.append(is_new)
         judged.append(here[is_new])
         targets.append(torch.tensor(window.targets)[is_new])

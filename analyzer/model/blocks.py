@@ -17,7 +17,7 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
-from analyzer.model.ends import Answer, SlicedHead, embed_by_rows
+from analyzer.model.ends import Answer, SlicedHead, embed_by_rows, states_of
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.loading.ahead import ReadAhead
 from analyzer.model.loading.staging import staging_to
@@ -128,7 +128,7 @@ class BlockwiseModel:
         return 0 if self.start is None or self.encoder_alone else half(length)
 
     def body(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run everything but the output head on [rows, T] token ids; returns [rows, T, hidden_size].
+        """Run everything but the output head on [rows, T] token ids; returns what the head is given (states_of).
 
         Of an encoder-decoder T is the decoder's.
         """
@@ -151,9 +151,8 @@ class BlockwiseModel:
             self.cost.passes += 1
             with suppress(_LeftBodyError):
                 self.model(**self._inputs(ids), use_cache=False)
-        hidden = left[0][0] if left and left[0] is not None else None
-        wanted = (ids.shape[0], ids.shape[1] - self.read_first(ids.shape[1]))
-        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != wanted:
+        hidden = states_of(left[0] if left else None, *self.rows.shape)
+        if hidden is None:
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} cannot be run with text alone")
         return hidden
 

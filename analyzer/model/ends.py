@@ -97,7 +97,7 @@ class SlicedHead(torch.nn.Module):
 class Answer(torch.nn.Module):
     """Stands in for a model's body while its head runs: whatever part of it the head calls, this is the answer.
 
-    What else the head reads of the body, such as multipliers, it has.
+    What else the head reads of the body, such as multipliers, it has. The answer is what `states_of` has taken of one.
     """
 
     def __init__(self, hidden: torch.Tensor, body: torch.nn.Module) -> None:
@@ -110,4 +110,25 @@ class Answer(torch.nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> BodyOutput:
         """Return the hidden states, whatever was asked."""
-        return BodyOutput(last_hidden_state=self.hidden)
+        if self.hidden.ndim == 3:
+            return BodyOutput(last_hidden_state=self.hidden)
+        beside = self.hidden[:, :, 1:].transpose(1, 2).flatten(1, 2)
+        return BodyOutput(last_hidden_state=self.hidden[:, :, 0], hidden_states=beside)  # the second of all it has
+
+
+def states_of(output: Any, rows: int, tokens: int) -> torch.Tensor | None:
+    """Return the hidden states of what a body gives, [rows, T, hidden_size]; null where it has none.
+
+    Where streams that predict come beside the main one, each with as many tokens (ProphetNet), [rows, T, streams,
+    hidden_size], the main one first.
+    """
+    hidden, *others = (None,) if output is None else output[:2]
+    if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3 or hidden.shape[:2] != (rows, tokens):
+        return None
+    beside, read = others[0] if others else None, getattr(output, "encoder_last_hidden_state", None)
+    if not isinstance(beside, torch.Tensor) or beside is read or beside.ndim != 3:
+        return hidden
+    if beside.shape[::2] != hidden.shape[::2] or beside.shape[1] % tokens:
+        return hidden
+    streams = torch.cat([hidden, beside], dim=1)
+    return streams.reshape(rows, -1, tokens, hidden.shape[2]).transpose(1, 2)

@@ -1,22 +1,27 @@
 """The embedding, read by rows, and the output head, multiplied in slices."""
 
+import encoder_decoders
 import pytest
 import torch
+import transformers
 from gguf_models import write_gguf_model
 from mlx_models import tiny_model, write_mlx
 from models import (
     PROMPT_IDS,
+    TEXT_IDS,
     hooked,
     load_plain,
     save_random,
+    with_large_weights,
 )
 from safetensors.torch import load_file, save_file
 from streamed import assert_close, check_equal, run, stored_bytes
 
 from analyzer.analyze.running import open_runnable
+from analyzer.base.records import Coordinate
 from analyzer.checkpoint.shards import SINGLE
 from analyzer.forward.checking import check_rows
-from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.forward.losses import losses
 from analyzer.source.opening import open_model
 
@@ -127,3 +132,39 @@ def test_a_quantized_head_is_decoded_in_slices(tmp_path, monkeypatch, how, tied)
         head = runner.blocks.model.get_output_embeddings()
         assert (head._stored is None) == (source is quantized)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_head_that_is_given_streams_that_predict_beside_the_main_one(tmp_path):
+    config = transformers.ProphetNetConfig(
+        vocab_size=19,
+        hidden_size=32,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_encoder_layers=3,
+        num_decoder_layers=3,
+        num_encoder_attention_heads=4,
+        num_decoder_attention_heads=4,
+        max_position_embeddings=64,
+        ngram=3,
+        decoder_start_token_id=encoder_decoders.STARTS,
+    )
+    torch.manual_seed(0)
+    model = with_large_weights(transformers.ProphetNetForConditionalGeneration(config).eval())
+    model = encoder_decoders.save(model, tmp_path)
+    runner, tokens = open_runnable(open_model(str(tmp_path))).build()
+    (states,) = runner.states([TEXT_IDS], [UNTOUCHED])
+    assert states.shape == (32, 1 + 3, 32)
+    with torch.no_grad():
+        expected = model(**encoder_decoders.inputs(TEXT_IDS), use_cache=False).logits[0]
+    assert_close(runner.logits(states)[None], expected[None])
+    assert_close(runner.logits(states[5:7])[None], expected[None, 5:7])
+    weight = zeroing([Coordinate(1, None, 5, 19, "decoder")])
+    row = model.prophetnet.decoder.layers[1].feed_forward.output.weight
+    before = encoder_decoders.loss(model, TEXT_IDS)
+    with torch.no_grad():
+        row[5, 19] = 0.0
+    found = losses(runner, [tokens.window(TEXT_IDS)], [UNTOUCHED, weight])
+    assert found == pytest.approx([before, encoder_decoders.loss(model, TEXT_IDS)], rel=1e-6)
+    assert found[0] != found[1]
+    check_rows(runner, TEXT_IDS)
+    assert any("streams that predict run beside its main one" in note for note in runner.notes)

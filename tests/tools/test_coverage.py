@@ -7,7 +7,8 @@ from tiny_models import Kind, NotBuildable, all_kinds, build
 
 # Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
 # hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal, with experts
-# that are modules of their own, with tokens before rows.
+# that are modules of their own, with tokens before rows, with
+# streams that predict beside the main one.
 BOTH_RIGHT = (
     *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
     *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
@@ -18,7 +19,8 @@ BOTH_RIGHT = (
     *("modernbert/ModernBertForMaskedLM", "llava/LlavaForConditionalGeneration"),
     *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "voxtral/VoxtralForConditionalGeneration"),
     *("switch_transformers/SwitchTransformersForConditionalGeneration", "nllb-moe/NllbMoeForConditionalGeneration"),
-    "fsmt/FSMTForConditionalGeneration",
+    *("fsmt/FSMTForConditionalGeneration", "prophetnet/ProphetNetForConditionalGeneration"),
+    "prophetnet/ProphetNetForCausalLM",
 )
 SCAN_RIGHT = (
     *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
