@@ -50,7 +50,7 @@ def analyze_model(
     done = verify_with_scan(source, replace(settings, early_stop=False), scan, progress)
     checkpoint, scanned = done.runnable.checkpoint, done.scanned
     assert scanned is not None  # without early_stop there is always a scan
-    if beside := (*done.runnable.latent, *done.runnable.before, *done.runnable.others):
+    if beside := (*done.runnable.before, *done.runnable.others):
         everything = sorted((*done.runnable.projections, *beside), key=lambda each: each.place)
         scanned = scan_projections(checkpoint, everything, scan, progress)
     verified = replace(done.result, commit=source.commit or content_hash(checkpoint))

@@ -38,8 +38,8 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
 MOST_LAYERS = 2000
 NOT_OF_TEXT = ("vision", "audio")
 SKIPPED = ("mtp",)  # towers that predict further tokens, and do not run where one token is asked for
-Parts = tuple[list[DownProjection], list[DownProjection], list[DownProjection], list[DownProjection], bool]
-"""See Runnable: projections, latent, before, others, encoder_alone."""
+Parts = tuple[list[DownProjection], list[DownProjection], list[DownProjection], bool]
+"""See Runnable: projections, before, others, encoder_alone."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Runnable:
 
     checkpoint: Checkpoint
     projections: Sequence[DownProjection]
-    """Those of the tower that is judged whose writes can be followed."""
-    latent: Sequence[DownProjection]
-    """The others of that tower: they write a latent that is turned before the stream, or stand beside such."""
+    """Those of the tower that is judged."""
     before: Sequence[DownProjection]
     """Those of the towers that run before it: an encoder's, before its decoder."""
     others: Sequence[DownProjection]
@@ -73,7 +71,6 @@ class Runnable:
             device=device,
             dtype=dtype,
             keep_bytes=keep_bytes,
-            latent=self.latent,
             before=self.before,
             others=self.others,
             encoder_alone=self.encoder_alone,
@@ -175,14 +172,7 @@ def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "
             "weights"
         )
-    layers = {each.layer for each in projections if each.writes is not None}
-    followed = [each for each in projections if each.layer not in layers]
-    if not followed:
-        raise ArchitectureError(
-            f"{model}: all of its MLPs write a latent that is turned before the residual stream, which is not followed "
-            "yet: it can be scanned, but not verified"
-        )
-    return followed, [each for each in projections if each.layer in layers], before, others, encoder_alone
+    return projections, before, others, encoder_alone
 
 
 def _tower_of_text(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> str | None:

@@ -104,7 +104,6 @@ def _values_of(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordi
     ]
     beside = {p.place: "its tower does not run" for p in runnable.others}
     beside |= {p.place: "its tower is another than the one judged (--tower)" for p in runnable.before}
-    beside |= {p.place: "it writes a latent, which is not followed" for p in runnable.latent}
     for coordinate in wanted:
         if coordinate.place in beside:
             raise ArchitectureError(

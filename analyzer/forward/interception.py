@@ -70,17 +70,18 @@ def intercepted(
         return left
 
     with ExitStack() as stack:
-        for writer in (writer for block in blocks for mlp in block.mlps for writer in mlp.writers):
-            if record is None and not any(place in edited for place in writer.places):
+        writers = [(writer, each.is_latent) for each in blocks for mlp in each.mlps for writer in mlp.writers]
+        for writer, is_latent in writers:
+            keep = asked = None if is_latent else record
+            if asked is None and not any(place in edited for place in writer.places):
                 continue
             if writer.downs:
-                stack.enter_context(watched_experts(writer, change, record))
+                stack.enter_context(watched_experts(writer, change, asked))
                 continue
-            keep = record
-            if writer.gate is not None and record is not None:
+            if writer.gate is not None and asked is not None:
                 waiting: list[Passage] = []
                 keep = waiting.append
-                stack.callback(writer.gate.register_forward_hook(_gate_hook(waiting, record)).remove)
+                stack.callback(writer.gate.register_forward_hook(_gate_hook(waiting, asked)).remove)
             hook = _linear_hook(writer.places[0], change, keep)
             stack.callback(writer.module.register_forward_hook(hook).remove)
         yield
@@ -107,6 +108,14 @@ def _gate_hook(waiting: list[Passage], record: Record) -> Callable[..., None]:
             record(replace(waiting.pop(), routed=torch.sigmoid(output.float()).reshape(-1)))
 
     return hook
+
+
+class OtherWidthError(ForwardError):
+    """The first block takes a stream of another width than what MLPs write."""
+
+    def __init__(self, width: int, words: str) -> None:
+        super().__init__(words)
+        self.width = width
 
 
 class EnoughError(Exception):
@@ -137,7 +146,7 @@ class Watched:
 
     def hung_up(self, block: Block, ends: Callable[[int], bool], *, inside: bool) -> Iterator[RemovableHandle]:
         """Hang up the hooks of a block, those of its MLPs only where one wants to see `inside`."""
-        layers = iter(block.layers)
+        layers, inside = iter(block.layers), inside and not block.is_latent
 
         def before(_module: object, args: Any, kwargs: Any) -> None:
             self._layer = next(layers, -1)
@@ -238,13 +247,14 @@ class Watched:
         if tokens_come_first(hidden, self._rows):
             hidden = hidden.transpose(0, 1)
         whole = hidden.flatten(2) if hidden.ndim == 4 and hidden.shape[3] == self._width else hidden
-        fits = whole.ndim == 3 and whole.shape[0] == self._rows and whole.shape[1] >= self._tokens
-        if not fits or whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):
-            raise ForwardError(
-                f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
-                f"where its MLPs write {self._width} channels, which is not followed yet: it can be scanned, but not "
-                "verified"
-            )
+        words = (
+            f"a block {what} a residual stream of {list(hidden.shape)} for {self._rows} x {self._tokens} tokens, "
+            f"where others have {self._width} channels, which is not followed yet: it can be scanned, but not verified"
+        )
+        if whole.ndim != 3 or whole.shape[0] != self._rows or whole.shape[1] < self._tokens:
+            raise ForwardError(words)
+        if whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):
+            raise OtherWidthError(whole.shape[2], words) if what == "takes" else ForwardError(words)
         return numpy_of(whole[:, : self._tokens])  # some pad their inputs to a window
 
 

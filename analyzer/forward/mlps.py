@@ -49,6 +49,8 @@ class Block:
     layers: tuple[int, ...]
     """The layers that it is: more than one where it runs several times (ALBERT)."""
     mlps: tuple[Mlp, ...] = ()
+    is_latent: bool = False
+    """Whether what its MLPs write is turned before the stream, so that nothing in it is the doing of one weight."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,12 @@ def find_blocks(
     writers: dict[str, dict[str, Writer]] = {}  # by block, and by the module's name
     apart: dict[tuple[str, int | None], dict[Place, str]] = {}  # by block and MLP, each expert's parameter
     layers: dict[str, tuple[int, ...]] = {}
+    latent: set[str] = set()
     for target, here in stored.items():
         first = min(here, key=lambda each: each.place)
         block = _block_of(target, first.block.rpartition(".")[2])
         layers[block] = first.layers or (first.layer,)
+        latent |= {block} if any(each.writes is not None for each in here) else set()
         holder, _, last = target.rpartition(".")
         places = tuple(sorted(each.place for each in here))
         if first.expert is None:
@@ -112,7 +116,7 @@ def find_blocks(
     for number, module in modules[stack].named_children():
         block = f"{stack}.{number}"
         mlps = tuple(_mlps(block, writers.get(block, {}), modules))
-        blocks.append(Block(block, module, layers.get(block, (int(number),)), mlps))
+        blocks.append(Block(block, module, layers.get(block, (int(number),)), mlps, block in latent))
     blocks.sort(key=lambda each: each.layers)
     numbers = [layer for each in blocks for layer in each.layers]
     if numbers != sorted(set(numbers)):
@@ -181,3 +185,13 @@ def _block_of(parameter: str, number: str) -> str:
     """Return the name of the block of this number that a parameter is in, empty where it is in none."""
     parts = parameter.split(".")
     return next((".".join(parts[: place + 1]) for place, part in enumerate(parts) if part == number), "")
+
+
+def latent_note(stack: Sequence[Block]) -> Iterator[str]:
+    """Yield what there is to know of blocks whose MLPs write a latent, if there are such."""
+    if layers := [layer for block in stack if block.is_latent for layer in block.layers]:
+        named = ", ".join(map(str, layers[:8])) + (f" and {len(layers) - 8} more" if layers[8:] else "")
+        yield (
+            f"the MLPs of layers {named} write a latent that is turned before the residual stream: what they write "
+            "there is attributed to no weight, and theirs are judged by the loss alone"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +22,8 @@ from analyzer.base.errors import AnalyzerError, ForwardError, reason_of, shown
 from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.interception import EnoughError, Watched, intercepted
-from analyzer.forward.mlps import Block, Record, beside_stack, blocks_of, find_blocks
+from analyzer.forward.interception import EnoughError, OtherWidthError, Watched, intercepted
+from analyzer.forward.mlps import Block, Record, beside_stack, blocks_of, find_blocks, latent_note
 from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
@@ -54,7 +55,6 @@ class Runner:
         dtype: str = "auto",
         keep_bytes: int | None = None,
         change: ChangeTensor | None = None,
-        latent: Sequence[DownProjection] = (),
         before: Sequence[DownProjection] = (),
         others: Sequence[DownProjection] = (),
         encoder_alone: bool = False,
@@ -63,14 +63,16 @@ class Runner:
 
         Only safetensors are opened and no code of the repository is run. A model whose blocks take at most
         `keep_bytes` keeps them, by default what the device can bear. `change` is asked for what to load in place of
-        each tensor of a block. `latent` are down projections that run, and are not followed, `before` those of an
-        encoder that runs before the tower of the `projections`, `others` those of towers that text alone does not
-        reach. With `encoder_alone` an encoder-decoder runs no further than its encoder. Raises ForwardError where the
-        device is not there or the model cannot be built, CheckpointError where weights are missing.
+        each tensor of a block. `before` are down projections of an encoder that runs before the tower of the
+        `projections`, `others` those of towers that text alone does not reach. With `encoder_alone` an encoder-decoder
+        runs no further than its encoder. Raises ForwardError where the device is not there or the model cannot be
+        built, CheckpointError where weights are missing.
         """
         self.checkpoint = checkpoint
         self.name = checkpoint.source.model
         self._projections = {projection.place: projection for projection in projections}
+        self.hidden_size = next((each for each in projections if each.writes is None), projections[0]).shape[0]
+        """How many channels the residual stream has; of several, each."""
         self._values: dict[Coordinate, float] = {}
         if (folder / "adapter_config.json").exists():
             raise ForwardError(f"{self.name} holds an adapter, which would change its weights: merge or move it away")
@@ -104,7 +106,7 @@ class Runner:
         if change is not None and (self.blocks.encodings or checkpoint.metadata):
             raise ForwardError(f"{self.name} is quantized: its weights cannot be changed as they are loaded, yet")
         self.masked = is_masked(self.blocks.model)
-        self.notes = tuple(_notes(self.blocks, latent, checkpoint.metadata))
+        self.notes = tuple(_notes(self.blocks, self.stack, checkpoint.metadata))
         """Where what runs is not all that the model does, or not all of it is followed, a line each."""
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
@@ -123,11 +125,6 @@ class Runner:
     def layers(self) -> tuple[int, ...]:
         """The layers, those without a down projection too."""
         return tuple(layer for block in self.stack for layer in block.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """How many channels the residual stream has."""
-        return next(iter(self._projections.values())).shape[0]
 
     @property
     def vocabulary(self) -> int:
@@ -313,14 +310,18 @@ class Runner:
             seen = tuple(watched.streams)
             return layer == last_layer or enough(seen, np.stack([watched.streams[n][0] for n in seen]))
 
-        # What watches is hung up after what changes, and so sees what the model goes on with.
-        with self._edited(prompts, interventions, watched.on_passage if inside else None) as ids, ExitStack() as stack:
-            for block in self.stack:
-                for handle in watched.hung_up(block, ends, inside=inside):
+        record = watched.on_passage if inside else None
+        try:
+            # What watches is hung up after what changes, and so sees what the model goes on with.
+            with self._edited(prompts, interventions, record) as ids, ExitStack() as stack:
+                for handle in (each for block in self.stack for each in watched.hung_up(block, ends, inside=inside)):
                     stack.callback(handle.remove)
-            with suppress(EnoughError), self.running():
-                (run or self.blocks.body)(ids)
-                self._leave_out([block for block in self.stack if block.layers[0] not in watched.streams])
+                with suppress(EnoughError), self.running():
+                    (run or self.blocks.body)(ids)
+                    self._leave_out([block for block in self.stack if block.layers[0] not in watched.streams])
+        except OtherWidthError as error:
+            self._take_for_latent(error.width)
+            return self._watch(prompts, interventions, inside=inside, enough=enough, last_layer=last_layer, run=run)
         if not watched.streams:
             raise ForwardError(f"{self.name}: text alone does not reach the tower {shown(str(self.tower))}")
         residual = np.stack([watched.streams[layer] for layer in self.layers if layer in watched.streams], axis=1)
@@ -329,6 +330,11 @@ class Runner:
             cure = cure if self.dtype == "float32" else "run in float32 (--dtype)"
             raise ForwardError(f"{self.name}: activations are not finite in {self.dtype}: {cure}")
         return watched, residual
+
+    def _take_for_latent(self, width: int) -> None:
+        """Take what all MLPs write for a latent, as the stream has another width (MobileBERT)."""
+        self.hidden_size, self.stack = width, tuple(replace(block, is_latent=True) for block in self.stack)
+        self.notes += tuple(latent_note(self.stack))
 
     def _leave_out(self, blocks: Sequence[Block]) -> None:
         """Take blocks that text alone does not reach for no part of the stack."""
@@ -377,7 +383,7 @@ class Runner:
         return part.T if matrix.transposed else part
 
 
-def _notes(blocks: BlockwiseModel, latent: Sequence[DownProjection], metadata: Mapping[str, Any]) -> Iterator[str]:
+def _notes(blocks: BlockwiseModel, stack: Sequence[Block], metadata: Mapping[str, Any]) -> Iterator[str]:
     yield from gguf_notes(metadata)
     if blocks.encoder_alone:
         yield "the encoder of an encoder-decoder ran by itself: it has no logits, so that no loss is measured"
@@ -391,10 +397,4 @@ def _notes(blocks: BlockwiseModel, latent: Sequence[DownProjection], metadata: M
             f"its weights are stored as {' and '.join(blocks.encodings)} and run as the floats that they stand for; "
             "what its own runtime quantizes besides, such as activations, is not"
         )
-    if latent:
-        layers = sorted({each.layer for each in latent})
-        named = ", ".join(map(str, layers[:8])) + (f" and {len(layers) - 8} more" if layers[8:] else "")
-        yield (
-            f"the experts of layers {named} write a latent that is turned before the residual stream: what their MLPs "
-            "write is not attributed to weights, and none of these is a candidate"
-        )
+    yield from latent_note(stack)

@@ -11,6 +11,7 @@ import torch
 from analyzer.model.stock import BodyOutput
 from analyzer.model.weights import StoredWeights
 
+ASKED = [getattr(torch.Tensor, name).__get__ for name in ("dtype", "device")]  # of a weight that is not read for that
 HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
 
 
@@ -40,6 +41,19 @@ def embed_by_rows(
     embedding.register_forward_pre_hook(load_rows)
 
 
+class _Weight(torch.Tensor):
+    """Stands for the whole weight of a head, which is read where a model computes with it (MobileBERT)."""
+
+    head: SlicedHead
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in ASKED:
+            args = [each.head.whole() if isinstance(each, _Weight) else each for each in args]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
 class SlicedHead(torch.nn.Module):
     """A linear map to the vocabulary whose weights are kept as they are stored, and multiplied a slice at a time."""
 
@@ -51,7 +65,8 @@ class SlicedHead(torch.nn.Module):
         Raises CheckpointError where that is stored in another shape than the head has.
         """
         super().__init__()
-        self.weight = torch.empty(0, dtype=dtype, device=device)  # some models ask for its dtype
+        self.weight = torch.empty(0, dtype=dtype, device=device).as_subclass(_Weight)
+        self.weight.head = self
         self.bias = getattr(head, "bias", None)
         self._weights, self._source, self._shape = weights, source, tuple(head.weight.shape)
         self._device, self._dtype = device, dtype
@@ -81,6 +96,10 @@ class SlicedHead(torch.nn.Module):
             yield
         finally:
             self._only = None
+
+    def whole(self) -> torch.Tensor:
+        """Return the whole weight, [vocabulary, hidden_size]."""
+        return torch.cat([self._slice(rows) for rows in self.slices])
 
     def _slice(self, rows: range) -> torch.Tensor:
         if self._stored is None and len(self.slices) > 1:

@@ -13,6 +13,7 @@ REASONS = {
     "late": "what it writes is not followed by as many blocks as a super activation persists through",
     "share": "it is on a super activation's channel, and its share of each write is too small",
     "channel": "there is no super activation on its channel",
+    "latent": "it writes a latent, which is turned before the residual stream, so that its share of no write is known",
 }
 """Why a weight is not confirmed."""
 
@@ -82,12 +83,13 @@ class SuperWeight:
     `status` is "confirmed", "coincident", "late" or "rejected", and `reason` one of REASONS, why it is not confirmed;
     `effect` is "critical" or "inert", null where no loss was measured; `static_rank` is its rank by magnitude among
     the weights of all down projections of its tower. `change` is the largest change of a super activation that it is
-    behind, null where it is behind none, `share` its part of what the block's MLPs add at that position and row;
-    `activation_collapse` the part of the super activation's magnitude that zeroing takes away. `round` is 1 where it
-    shows in the untouched model, else more: it was masked until those of the earlier rounds were zeroed. Of the losses
-    with a control weight zeroed `control_loss_max` is the worst, the other two the worst of those of nearest magnitude
-    and of the random ones. `delta` is what zeroing adds to the loss, with its interval; where `zeroed_with` is not
-    null, the weight has no loss of its own: it was zeroed with so many others, whose delta this is.
+    behind, null where it is behind none, `share` its part of what the block's MLPs add at that position and row (0
+    where that is not known: `reason` "latent"); `activation_collapse` the part of the super activation's magnitude that
+    zeroing takes away. `round` is 1 where it shows in the untouched model, else more: it was masked until those of the
+    earlier rounds were zeroed. Of the losses with a control weight zeroed `control_loss_max` is the worst, the other
+    two the worst of those of nearest magnitude and of the random ones. `delta` is what zeroing adds to the loss, with
+    its interval; where `zeroed_with` is not null, the weight has no loss of its own: it was zeroed with so many others,
+    whose delta this is.
     """
 
     layer: int

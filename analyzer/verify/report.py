@@ -137,7 +137,9 @@ def _one(weight: SuperWeight) -> Iterator[str]:
     effect = "its effect not measured" if weight.effect is None else weight.effect
     yield fill(f"{name}: {place_name(weight)} = {weight.value:+.5g}{rank}; {weight.status}, {effect}.")
     share = f"It makes {weight.share:.0%} of what its MLP writes to channel {weight.row} there"
-    if weight.reason is None:
+    if weight.reason == "latent":
+        parts = [f"It is not confirmed, as {REASONS[weight.reason]}"]
+    elif weight.reason is None:
         parts = [share, f"zeroing it takes {percent(weight.activation_collapse)} of the super activation away"]
     else:
         parts = [share, f"it is not confirmed, as {REASONS[weight.reason]}"]

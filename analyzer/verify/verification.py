@@ -155,7 +155,11 @@ def _measured(
     channels = {activation.channel % trace.width for activation in activations}
     weights = [*behind, *candidates]
     measured = weights if measuring is None else measure_effects(measuring, weights, statics)
-    kept = [w for w in measured if w.status != "rejected" or w.row in channels or w.effect == "critical"]
+    kept = [
+        w
+        for w in measured
+        if w.status != "rejected" or w.effect == "critical" or (w.row in channels and w.reason != "latent")
+    ]
     return in_order(_with_ranks(kept, statics))
 
 

@@ -211,7 +211,7 @@ def test_blocks_that_differ_and_share_an_mlp_are_refused():
     model = torch.nn.ModuleDict({"layers": layers})
     name = "layers.1.mlp.weight"
     projection = SimpleNamespace(
-        name=name, layer=1, layers=(1, 2), expert=None, block="layers.1", place=("", 1, -1, -1)
+        name=name, layer=1, layers=(1, 2), expert=None, block="layers.1", place=("", 1, -1, -1), writes=None
     )
     with pytest.raises(ForwardError, match="m shares an MLP among blocks that differ: it can be scanned"):
         find_blocks("m", model, {name: name}, [projection])

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import PLANTED, PROMPT_IDS, TEXT, arguments, plant, random_llama, save_tokenizer, settings
+from models import (
+    PLANTED,
+    PROMPT_IDS,
+    TEXT,
+    TEXT_IDS,
+    arguments,
+    plant,
+    random_llama,
+    save_tokenizer,
+    settings,
+    with_large_weights,
+)
 
 from analyzer.analyze.analyzing import analyze_model
 from analyzer.analyze.running import open_runnable
@@ -217,7 +228,7 @@ def test_every_block_of_a_hybrid_is_in_its_stream(hybrid):
     np.testing.assert_allclose(stream[:-1], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_experts_that_write_a_latent_run_and_are_said_not_to_be_followed(tmp_path):
+def test_weights_that_write_a_latent_are_judged_by_the_loss_alone(tmp_path):
     torch.manual_seed(0)
     config = transformers.NemotronHConfig(
         vocab_size=19, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -225,13 +236,35 @@ def test_experts_that_write_a_latent_run_and_are_said_not_to_be_followed(tmp_pat
         mamba_head_dim=16, ssm_state_size=8, n_groups=2, max_position_embeddings=64, n_routed_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=32, moe_shared_expert_intermediate_size=48, moe_latent_size=16,
     )  # fmt: skip
-    transformers.NemotronHForCausalLM(config).eval().save_pretrained(tmp_path)
+    model = with_large_weights(transformers.NemotronHForCausalLM(config).eval())
+    experts = model.model.layers[3].mixer.experts.down_proj
+    with torch.no_grad():
+        experts[:, 5, 19] = 300.0
+    model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     done = analyze_model(FolderSource(tmp_path), settings())
     (note,) = done.verified.notes
-    assert note.startswith("the experts of layers 3 write a latent that is turned before the residual stream")
+    assert note.startswith("the MLPs of layers 3 write a latent that is turned before the residual stream")
     assert [each.layer for each in done.verified.layers] == [1, 5]
     assert {each.layer for each in done.scanned.tensors} == {1, 3, 5}
+    critical = [each for each in done.verified.super_weights if each.layer == 3]
+    assert critical
+    assert done.verified.verdict == "found"
+    (asked,) = verify_model(FolderSource(tmp_path), settings(weights=(critical[0].coordinate,))).asked
+    for weight in (critical[0], asked):
+        assert (weight.row, weight.col, weight.value) == (5, 19, 300.0)
+        assert (weight.status, weight.reason, weight.share) == ("rejected", "latent", 0.0)
+        assert weight.effect == "critical"
+        assert weight.loss == pytest.approx(loss_of(model), rel=1e-5)
+    with torch.no_grad():
+        experts[critical[0].expert, 5, 19] = 0
+    for weight in (critical[0], asked):
+        assert weight.loss_zeroed == pytest.approx(loss_of(model), rel=1e-5)
+
+
+def loss_of(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([TEXT_IDS]), labels=torch.tensor([TEXT_IDS])).loss.item()
 
 
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])

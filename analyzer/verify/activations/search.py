@@ -186,12 +186,15 @@ def super_weight(
 def static_candidates(
     trace: Trace, activations: Sequence[SuperActivation], outliers: Sequence[Outlier], found: Collection[Coordinate]
 ) -> list[SuperWeight]:
-    """Return the static outliers that are behind no write, with their part of what the MLPs add on their channel."""
+    """Return the static outliers that are behind no write, with their part of what the MLPs add on their channel.
+
+    Those of blocks that did not run are left out.
+    """
     candidates = {outlier.coordinate: outlier.value for outlier in outliers if outlier.coordinate not in found}
     return [
         behind_nothing(trace, activations, coordinate, value)
         for coordinate, value in candidates.items()
-        if coordinate.layer in trace.outputs
+        if coordinate.layer in trace.layers
     ]
 
 
@@ -203,6 +206,8 @@ def behind_nothing(
     That is at the largest super activation on the channel while it lasts, else at the position where it is largest.
     """
     layer, share = coordinate.layer, 0.0
+    if layer not in trace.outputs:  # as of what writes a latent
+        return super_weight(coordinate, value, share, "rejected", "latent")
     on_channel = [a for a in activations if a.channel % trace.width == coordinate.row]
     part = next((entry.part for entry in trace.entries[layer] if entry.place == coordinate.place), None)
     if part is not None:  # else it is of an expert that had no position
