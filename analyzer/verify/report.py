@@ -53,7 +53,8 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreem
     caption = (
         f'over the {len(result.tokens)} tokens of "{shown(result.prompt, 60)}" in {result.dtype} on {result.device}'
     )
-    sections.append(fill(f"Largest magnitudes by layer, {caption}") + "\n\n" + _layers_table(result.layers))
+    if result.layers:  # of MLPs that are followed
+        sections.append(fill(f"Largest magnitudes by layer, {caption}") + "\n\n" + _layers_table(result.layers))
     if agreement:
         sections.append(agreement)
     if catalog_file is not None:
@@ -105,7 +106,7 @@ def _none_found(result: VerifyResult) -> str:
         largest = result.super_activations[0]
         return (
             f"None found: channel {largest.channel} has a super activation of {big(largest.value)}, "
-            "but no single weight of a down projection writes it."
+            "but no single weight of a down projection is seen to write it."
         )
     if result.late_activations:
         largest = result.late_activations[0]
@@ -164,7 +165,7 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
             *place,
             f"{w.value:+.4g}",
             "-" if w.change is None else big(w.change),
-            percent(w.share),
+            percent(None if w.reason == "latent" else w.share),
             _rank(w),
             w.status,
             cell(w.effect),

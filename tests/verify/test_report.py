@@ -69,7 +69,7 @@ def test_an_activation_that_no_weight_writes_is_none_too():
     rejected = replace(WEIGHT, status="rejected", effect=None, reason="share")
     text = " ".join(render_verify(replace(RESULT, verdict="none", super_weights=(rejected,))).split())
     assert "None found: channel 507 has a super activation of +24,081" in text
-    assert "no single weight of a down projection writes it" in text
+    assert "no single weight of a down projection is seen to write it" in text
 
 
 @pytest.mark.parametrize("field", ["model", "prompt", "revision"])

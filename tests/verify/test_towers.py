@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import encoder_decoders
@@ -251,6 +252,9 @@ def test_weights_that_write_a_latent_are_judged_by_the_loss_alone(tmp_path):
     assert critical
     assert done.verified.verdict == "found"
     (asked,) = verify_model(FolderSource(tmp_path), settings(weights=(critical[0].coordinate,))).asked
+    words = " ".join(render_verify(replace(done.verified, super_weights=(critical[0],), layers=())).split())
+    assert "It is not confirmed, as it writes a latent, which is turned before the residual stream" in words
+    assert "Largest magnitudes" not in words
     for weight in (critical[0], asked):
         assert (weight.row, weight.col, weight.value) == (5, 19, 300.0)
         assert (weight.status, weight.reason, weight.share) == ("rejected", "latent", 0.0)
