@@ -140,8 +140,7 @@ def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
         stock_config(model, checkpoint.metadata, checkpoint.shapes, None)  # or it is refused
     found = find_projections(checkpoint)
     towers = list(dict.fromkeys(each.tower for each in found.projections))
-    main = _tower_of_text(checkpoint, [each for each in found.projections if each.tower not in SKIPPED])
-    encoders = [str(each) for each in towers if each not in (main, *SKIPPED)] if main == "decoder" else []
+    main, encoders = _towers_of_text(checkpoint, [each for each in found.projections if each.tower not in SKIPPED])
     tower = main if wanted is None else _named(model, wanted, towers, (main, *encoders))
     encoder_alone = tower in encoders
     projections = [each for each in found.projections if each.tower == tower]
@@ -165,7 +164,7 @@ def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
         and f"{stack}.{number}" not in ahead
     }
     # The counts of encoders and decoders go by many names; the stock model is held against the weights anyway.
-    counted = None if "decoder" in towers else size_in(language_part(config), NUM_LAYERS_KEYS)
+    counted = None if "decoder" in towers or encoders else size_in(language_part(config), NUM_LAYERS_KEYS)
     claimed = counted or len(blocks)
     if claimed != len(blocks):
         raise ArchitectureError(
@@ -175,26 +174,31 @@ def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
     return projections, before, others, encoder_alone
 
 
-def _tower_of_text(checkpoint: Checkpoint, projections: Sequence[DownProjection]) -> str | None:
-    """Return the tower that makes text: by its name where it alone has such a name, else as the stock class has it."""
+def _towers_of_text(
+    checkpoint: Checkpoint, projections: Sequence[DownProjection]
+) -> tuple[str | None, Sequence[str | None]]:
+    """Return the tower that makes text, and the encoders that run before it.
+
+    It is told by its name where it alone has such a name, else as the stock class has it.
+    """
     model, source = checkpoint.source.model, checkpoint.source
     towers = list(dict.fromkeys(each.tower for each in projections))
     if len(towers) == 1:
-        return towers[0]
+        return towers[0], ()
     named = [tower for tower in MAIN_TOWERS if tower in towers]
     if len(named) == 1:
-        return named[0]
-    from analyzer.model.towers import towers_in_decoder
+        return named[0], [each for each in towers if each != named[0]] if named[0] == "decoder" else ()
+    from analyzer.model.towers import towers_in_parts
 
     _check_config(model, checkpoint.config)
     first = {
         str(each.tower): each.name if each.quantization is None else f"{each.module}.weight"
         for each in reversed(projections)
     }
-    inside = towers_in_decoder(model, source.folder(()), first, checkpoint.tensors)
+    inside, encoders = towers_in_parts(model, source.folder(()), first, checkpoint.tensors)
     found = [tower for tower in inside if tower not in NOT_OF_TEXT]
     if len(found) == 1:
-        return found[0]
+        return found[0], encoders
     told = "text goes through several of them" if found else "none is known to make text"
     raise ArchitectureError(
         f"{model} has several towers ({_listed(towers)}), and {told}: it can be scanned, but not yet verified"

@@ -24,8 +24,8 @@ from analyzer.model.loading.staging import staging_to
 from analyzer.model.rows import Rows
 from analyzer.model.stock import (
     Loader,
-    asked_beside_text,
     build_empty,
+    check_text_alone,
     initial_value,
     start_token,
     tied_parameters,
@@ -67,11 +67,7 @@ class BlockwiseModel:
         """
         self.model = build_empty(config, dtype, checkpoint.tensors)
         self._weights = open_weights(checkpoint, self.model)
-        if asked := asked_beside_text(self.model):
-            raise ForwardError(
-                f"{self._weights.model} ({config.model_type}) asks for {' and '.join(asked)} beside text: it can be "
-                "scanned, but not verified"
-            )
+        check_text_alone(self._weights.model, self.model)
         self.start, self.encoder_alone = start_token(self.model), encoder_alone
         if encoder_alone and self.start is None:
             raise ForwardError(f"{type(self.model).__name__} does not run its encoder by itself: leave --tower out")
@@ -103,6 +99,7 @@ class BlockwiseModel:
             if not buffer.is_meta:  # I-BERT makes some of its weights, for when it computes with integers
                 module, _, name = buffer_name.rpartition(".")
                 self.model.get_submodule(module)._buffers[name] = buffer.to(device)
+        self.vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._leave_aside()
         self._replace_ends({target: name for name, (target, as_it_is) in targets.items() if as_it_is})
         self._put(self._weights.read(self._plan[OUTSIDE]))
@@ -296,7 +293,6 @@ class BlockwiseModel:
         """
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         where: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        self.vocabulary = embedding.weight.shape[0]
         tied = tied_parameters(self.model)
 
         def same(module: torch.nn.Module) -> list[str]:

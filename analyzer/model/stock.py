@@ -149,11 +149,16 @@ def _architectures(config: Any) -> list[str]:
     return [name for name in config.architectures or () if isinstance(name, str)]
 
 
-def asked_beside_text(model: torch.nn.Module) -> list[str]:
-    """Return what a stock model cannot do without, beside token ids."""
+def check_text_alone(name: str, model: Any) -> None:
+    """Raise ForwardError where the stock model of this name cannot do without more than token ids."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    return [each.name for each in named if each.default is each.empty and each.name not in TOKEN_IDS]
+    asked = [each.name for each in named if each.default is each.empty and each.name not in TOKEN_IDS]
+    if asked:
+        raise ForwardError(
+            f"{name} ({model.config.model_type}) asks for {' and '.join(asked)} beside text: it can be scanned, but "
+            "not verified"
+        )
 
 
 def is_masked(model: torch.nn.Module) -> bool:

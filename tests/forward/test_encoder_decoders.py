@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from encoder_decoders import BUILDERS, LAYERS, STARTS, WIDTH
+from encoder_decoders import LAYERS, STARTS, WIDTH
 from models import PROMPT_IDS, TEXT_IDS, with_large_weights
 
 from analyzer.analyze.running import load_model, open_runnable
@@ -19,7 +19,7 @@ from analyzer.source.folder import FolderSource
 WEIGHT = Coordinate(2, None, 5, 19, "decoder")
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+@pytest.fixture(scope="module", params=["t5", "bart", "mbart", "marian", "t5gemma"])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model = encoder_decoders.build(request.param)

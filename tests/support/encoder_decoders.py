@@ -65,6 +65,24 @@ def t5gemma():
     return transformers.T5GemmaForConditionalGeneration(config)
 
 
+def seamless():
+    """Stacks that their names do not tell apart from those of other towers, and embeddings tied across them."""
+    config = transformers.SeamlessM4TConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        encoder_layers=3,
+        decoder_layers=LAYERS,
+        encoder_ffn_dim=INNER,
+        decoder_ffn_dim=INNER,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=64,
+        decoder_start_token_id=STARTS,
+        pad_token_id=0,
+    )
+    return transformers.SeamlessM4TForTextToText(config)
+
+
 def _like_bart():
     sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in _stack().items()}
     tokens = {"decoder_start_token_id": STARTS, "pad_token_id": 0, "bos_token_id": 3, "eos_token_id": 1}
@@ -76,7 +94,7 @@ def _stack():
     return {"layers": LAYERS, "attention_heads": 4, "ffn_dim": INNER}
 
 
-BUILDERS = {build.__name__: build for build in (t5, bart, mbart, marian, t5gemma)}
+BUILDERS = {build.__name__: build for build in (t5, bart, mbart, marian, t5gemma, seamless)}
 
 
 def save(model, folder):

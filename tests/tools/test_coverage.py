@@ -8,7 +8,8 @@ from tiny_models import Kind, NotBuildable, all_kinds, build
 # Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
 # hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal, with experts
 # that are modules of their own, with tokens before rows, with
-# streams that predict beside the main one, with MLPs that write latents.
+# streams that predict beside the main one, with MLPs that write latents,
+# an encoder-decoder inside of a multimodal model.
 BOTH_RIGHT = (
     *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
     *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
@@ -21,7 +22,7 @@ BOTH_RIGHT = (
     *("switch_transformers/SwitchTransformersForConditionalGeneration", "nllb-moe/NllbMoeForConditionalGeneration"),
     *("fsmt/FSMTForConditionalGeneration", "prophetnet/ProphetNetForConditionalGeneration"),
     *("prophetnet/ProphetNetForCausalLM", "mobilebert/MobileBertForMaskedLM"),
-    "muse_spark/MuseSparkForConditionalGeneration",
+    *("muse_spark/MuseSparkForConditionalGeneration", "florence2/Florence2ForConditionalGeneration"),
 )
 SCAN_RIGHT = (
     *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),

@@ -140,6 +140,15 @@ def test_a_weight_planted_in_a_decoder_is_confirmed_at_its_place(name, tmp_path)
     assert stopped.layers[-1].layer == IN_DECODER.layer + 2
 
 
+def test_encoder_decoders_whose_names_do_not_tell_their_stacks(tmp_path):
+    encoder_decoders.save(encoder_decoders.plant(encoder_decoders.build("seamless")), tmp_path)
+    result = verify_model(FolderSource(tmp_path), settings())
+    assert (result.verdict, result.tower) == ("found", "text_decoder.layers")
+    assert result.super_weights[0].coordinate == IN_DECODER._replace(tower=result.tower)
+    alone = verify_model(FolderSource(tmp_path), settings(tower="text_encoder.layers"))
+    assert (alone.tower, len(alone.tokens)) == ("text_encoder.layers", 8)
+
+
 @pytest.mark.parametrize("name", ["t5", "mbart", "t5gemma"])
 def test_a_weight_planted_in_an_encoder_is_confirmed_by_its_activation_alone(name, tmp_path):
     model = encoder_decoders.plant(encoder_decoders.build(name), "encoder", layer=0)
