@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from analyzer.base.config import (
     sizes_in,
     ternary_when_run,
 )
-from analyzer.base.errors import ArchitectureError, shown
+from analyzer.base.errors import ArchitectureError, ForwardError, shown
 from analyzer.base.settings import check_device, check_dtype
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.layouts.gguf_config import stock_config
@@ -166,6 +167,11 @@ def _parts_of(checkpoint: Checkpoint, wanted: str | None) -> Parts:
     # The counts of encoders and decoders go by many names; the stock model is held against the weights anyway.
     counted = None if "decoder" in towers or encoders else size_in(language_part(config), NUM_LAYERS_KEYS)
     claimed = counted or len(blocks)
+    if claimed != len(blocks) and not is_gguf(config):
+        from analyzer.model.stock import blocks_told
+
+        with suppress(ForwardError):  # what config.json itself says is in its own words
+            claimed = blocks_told(model, checkpoint.source.folder(())) or claimed
     if claimed != len(blocks):
         raise ArchitectureError(
             f"{model} has {len(blocks)} blocks, but config.json says it has {claimed}: use the config.json of these "

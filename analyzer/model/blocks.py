@@ -27,6 +27,8 @@ from analyzer.model.stock import (
     build_empty,
     check_text_alone,
     initial_value,
+    input_embedding,
+    output_head,
     start_token,
     tied_parameters,
 )
@@ -99,7 +101,7 @@ class BlockwiseModel:
             if not buffer.is_meta:  # I-BERT makes some of its weights, for when it computes with integers
                 module, _, name = buffer_name.rpartition(".")
                 self.model.get_submodule(module)._buffers[name] = buffer.to(device)
-        self.vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self.vocabulary = len(input_embedding(self._weights.model, self.model).weight)
         self._leave_aside()
         self._replace_ends({target: name for name, (target, as_it_is) in targets.items() if as_it_is})
         self._put(self._weights.read(self._plan[OUTSIDE]))
@@ -175,7 +177,7 @@ class BlockwiseModel:
 
         The outermost that is called is the body.
         """
-        head, parts = self.model.get_output_embeddings(), block.split(".")
+        head, parts = output_head(self.model), block.split(".")
         names = (".".join(parts[:end]) for end in range(1, len(parts)))
         within = "" if head is None or _is_embedding(head) else self._name_of(head)
         return [name for name in names if not within.startswith(f"{name}.")]
@@ -206,7 +208,7 @@ class BlockwiseModel:
 
         The stock model's own head runs over slices of the vocabulary, where it takes them (`sliced`).
         """
-        head = self.model.get_output_embeddings()
+        head = output_head(self.model)
         slices = head.slices if self.sliced and isinstance(head, SlicedHead) else [range(self.vocabulary)]
         total = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted = torch.full(targets.shape, torch.nan, device=hidden.device)
@@ -291,7 +293,7 @@ class BlockwiseModel:
 
         `sources` tells the tensor that is stored as each parameter is used.
         """
-        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        embedding, head = self.model.get_input_embeddings(), output_head(self.model)
         where: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         tied = tied_parameters(self.model)
 
@@ -333,6 +335,11 @@ class BlockwiseModel:
                     setattr(self.model.get_submodule(module), last, self.model.get_parameter(source))
                     continue
             value = initial_value(self.model, name)
+            if value is None and source is not None and self._block_of(source) != OUTSIDE:
+                raise ForwardError(
+                    f"{self._weights.model}: {shown(name)} is one with {shown(source)}, whose block loads on demand, "
+                    "which is not followed yet: it can be scanned, but not verified"
+                )
             if value is None:
                 raise self._lacks(name)
             module, _, last = name.rpartition(".")

@@ -94,6 +94,13 @@ def read_config(folder: Path, said: Mapping[str, Any] | None = None) -> Any:
     return config
 
 
+def blocks_told(model: str, folder: Path) -> int | None:
+    """Return how many blocks the library takes a folder's config to tell of: Dory's counts attention and MLPs apart."""
+    with trusting_nobody(f"cannot load the model {model}", "config.json"):
+        told = getattr(read_config(folder).get_text_config(), "num_hidden_layers", None)
+    return told if isinstance(told, int) else None
+
+
 def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any:
     """Return the stock model that a config describes, its parameters on the meta device, ready to be run.
 
@@ -159,6 +166,23 @@ def check_text_alone(name: str, model: Any) -> None:
             f"{name} ({model.config.model_type}) asks for {' and '.join(asked)} beside text: it can be scanned, but "
             "not verified"
         )
+
+
+def input_embedding(name: str, model: Any) -> Any:
+    """Return what a stock model reads token ids with. Raises ForwardError where that is no embedding of them."""
+    embedding = model.get_input_embeddings()
+    if getattr(getattr(embedding, "weight", None), "ndim", 0) != 2:
+        raise ForwardError(
+            f"{name} ({model.config.model_type}) does not read tokens by one embedding of them, but by "
+            f"{type(embedding).__name__}: it can be scanned, but not verified"
+        )
+    return embedding
+
+
+def output_head(model: Any) -> Any:
+    """Return what makes a stock model's logits, be it that of a whole language model inside of it; null without one."""
+    head = model.get_output_embeddings()
+    return getattr(model.get_decoder(), "get_output_embeddings", lambda: None)() if head is None else head
 
 
 def is_masked(model: torch.nn.Module) -> bool:

@@ -15,8 +15,10 @@ from models import (
 )
 from safetensors.torch import load_file, save_file
 
+from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import AnalyzerError, CheckpointError
 from analyzer.checkpoint.shards import SINGLE
+from analyzer.source.folder import FolderSource
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,37 @@ def test_a_model_without_head_is_refused(tmp_path):
     save_tokenizer(tmp_path)
     with pytest.raises(CheckpointError, match=r"the checkpoint lacks lm_head\.weight"):
         hooked(tmp_path)
+
+
+def refusal_of(model, folder):
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    with pytest.raises(AnalyzerError) as caught:
+        open_runnable(FolderSource(folder, model_id="m")).build()
+    return str(caught.value)
+
+
+def test_several_codebooks_are_no_embedding_of_tokens(tmp_path):
+    config = transformers.MusicgenDecoderConfig(
+        vocab_size=16, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=2, num_codebooks=2
+    )
+    line = "m (musicgen_decoder) does not read tokens by one embedding of them, but by ModuleList: it can be scanned, "
+    assert refusal_of(transformers.MusicgenForCausalLM(config), tmp_path) == f"{line}but not verified"
+
+
+def test_what_is_one_with_a_weight_of_a_block_is_not_said_to_be_lacking(tmp_path):
+    config = transformers.UdopConfig(vocab_size=19, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
+    line = refusal_of(transformers.UdopForConditionalGeneration(config), tmp_path)
+    bias = "relative_attention_bias.weight"
+    assert line.startswith(f"m: encoder.relative_bias.biases.0.{bias} is one with encoder.block.0.layer.0.")
+    assert line.endswith("which is not followed yet: it can be scanned, but not verified")
+
+
+def test_blocks_are_counted_as_the_library_does(tmp_path):
+    layers = {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1, "n_recurrent_loops": 2}
+    config = transformers.DoryConfig(
+        vocab_size=19, hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2, **layers
+    )
+    transformers.DoryForCausalLM(config).save_pretrained(tmp_path)  # whose config.json counts attention and MLPs apart
+    assert {each.layer for each in open_runnable(FolderSource(tmp_path)).projections} == {0, 1, 2}
+    assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 6

@@ -50,6 +50,11 @@ def test_the_scan_finds_every_down_projection_and_the_verification_the_planted_w
     assert row.truth["matrices"]
 
 
+def test_the_head_of_a_language_model_within_a_model_without_one(tmp_path):
+    row = check(kind("nemotron_h_omni/NemotronH_Omni_Reasoning_V3"), tmp_path / "built")
+    assert row.verify == ("right", "none planted")  # its loss is the library's
+
+
 @pytest.mark.parametrize("text", SCAN_RIGHT)
 def test_the_scan_finds_every_down_projection(tmp_path, text):
     truth = truth_of(kind(text), tmp_path / "built")
