@@ -30,7 +30,7 @@ from typing import Any
 import platformdirs
 from scan_census import Verdict, compare_scanned, save_with_truth
 from tiny_models import MAPPINGS, Kind, all_kinds
-from verify_census import compare_verified, save_with_super_weight
+from verify_census import NOT_ON_TEXT, compare_verified, save_with_super_weight
 from wheels import build_once
 
 TOOLS = Path(__file__).resolve().parent
@@ -41,7 +41,8 @@ BUILDERS = (
     *("true_mlps.py", "true_places.py", "planting.py"),
 )
 VERIFY_BUILDERS = ("tiny_text.py", "stock_runs.py", "super_planting.py", "verify_census.py")
-VERDICTS = ("right", "refused", "wrong", "not buildable")
+RUN = ("right", "refused", "wrong")
+VERDICTS = (*RUN, NOT_ON_TEXT, "not buildable")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def code(words: str) -> str:
 def counts(rows: Sequence[Row]) -> str:
     """Return how many rows have each verdict, those of each mapping of the library apart."""
     mappings = {name: name.removeprefix("MODEL_FOR_").removesuffix("_MAPPING_NAMES") for name in MAPPINGS}
-    lines = [f"| | {' | '.join(VERDICTS)} |", "|---|---|---|---|---|"]
+    lines = [f"| | {' | '.join(VERDICTS)} |", "|---|---|---|---|---|---|"]
     for what in ("scan", "verify"):
         numbers = Counter(getattr(row, what)[0] for row in rows)
         lines.append(f"| {what}, all {len(rows)} | {' | '.join(str(numbers[verdict]) for verdict in VERDICTS)} |")
@@ -187,6 +188,9 @@ def counts(rows: Sequence[Row]) -> str:
         numbers = Counter(row.verify[0] for row in of)
         words = name.lower().replace("_", " ")
         lines.append(f"| verify, {words} | {' | '.join(str(numbers[verdict]) for verdict in VERDICTS)} |")
+    run = [row.verify[0] for row in rows if row.verify[0] in RUN]
+    shares = (f"{run.count(verdict) / max(1, len(run)):.1%}".replace("%", " %") for verdict in RUN)
+    lines.append(f"| **verify, share of the {len(run)} that run on text** | {' | '.join(shares)} | | |")
     return "\n".join(lines)
 
 
@@ -215,7 +219,9 @@ them and nothing else, each in its block, expert and orientation, and ranks a pl
 **verify.** A weight is planted so that the library's own model has a super activation, by the definition in
 [Method](method.md), which it collapses without. `right`: that weight is confirmed at its place (where the library's
 model has no super activation, none is); the residual stream after each block is the library's within 1e-4, and the
-loss, untouched and with the weight zeroed, within 1e-5. `refused`: in one line, which is given.
+loss, untouched and with the weight zeroed, within 1e-5. `refused`: in one line, which is given. `not on text`: refused,
+and so it is by the library's own model, which asks for images, sounds or states, as its own words tell that are given
+too.
 
 {counts(rows)}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STREAM_TOLERANCE = 1e-4  # of an entry, and of its layer's median
 LOSS_TOLERANCE = 1e-5
+NOT_ON_TEXT = "not on text"
 
 Fields = dict[str, Any]
 
@@ -89,9 +90,10 @@ def _matrix_with(stock: Fields, matrices: Sequence[Mapping[str, Any]], folder: P
 
 
 def compare_verified(matrices: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, str]:
-    """Verify the model in a folder; return the verdict, right, refused or wrong, and the reason.
+    """Verify the model in a folder; return the verdict, and the reason.
 
-    `matrices` are its true down projections.
+    That is right, wrong, refused, or "not on text" where the library's own model refuses text alone too. `matrices` are
+    its true down projections.
     """
     from analyzer.base.errors import AnalyzerError
 
@@ -99,8 +101,10 @@ def compare_verified(matrices: Sequence[Mapping[str, Any]], folder: Path) -> tup
     try:
         wrong = "; ".join(_faults(matrices, stock, folder))
     except AnalyzerError as error:
-        words = f"; the library's own model on text alone: {stock['unrunnable']}" if "unrunnable" in stock else ""
-        return "refused", str(error).replace(str(folder / "model"), "MODEL") + words
+        reason = str(error).replace(str(folder / "model"), "MODEL")
+        if "unrunnable" not in stock or not matrices:
+            return "refused", reason
+        return NOT_ON_TEXT, f"{reason}; the library's own model on text alone: {stock['unrunnable']}"
     except Exception as error:
         return "wrong", one_line(error)
     return ("wrong", wrong) if wrong else ("right", "" if stock.get("writes") else "none planted")
