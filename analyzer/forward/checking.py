@@ -84,8 +84,8 @@ def check_trace(runner: Runner, ids: Sequence[int], trace: Trace) -> None:
     if runner.start is not None:
         return  # a decoder starts from a token of its own, whatever it reads
     others = ((ids[0] + step) % runner.vocabulary for step in (1, 1 + runner.vocabulary // 2))  # some may look alike
-    first = (runner.trace([each, *ids[1:]], enough=lambda *_: True).entering[0] for each in others)
-    if all(np.array_equal(each, trace.entering[0]) for each in first):
+    first = (runner.trace([each, *ids[1:]], enough=lambda *_: True).entering[0, 0] for each in others)
+    if all(np.array_equal(each, trace.entering[0, 0]) for each in first):
         raise ForwardError(
             f"{runner.name} ({runner.checkpoint.model_type}) runs tokens of its own before a prompt's, which is not "
             "followed yet: it can be scanned, but not verified"

@@ -127,7 +127,8 @@ class Watched:
 
     def __init__(self, rows: int, tokens: int, width: int, *, several: bool) -> None:
         """`width` is how many channels MLPs write, and the stream has, or each stream where there may be `several`."""
-        self.entering: list[NDArray[np.float32]] = []
+        self.entering: dict[int, NDArray[np.float32]] = {}
+        """What the first row has before the first layer, and before those that take something else than was given."""
         self.streams: dict[int, NDArray[np.float32]] = {}
         self.entries: dict[int, list[Entry]] = {}
         self.outputs: dict[int, list[NDArray[np.float32]]] = {}
@@ -136,7 +137,9 @@ class Watched:
         """What becomes of it in the norm that follows each of several apart."""
         self._rows, self._tokens, self._width, self._several = rows, tokens, width, several
         self._layer = -1  # of the block that runs
-        self._left: torch.Tensor | None = None  # what the block before gave
+        self._taken: torch.Tensor | None = None  # by the block that runs, or ran last
+        self._left: torch.Tensor | None = None  # the stream after the block before
+        self._added: tuple[torch.Tensor, torch.Tensor] | None = None  # what an only MLP gave, and its first token's
         self._parts: dict[
             Place, tuple[int, int | None]
         ] = {}  # the MLP's number in its block, the writer's in a mixture
@@ -156,17 +159,21 @@ class Watched:
             self.added[self._layer] = list(self.outputs[self._layer])
             self._given.clear()
             self._normed.clear()
-            taken = args[0] if args else kwargs["hidden_states"]
-            if self._left is None:
-                self.entering.append(self._by_rows(taken, "takes"))
-            elif taken is not self._left and not torch.equal(taken, self._left):
-                raise ForwardError(
-                    f"block {self._layer} takes something else than the block before it gives: the stream is changed "
-                    "between them, which is not followed yet: it can be scanned, but not verified"
-                )
+            taken, before = args[0] if args else kwargs["hidden_states"], self._taken
+            if self._left is None or not (taken is self._left or torch.equal(taken, self._left)):
+                self.entering[self._layer] = self._by_rows(taken, "takes")[0].copy()
+                if before is not None and (self._layer < max(self.streams) or torch.equal(taken, before)):
+                    raise ForwardError(
+                        f"block {self._layer} runs beside another block, or before, not after it, which is not "
+                        "followed yet: it can be scanned, but not verified"
+                    )
+            self._taken, self._added = taken, None
+
+        def added(_module: object, _args: object, output: Any) -> None:
+            self._added = _first(output), _first(output).flatten()[: self._width].clone()
 
         def after(_module: object, _args: object, output: Any) -> None:
-            self._left = _first(output)
+            self._left = self._stream_of(_first(output))
             self.streams[self._layer] = self._by_rows(self._left, "gives")
             if ends(self._layer):
                 raise EnoughError
@@ -180,7 +187,21 @@ class Watched:
             yield mlp.whole.register_forward_hook(self._on_mlp(number))
         for norm in _norms(block.module) if inside and len(block.mlps) > 1 else ():
             yield norm.register_forward_hook(self._on_norm)
+        if len(block.mlps) == 1:
+            yield block.mlps[0].whole.register_forward_hook(added)
         yield block.module.register_forward_hook(after)
+
+    def _stream_of(self, given: torch.Tensor) -> torch.Tensor:
+        """Return the stream after a block that gave this: with what it took where that is left to the model (XLM).
+
+        It gave no more than its only MLP did then.
+        """
+        if self._added is None or self._taken is None or self._taken.shape != given.shape:
+            return given
+        whole, first = self._added
+        same = whole.data_ptr() == given.data_ptr() and whole.numel() == given.numel()
+        alone = same and torch.equal(given.flatten()[: self._width], first)  # nothing was added in place
+        return self._taken + given if alone else given
 
     def on_passage(self, passage: Passage) -> None:
         """Keep what went through a down projection."""
@@ -195,6 +216,11 @@ class Watched:
         np.add.at(product, tokens[here], (numpy_of(passage.left) * entry.routed[:, None])[here])
         key = self._layer, part, writer
         self._products[key] = self._products.get(key, 0) + product
+
+    def before(self, layers: Sequence[int]) -> NDArray[np.float32]:
+        """Return what each of these layers, in the order of the run, takes of the first row, [layers, T, channels]."""
+        pairs = zip([layers[0], *layers], layers, strict=False)
+        return np.stack([self.entering[n] if n in self.entering else self.streams[last][0] for last, n in pairs])
 
     def weighed(self, layer: int) -> tuple[Entry, ...]:
         """Return the entries of a layer, the router's weights times what its mixture multiplies its experts by."""

@@ -6,7 +6,7 @@ The stock model's weights come block by block (the room `model`); its down proje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -106,7 +106,7 @@ class Runner:
         if change is not None and (self.blocks.encodings or checkpoint.metadata):
             raise ForwardError(f"{self.name} is quantized: its weights cannot be changed as they are loaded, yet")
         self.masked = is_masked(self.blocks.model)
-        self.notes = tuple(_notes(self.blocks, self.stack, checkpoint.metadata))
+        self.notes = (*gguf_notes(checkpoint.metadata), *self.blocks.notes(), *latent_note(self.stack))
         """Where what runs is not all that the model does, or not all of it is followed, a line each."""
         self.one_by_one = False
         """Rows of a batch go through the model one at a time: it keeps something from block to block (checking.py)."""
@@ -174,7 +174,10 @@ class Runner:
         outputs, added = (
             {layer: np.stack(by_layer[layer]) for layer in entries} for by_layer in (watched.outputs, watched.added)
         )
-        return Trace(layers, watched.entering[0][0], residual[0], entries, outputs, added)
+        if changed := list(watched.entering)[1:]:
+            words = "by what is in no block: that is no write of theirs"
+            self._note(f"the stream is changed before blocks {_listed(changed)} {words}")
+        return Trace(layers, watched.before(layers), residual[0], entries, outputs, added)
 
     def streams(
         self,
@@ -340,8 +343,11 @@ class Runner:
         """Take blocks that text alone does not reach for no part of the stack."""
         if blocks:
             self.stack = tuple(block for block in self.stack if block not in blocks)
-            numbers = ", ".join(str(layer) for block in blocks for layer in block.layers)
-            self.notes += (f"blocks {numbers} do not run with text alone: nothing is said of them",)
+            layers = _listed(layer for block in blocks for layer in block.layers)
+            self._note(f"blocks {layers} do not run with text alone: nothing is said of them")
+
+    def _note(self, line: str) -> None:
+        self.notes += () if line in self.notes else (line,)
 
     @contextmanager
     def _edited(
@@ -383,18 +389,7 @@ class Runner:
         return part.T if matrix.transposed else part
 
 
-def _notes(blocks: BlockwiseModel, stack: Sequence[Block], metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield from gguf_notes(metadata)
-    if blocks.encoder_alone:
-        yield "the encoder of an encoder-decoder ran by itself: it has no logits, so that no loss is measured"
-    elif blocks.start is not None:
-        yield (
-            "it is an encoder-decoder: of each text the encoder reads the first half, and the decoder, from token "
-            f"{blocks.start} on, is judged on the second; tokens and positions are the decoder's"
-        )
-    if blocks.encodings:
-        yield (
-            f"its weights are stored as {' and '.join(blocks.encodings)} and run as the floats that they stand for; "
-            "what its own runtime quantizes besides, such as activations, is not"
-        )
-    yield from latent_note(stack)
+def _listed(layers: Iterable[int]) -> str:
+    first, *others = sorted(layers)
+    more = f" and {len(others) - 7} more" if len(others) > 7 else ""
+    return ", ".join(map(str, [first, *others[:7]])) + more

@@ -42,13 +42,13 @@ class Entry:
 class Trace:
     """What one prompt did, in float32; each array's layers are those of `layers`, in their order.
 
-    T is the number of tokens. `entering` and `residual` are the residual stream before the first block and after
-    each; `outputs` what each MLP of a block gives, and `added` what becomes of that before they are summed up, where a
-    norm follows each of several apart (Gemma 4).
+    T is the number of tokens. `entering` and `residual` are the residual stream before and after each block; `outputs`
+    what each MLP of a block gives, and `added` what becomes of that before they are summed up, where a norm follows
+    each of several apart (Gemma 4).
     """
 
     layers: tuple[int, ...]
-    entering: NDArray[np.float32]  # [T, hidden_size]
+    entering: Stream
     residual: NDArray[np.float32]  # [layers, T, hidden_size]
     entries: Mapping[int, tuple[Entry, ...]]
     outputs: Mapping[int, NDArray[np.float32]]  # layer that has an MLP -> [MLPs, T, hidden_size]

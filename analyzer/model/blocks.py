@@ -8,7 +8,7 @@ read. A model that is small enough keeps its blocks once they are loaded.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -116,6 +116,21 @@ class BlockwiseModel:
         """Return tensors of blocks as the model gets them, with the change in place. Raises like StoredWeights."""
         tensors = self._weights.read(names)
         return {key: self.change(key, tensor) for key, tensor in tensors.items()} if self.change else tensors
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for each thing that runs otherwise here than a user may think."""
+        if self.encoder_alone:
+            yield "the encoder of an encoder-decoder ran by itself: it has no logits, so that no loss is measured"
+        elif self.start is not None:
+            yield (
+                "it is an encoder-decoder: of each text the encoder reads the first half, and the decoder, from token "
+                f"{self.start} on, is judged on the second; tokens and positions are the decoder's"
+            )
+        if self.encodings:
+            yield (
+                f"its weights are stored as {' and '.join(self.encodings)} and run as the floats that they stand for; "
+                "what its own runtime quantizes besides, such as activations, is not"
+            )
 
     @property
     def encodings(self) -> tuple[str, ...]:

@@ -185,9 +185,15 @@ def output_head(model: Any) -> Any:
     return getattr(model.get_decoder(), "get_output_embeddings", lambda: None)() if head is None else head
 
 
-def is_masked(model: torch.nn.Module) -> bool:
-    """Tell whether a stock model fills in masked tokens."""
-    return "MaskedLM" in type(model).__name__
+def is_masked(model: Any) -> bool:
+    """Tell whether a stock model fills in masked tokens.
+
+    XLM and Flaubert have one class for that and for what reads from the left alone, as their configs say.
+    """
+    config, masked = model.config, transformers.MODEL_FOR_MASKED_LM_MAPPING
+    of_table = type(config) in masked and type(model) is masked[type(config)]
+    one_way = any(getattr(config, name, False) for name in ("is_encoder_decoder", "is_decoder", "causal"))
+    return "MaskedLM" in type(model).__name__ or (of_table and not one_way)
 
 
 def start_token(model: Any) -> int | None:

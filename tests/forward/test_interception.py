@@ -18,11 +18,29 @@ from models import (
 
 from analyzer.base.errors import ArchitectureError, ForwardError
 from analyzer.base.records import Coordinate
+from analyzer.forward.interception import Watched
+from analyzer.forward.mlps import Block
 
 OTHER_IDS = [9, 3, 16, 1, 2, 9, 12, 4]
 WINDOWS = [PROMPT_IDS, OTHER_IDS, [5, 6, 7, 8, 1]]
 # Every down projection of these models has a weight at (5, 19) that matters.
 ROW, COL = 5, 19
+
+
+class Adds(torch.nn.Module):
+    def forward(self, hidden):
+        return hidden + 1
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0)])
+def test_blocks_that_do_not_follow_each_other_are_refused(first, then):
+    blocks = [Block(f"blocks.{layer}", Adds(), (layer,)) for layer in range(2)]
+    watched, hidden = Watched(1, 3, 4, several=False), torch.arange(12.0).reshape(1, 3, 4)
+    for block in blocks:
+        list(watched.hung_up(block, lambda _: False, inside=False))
+    blocks[first].module(hidden)
+    with pytest.raises(ForwardError, match="runs beside another block, or before, not after it"):
+        blocks[then].module(hidden)
 
 
 def fired(plain, layer, ids):

@@ -38,7 +38,8 @@ def test_trace_is_what_transformers_computes(planted):
     with torch.no_grad():
         # The library's own record: its last entry has been through the final norm, the others are the stream.
         hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    np.testing.assert_allclose(trace.entering, hidden[0][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(trace.entering[0], hidden[0][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(trace.entering[1:], trace.residual[:-1])
     for layer in range(LAYERS - 1):
         np.testing.assert_allclose(trace.residual[layer], hidden[layer + 1][0], rtol=1e-4, atol=1e-4)
     normed = model.model.norm(torch.tensor(trace.residual[-1]))

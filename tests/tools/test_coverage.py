@@ -11,7 +11,7 @@ from tiny_models import Kind, NotBuildable, all_kinds, build
 # hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal, with experts
 # that are modules of their own, with tokens before rows, with
 # streams that predict beside the main one, with MLPs that write latents,
-# an encoder-decoder inside of a multimodal model.
+# an encoder-decoder inside of a multimodal model, with what changes the stream between blocks.
 BOTH_RIGHT = (
     *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
     *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
@@ -25,6 +25,7 @@ BOTH_RIGHT = (
     *("fsmt/FSMTForConditionalGeneration", "prophetnet/ProphetNetForConditionalGeneration"),
     *("prophetnet/ProphetNetForCausalLM", "mobilebert/MobileBertForMaskedLM"),
     *("muse_spark/MuseSparkForConditionalGeneration", "florence2/Florence2ForConditionalGeneration"),
+    "blt/BltForCausalLM",
 )
 SCAN_RIGHT = (
     *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),

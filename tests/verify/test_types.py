@@ -2,18 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from coverage import prepare
 from models import settings
 from tiny_models import Kind, build
-from tiny_text import save_tokenizer
+from tiny_text import PROMPT_IDS, TEXT_IDS, save_tokenizer
 
 from analyzer.analyze.running import load_model, open_runnable
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.errors import AnalyzerError, ArchitectureError
 from analyzer.base.records import Coordinate
+from analyzer.forward.edits import UNTOUCHED
 from analyzer.source.folder import FolderSource
 
 
@@ -53,7 +55,7 @@ REFUSED = {
     "gemma4_assistant/Gemma4AssistantForCausalLM": r"\(gemma4_assistant\) cannot be run: ",
     "cpmant/CpmAntForCausalLM": r"\(cpmant\) runs tokens of its own before a prompt's",
     "reformer/ReformerForMaskedLM": r"\(reformer\) comes out otherwise each time that it runs",
-    "xlm/XLMWithLMHeadModel": "block 1 takes something else than the block before it gives: the stream is changed",
+    "dory/DoryForCausalLM": "block 1 runs again and again, which is not followed yet",
 }
 
 
@@ -94,6 +96,38 @@ def test_blocks_that_text_does_not_reach_are_left_out_and_said_to_be(tmp_path):
     result = verify_model(saved("mllama/MllamaForCausalLM", tmp_path), settings())
     assert [each.layer for each in result.layers] == [0, 2, 3, 5]
     assert "blocks 1, 4 do not run with text alone: nothing is said of them" in result.notes
+
+
+def test_what_changes_the_stream_between_blocks_is_seen_and_said(tmp_path):
+    text = "blt/BltForCausalLM"
+    result = verify_model(saved(text, tmp_path), settings())
+    assert [note for note in result.notes if note.startswith("the stream is changed before blocks 1, 2, 3 by what")]
+    runner, _ = open_runnable(FolderSource(tmp_path)).build()
+    trace, model = runner.trace(PROMPT_IDS), build(Kind(*text.split("/")))
+    taken, gave = [], []
+    for block in model.model.local_decoder.layers:
+        block.register_forward_pre_hook(lambda _, args: taken.append(args[0][0]))
+        block.register_forward_hook(lambda _, __, output: gave.append(output[0]))
+    with torch.inference_mode():
+        model(torch.tensor([PROMPT_IDS]), use_cache=False)
+    np.testing.assert_allclose(trace.entering, np.stack(taken), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trace.residual, np.stack(gave), rtol=1e-4, atol=1e-5)
+    assert np.abs(trace.entering[1:] - trace.residual[:-1]).max() > 0.1
+
+
+def test_a_block_that_is_an_mlp_alone_gives_on_top_of_what_it_took(tmp_path):
+    text = "xlm/XLMWithLMHeadModel"
+    runner, tokens = open_runnable(saved(text, tmp_path)).build()
+    (stream,) = runner.streams([PROMPT_IDS], [UNTOUCHED])
+    model = build(Kind(*text.split("/"))).transformer
+    with torch.inference_mode():
+        hidden = model(torch.tensor([PROMPT_IDS]), output_hidden_states=True).hidden_states[1:]
+        normed = [norm(torch.tensor(each)) for norm, each in zip(model.layer_norm2, stream, strict=True)]
+    read = len(PROMPT_IDS) - PROMPT_IDS.count(model.pad_index)  # XLM reads no more
+    for found, expected in zip(normed, hidden, strict=True):
+        np.testing.assert_allclose(found[:read], expected[0, :read], rtol=1e-4, atol=1e-4)
+    assert runner.masked
+    assert tokens.window(TEXT_IDS).places[:2] == (3, 10)
 
 
 def test_a_weight_of_another_tower_is_not_here(tmp_path):

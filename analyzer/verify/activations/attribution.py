@@ -26,7 +26,7 @@ class Attribution:
 
 
 def find_writes(
-    entering: NDArray[np.float32],
+    entering: Stream,
     residual: Stream,
     layers: Sequence[int],
     activations: Sequence[SuperActivation],
@@ -34,10 +34,9 @@ def find_writes(
 ) -> list[tuple[int, int, int, float]]:
     """Return (layer, position, channel, change) of each block that writes a super activation, removing ones too.
 
-    `entering` is the residual stream before the first block, [T, hidden_size]. A write counts from the layer where
-    the activation first appears at that place to the one after it was last seen.
+    `entering` is the residual stream before each block, as `residual` is that after it. A write counts from the layer
+    where the activation first appears at that place to the one after it was last seen.
     """
-    before = np.concatenate((entering[None], residual[:-1]))
     bounds = thresholds.write_ratio * medians(residual)
     writes = []
     for channel, position in sorted({(a.channel, a.position) for a in activations}):
@@ -45,7 +44,7 @@ def find_writes(
         start = layers.index(min(a.layer for a in here))
         stop = layers.index(max(a.last_layer for a in here)) + 1
         for index in range(start, min(stop, len(layers) - 1) + 1):
-            change = float(residual[index, position, channel] - before[index, position, channel])
+            change = float(residual[index, position, channel] - entering[index, position, channel])
             if abs(change) >= bounds[index] > 0:
                 writes.append((layers[index], position, channel, change))
     return writes

@@ -22,17 +22,27 @@ def test_finds_writes_in_steps_and_removals():
     stream = np.ones((8, 8, 32), np.float32)
     stream[:, 2, 4] = [1, 200, 700, 701, 702, 703, 50, 1]
     activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
-    writes = find_writes(np.ones((8, 32), np.float32), stream, LAYERS, activations, THRESHOLDS)
+    entering = np.concatenate((np.ones((1, 8, 32), np.float32), stream[:-1]))
+    writes = find_writes(entering, stream, LAYERS, activations, THRESHOLDS)
     assert writes == [(1, 2, 4, 199), (2, 2, 4, 500), (6, 2, 4, -653)]
 
 
 def test_the_first_block_writes_over_what_enters():
     stream = np.full((8, 8, 32), 1, np.float32)
     stream[:, 0, 4] = 500
-    entering = np.ones((8, 32), np.float32)
+    entering = np.concatenate((np.ones((1, 8, 32), np.float32), stream[:-1]))
     activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
     assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == [(0, 0, 4, 499)]
-    entering[0, 4] = 500
+    entering[0, 0, 4] = 500
+    assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == []
+
+
+def test_what_is_changed_between_blocks_is_no_block_s_write():
+    stream = np.full((8, 8, 32), 1, np.float32)
+    stream[3:, 0, 4] = 500
+    entering = np.concatenate((np.ones((1, 8, 32), np.float32), stream[:-1]))
+    entering[3, 0, 4] = 450  # before block 3, in none
+    activations, _ = detect(stream, LAYERS, TOKENS, THRESHOLDS)
     assert find_writes(entering, stream, LAYERS, activations, THRESHOLDS) == []
 
 
