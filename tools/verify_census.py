@@ -37,7 +37,7 @@ def save_with_super_weight(kind: Kind, matrices: Sequence[Mapping[str, Any]], fo
     planted, masked = None, False
     try:
         done = run_text(model, PROMPT_IDS, {each["stack"] for each in matrices})
-        masked = "MaskedLM" in kind.class_name or not is_causal(model)
+        masked = "MaskedLM" in kind.class_name or not (model.config.is_encoder_decoder or is_causal(model))
         planted = plant_super_weight(model, [each for each in matrices if each["stack"] == done.last])
     except Exception as error:  # whatever a model raises where it needs more than text
         stock["unrunnable"] = one_line(error) if matrices else "it has no MLP"
