@@ -100,8 +100,9 @@ def _start(model: PreTrainedModel) -> int:
 
 
 def _last_keeper(linear: dict[str, Tensor]) -> Any:
-    def keep(_module: object, _args: object, output: Tensor) -> None:
-        linear["last"] = output.detach().clone()
+    def keep(_module: object, _args: object, output: Any) -> None:
+        if isinstance(output, Tensor):  # some routers are linear maps that give more
+            linear["last"] = output.detach().clone()
 
     return keep
 
