@@ -3,7 +3,18 @@
 import pytest
 import torch
 from families import FAMILIES, build
-from models import MIXTURES, PLANTED, found_at, plant, plant_in, random_llama, save, verify_folder, with_large_weights
+from models import (
+    MIXTURES,
+    PLANTED,
+    found_at,
+    plant,
+    plant_in,
+    random_llama,
+    save,
+    sized,
+    verify_folder,
+    with_large_weights,
+)
 
 from analyzer.base.records import Coordinate
 
@@ -33,7 +44,7 @@ def test_the_planted_weight_is_found_on_cuda(tmp_path, way):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MIXTURES)
 def test_one_experts_weight_is_found_on_cuda(tmp_path, way, name, dtype):
-    model = with_large_weights(build(FAMILIES[name])).eval()
+    model = with_large_weights(build(FAMILIES[name], **sized(name, 64, 5))).eval()
     expert = plant_in(model, name)
     result = verify_folder(save(model.to(getattr(torch, dtype)), tmp_path), device="cuda", dtype=dtype)
     assert found_at(result, Coordinate(1, expert, 5, 19)).status == "confirmed"

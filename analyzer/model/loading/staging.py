@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from analyzer.base.errors import ForwardError
 from analyzer.model.loading.layout import lay_out
 from analyzer.model.weights import StoredWeights
 
@@ -129,9 +130,12 @@ class Gpu:
     def _keep_pace(self) -> torch.cuda.Stream:
         """Wait until what the block before the last asked for is done: else blocks would pile up on the device.
 
-        Returns the stream of computing.
+        Returns the stream of computing. Raises ForwardError where that is another than the default one, on which the
+        library casts what it loads.
         """
         computing = torch.cuda.default_stream(self._device)
+        if torch.cuda.current_stream(self._device) != computing:
+            raise ForwardError("a model's weights come to a GPU on its default stream: run it there")
         if self._begun is not None:
             self._begun.synchronize()
         self._begun = torch.cuda.Event()  # type: ignore[no-untyped-call]

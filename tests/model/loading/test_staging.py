@@ -10,7 +10,7 @@ from models import PROMPT_IDS, TEXT_IDS, Hooked, hooked, load_plain, random_llam
 from streamed import KEEP, stored_bytes
 
 from analyzer.analyze.running import open_runnable
-from analyzer.base.errors import SourceError
+from analyzer.base.errors import ForwardError, SourceError
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.model.loading import staging
@@ -182,6 +182,13 @@ def test_staged_blocks_are_those_that_are_loaded_directly_on_a_gpu(tmp_path, mon
     assert other.blocks._ahead.far == 2
     staged(monkeypatch, None)
     check_the_same(hooked(tmp_path, **options), other)
+
+
+@needs_gpu
+def test_another_stream_than_the_default_one_is_refused(tmp_path):
+    model = hooked(save(random_llama(), tmp_path), device="cuda", keep_bytes=0)
+    with torch.cuda.stream(torch.cuda.Stream()), pytest.raises(ForwardError, match="on its default stream: run it"):
+        model.trace(PROMPT_IDS)
 
 
 @needs_gpu
