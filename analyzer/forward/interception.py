@@ -280,7 +280,9 @@ class Watched:
         if whole.ndim != 3 or whole.shape[0] != self._rows or whole.shape[1] < self._tokens:
             raise ForwardError(words)
         if whole.shape[2] % self._width or (whole.shape[2] != self._width and not self._several):
-            raise OtherWidthError(whole.shape[2], words) if what == "takes" else ForwardError(words)
+            raise (
+                OtherWidthError(whole.shape[2], words) if what == "takes" and not self.streams else ForwardError(words)
+            )
         return numpy_of(whole[:, : self._tokens])  # some pad their inputs to a window
 
 
