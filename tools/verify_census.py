@@ -38,7 +38,8 @@ def save_with_super_weight(kind: Kind, matrices: Sequence[Mapping[str, Any]], fo
     try:
         done = run_text(model, PROMPT_IDS, {each["stack"] for each in matrices})
         masked = "MaskedLM" in kind.class_name or not (model.config.is_encoder_decoder or is_causal(model))
-        planted = plant_super_weight(model, [each for each in matrices if each["stack"] == done.last])
+        here = [each for each in matrices if each["stack"] == done.last]
+        planted = plant_super_weight(model, here) if here else None
     except Exception as error:  # whatever a model raises where it needs more than text
         stock["unrunnable"] = one_line(error) if matrices else "it has no MLP"
     model.save_pretrained(folder / "model")

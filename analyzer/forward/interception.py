@@ -154,7 +154,10 @@ class Watched:
         def before(_module: object, args: Any, kwargs: Any) -> None:
             self._layer = next(layers, -1)
             if self._layer < 0:
-                raise ForwardError(f"block {block.layers[-1]} runs again and again, which is not followed yet")
+                raise ForwardError(
+                    f"block {block.layers[-1]} runs again and again, which is not followed yet: it can be scanned, but "
+                    "not verified"
+                )
             self.outputs[self._layer] = [np.zeros((self._tokens, self._width), np.float32)] * len(block.mlps)
             self.added[self._layer] = list(self.outputs[self._layer])
             self._given.clear()
