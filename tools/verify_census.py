@@ -34,19 +34,20 @@ def save_with_super_weight(kind: Kind, matrices: Sequence[Mapping[str, Any]], fo
     model = build(kind)
     model.set_attn_implementation("eager")  # PaliGemma is causal with it, and with others not
     stock: Fields = {}
-    planted, masked = None, False
+    planted, masked, stack = None, False, None
     try:
-        done = run_text(model, PROMPT_IDS, {each["stack"] for each in matrices})
-        masked = "MaskedLM" in kind.class_name or not (model.config.is_encoder_decoder or is_causal(model))
-        here = [each for each in matrices if each["stack"] == done.last]
-        planted = plant_super_weight(model, here) if here else None
+        ran = run_text(model, PROMPT_IDS, {each["stack"] for each in matrices}).order
     except Exception as error:  # whatever a model raises where it needs more than text
-        stock["unrunnable"] = one_line(error) if matrices else "it has no MLP"
+        ran, stock["unrunnable"] = [], one_line(error)
+    if ran:  # else it has no stack of blocks with MLPs of matrices
+        stack = ran[-1]  # the one that makes text
+        masked = "MaskedLM" in kind.class_name or not (model.config.is_encoder_decoder or is_causal(model))
+        planted = plant_super_weight(model, [each for each in matrices if each["stack"] == stack])
     model.save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
-    if "unrunnable" not in stock:  # some do not save all that they have, such as Marian its positions
+    if stack is not None:  # some do not save all that they have, such as Marian its positions
         loaded = type(model).from_pretrained(folder / "model", attn_implementation="eager").eval().requires_grad_(False)
-        stock |= _told(loaded, done.last, planted, masked=masked)
+        stock |= _told(loaded, stack, planted, masked=masked)
     if "value" in stock:
         stock["matrix"] = _matrix_with(stock, matrices, folder / "model")
     if "stream" in stock:
@@ -102,7 +103,7 @@ def compare_verified(matrices: Sequence[Mapping[str, Any]], folder: Path) -> tup
         wrong = "; ".join(_faults(matrices, stock, folder))
     except AnalyzerError as error:
         reason = str(error).replace(str(folder / "model"), "MODEL")
-        if "unrunnable" not in stock or not matrices:
+        if "unrunnable" not in stock:
             return "refused", reason
         return NOT_ON_TEXT, f"{reason}; the library's own model on text alone: {stock['unrunnable']}"
     except Exception as error:

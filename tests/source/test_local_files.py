@@ -1,5 +1,6 @@
 """Local files that are held open: what is read is of one state of them, and a change is told."""
 
+import gc
 import os
 import threading
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_many_files_and_many_threads_hold_few_descriptors(tmp_path):
     files, paths, wrong = LocalFiles(), [tmp_path / str(number) for number in range(MAX_HELD + 40)], []
     for path in paths:
         path.write_bytes(path.name.encode() * 100)
+    gc.collect()  # else what other tests left open may be closed meanwhile
     before = open_files()
 
     def read():
