@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # they import torch, which a scan, and a refusal, never need
     from analyzer.forward.editing import EditableModel
     from analyzer.forward.runner import Runner
     from analyzer.model.tokens import Tokens
+    from analyzer.model.weights import ChangeTensor
 
 MOST_LAYERS = 2000
 NOT_OF_TEXT = ("vision", "audio")
@@ -59,9 +60,18 @@ class Runnable:
     folder: Path
 
     def build(
-        self, *, device: str = "auto", dtype: str = "auto", keep_bytes: int | None = None
+        self,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        keep_bytes: int | None = None,
+        change: ChangeTensor | None = None,
     ) -> tuple[Runner, Tokens]:
-        """Return the stock model, ready to run, and its tokenizer. Raises ForwardError where it cannot be built."""
+        """Return the stock model, ready to run, and its tokenizer.
+
+        `change` is asked for what to load in place of each tensor of a block. Raises ForwardError where the model
+        cannot be built.
+        """
         from analyzer.forward.runner import Runner
         from analyzer.model.tokens import Tokens
 
@@ -72,6 +82,7 @@ class Runnable:
             device=device,
             dtype=dtype,
             keep_bytes=keep_bytes,
+            change=change,
             before=self.before,
             others=self.others,
             encoder_alone=self.encoder_alone,

@@ -58,7 +58,7 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     early_stop = settings.early_stop
     runnable = open_runnable(source, tower=settings.tower, download=not early_stop)
     checkpoint, projections = runnable.checkpoint, runnable.projections
-    asked = _values_of(runnable, settings.weights)
+    asked = values_in(runnable, settings.weights)
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
     if not early_stop and not asked:
@@ -93,7 +93,7 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     return Verified(runnable, scanned, result)
 
 
-def _values_of(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordinate, float]:
+def values_in(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordinate, float]:
     """Return the values of weights that were asked for, which are of the tower that runs where they name none.
 
     Raises ArchitectureError where the model has no such weight, or it cannot be followed.

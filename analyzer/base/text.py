@@ -13,7 +13,20 @@ from analyzer.base.records import Coordinate
 
 WIDTH = 100
 tabulate.MIN_PADDING = 0  # else every header takes two columns more than it needs
-WORDS = {"tower", "vanish", "appear", "positions", "status", "effect", "token", "change", "known", "down projections"}
+WORDS = {
+    "tower",
+    "vanish",
+    "appear",
+    "positions",
+    "status",
+    "effect",
+    "token",
+    "change",
+    "known",
+    "down projections",
+    "arm",
+    "what",
+}
 
 
 def model_title(model: str, revision: str | None, commit: str | None) -> str:

@@ -9,6 +9,7 @@ from analyzer.cli.analyze import analyze
 from analyzer.cli.cache import cache
 from analyzer.cli.catalog.group import catalog
 from analyzer.cli.diff import diff
+from analyzer.cli.experiment import experiment
 from analyzer.cli.scan import scan
 from analyzer.cli.verify import verify
 
@@ -26,5 +27,5 @@ def cli() -> None:
     """
 
 
-for command in (scan, verify, analyze, diff, cache, catalog):
+for command in (scan, verify, analyze, experiment, diff, cache, catalog):
     cli.add_command(command)

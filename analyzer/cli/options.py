@@ -103,26 +103,13 @@ weight_options = (
     ),
     known_option,
 )
-plot_option = click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE.png",
-    help="Draw each layer's largest values, and the super activation with and without its weight.",
+picture_option = partial(
+    click.option, "--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE.png"
 )
-_verify_options = (
-    click.option(
-        "--prompt", callback=check_text, default=PAPER_PROMPT, show_default=True, help="What is run through the model."
-    ),
-    click.option(
-        "--text",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Text that the loss is measured on.  [default: the bundled one]",
-    ),
-    click.option(
-        "--prompts",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
-    ),
+plot_option = picture_option(
+    help="Draw each layer's largest values, and the super activation with and without its weight."
+)
+device_options = (
     click.option(
         "--tower",
         callback=check_text,
@@ -144,6 +131,22 @@ _verify_options = (
         show_default=True,
         help="auto: float32 on a CPU, else the checkpoint's own.",
     ),
+)
+_verify_options = (
+    click.option(
+        "--prompt", callback=check_text, default=PAPER_PROMPT, show_default=True, help="What is run through the model."
+    ),
+    click.option(
+        "--text",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Text that the loss is measured on.  [default: the bundled one]",
+    ),
+    click.option(
+        "--prompts",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
+    ),
+    *device_options,
 )
 
 

@@ -62,6 +62,40 @@ class WeightEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedEdit:
+    """One weight times a factor at some positions of a row, and times another everywhere else.
+
+    With 1 and 0 it is zeroed but at these positions: what it writes there is restored. Of an encoder-decoder the
+    positions are the decoder's. Raises ForwardError where one of them is no such thing.
+    """
+
+    coordinate: Coordinate
+    positions: frozenset[int]
+    at: float = 1.0
+    elsewhere: float = 0.0
+
+    def __post_init__(self) -> None:
+        WeightEdit(self.coordinate, self.at), WeightEdit(self.coordinate, self.elsewhere)  # or it is refused
+        if not isinstance(self.positions, frozenset) or not all(map(_is_index, self.positions)):
+            raise ForwardError(f"{shown(repr(self.positions))} are no positions: give a frozenset of integers from 0")
+
+    @property
+    def layer(self) -> int:
+        """The layer of the weight."""
+        return self.coordinate.layer
+
+    @property
+    def key(self) -> Coordinate:
+        """The weight."""
+        return self.coordinate
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """The weight alone."""
+        return (self.coordinate,)
+
+
+@dataclass(frozen=True, slots=True)
 class Intervention:
     """What one row of a batch runs with: all of these edits in place at once; none of them is the untouched model.
 
@@ -103,7 +137,11 @@ def _is_coordinate(value: object) -> bool:
     if not isinstance(value, Coordinate):
         return False
     numbers = (value.layer, value.row, value.col, value.expert or 0, value.mlp or 0)
-    return all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    return all(map(_is_index, numbers))
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _is_finite(value: object) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate, Place
-from analyzer.forward.edits import Intervention, WeightEdit
+from analyzer.forward.edits import Intervention, PlacedEdit, WeightEdit
 from analyzer.forward.experts import watched_experts
 from analyzer.forward.mlps import Block, Passage, Record
 from analyzer.forward.trace import Entry, factors_of
@@ -41,14 +41,12 @@ def intercepted(
     hand, each of so many tokens; what is recorded is what the model goes on with. Raises ForwardError where an edit is
     of a kind that is not done here.
     """
-    edited: dict[Place, list[tuple[int, int, int, float]]] = {}
+    edited: dict[Place, list[tuple[int, WeightEdit | PlacedEdit]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
-            if not isinstance(edit, WeightEdit):
+            if not isinstance(edit, WeightEdit | PlacedEdit):
                 raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
-            c = edit.coordinate
-            removed = values[c] * (1.0 - float(edit.factor))
-            edited.setdefault(c.place, []).append((batch_row, c.row, c.col, removed))
+            edited.setdefault(edit.coordinate.place, []).append((batch_row, edit))
 
     def change(
         place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor, *, padded: bool = False
@@ -62,11 +60,13 @@ def intercepted(
             return left
         left = left.clone()
         in_hand = torch.tensor(rows(), device=which.device)
-        batch_rows = in_hand[which // (len(which) // len(in_hand) if padded else tokens)]
-        for batch_row, row, col, removed in here:
-            mine = batch_rows == batch_row
-            exact = left[mine, row].float() - removed * entered[mine, col].float()
-            left[mine, row] = exact.to(left.dtype)
+        width = len(which) // len(in_hand) if padded else tokens
+        batch_rows, positions = in_hand[which // width], which % width
+        for batch_row, edit in here:
+            mine, c = batch_rows == batch_row, edit.coordinate
+            removed = values[c] * _removed(edit, positions[mine])
+            exact = left[mine, c.row].float() - removed * entered[mine, c.col].float()
+            left[mine, c.row] = exact.to(left.dtype)
         return left
 
     with ExitStack() as stack:
@@ -85,6 +85,14 @@ def intercepted(
             hook = _linear_hook(writer.places[0], change, keep)
             stack.callback(writer.module.register_forward_hook(hook).remove)
         yield
+
+
+def _removed(edit: WeightEdit | PlacedEdit, positions: torch.Tensor) -> torch.Tensor | float:
+    """Return the part of a weight that an edit takes away, at each of the positions [n] or at all alike."""
+    if isinstance(edit, WeightEdit):
+        return 1.0 - float(edit.factor)
+    at = torch.isin(positions, torch.tensor(sorted(edit.positions), device=positions.device))
+    return torch.where(at, 1.0 - float(edit.at), 1.0 - float(edit.elsewhere))
 
 
 def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Record | None) -> Callable[..., Any]:

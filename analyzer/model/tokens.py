@@ -84,6 +84,14 @@ class Tokens:
         """Return those that go through the blocks that are judged: all, or what a decoder reads of its own half."""
         return tuple(ids) if self.start is None else (self.start, *ids[half(len(ids)) : -1])
 
+    @property
+    def bos(self) -> int:
+        """The token that begins a text. Raises ForwardError where the tokenizer has none."""
+        found = self._tokenizer.bos_token_id
+        if found is None:
+            raise ForwardError(f"the tokenizer of {self._model} has no token that begins a text: leave --bos out")
+        return int(found)
+
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return each token as the text it stands for."""
         with self._trusting_nobody("cannot make text"):

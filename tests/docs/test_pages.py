@@ -9,6 +9,7 @@ from guide import FOLDERS, rooms
 from guide_pages import PAGES, ROOT, blocks, inline, inline_code, tokens_of
 
 from analyzer import __version__
+from analyzer.cli.experiment import EXPERIMENTS
 from analyzer.verify.costs.effects import EFFECT_PARAMETERS
 from analyzer.verify.settings import Thresholds
 
@@ -96,6 +97,13 @@ def test_the_parameters_of_a_decision_are_those_of_the_code():
     rounds = int(re.search(r'"max_rounds": (\d+)', entries)[1])
     parameters = {**vars(Thresholds()), **EFFECT_PARAMETERS, "max_rounds": rounds}
     assert [f"`{name}` {value:g}" for name, value in parameters.items() if f"`{name}` {value:g}" not in method] == []
+
+
+def test_every_experiment_has_a_page_that_the_overview_leads_to():
+    overview = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    for experiment in EXPERIMENTS:
+        assert (ROOT / "docs" / "experiments" / f"{experiment.name}.md").exists()
+        assert f"](experiments/{experiment.name}.md)" in overview
 
 
 def test_one_version_everywhere():

@@ -1,0 +1,1 @@
+"""Which other weights are changed in the place of those in question."""

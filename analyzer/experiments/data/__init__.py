@@ -1,0 +1,1 @@
+"""What experiments run on: data sets of the Hub, files, windows, contexts."""

@@ -1,0 +1,1 @@
+"""What experiments share: the model and its weights, arms and their losses, tables, pictures."""

@@ -1,0 +1,131 @@
+"""The lab: a model ready to run, the weights in question, the windows; and the losses of arms in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analyze.running import Runnable, open_runnable
+from analyzer.analyze.verifying import values_in
+from analyzer.base.errors import ForwardError
+from analyzer.base.progress import Progress, counted
+from analyzer.experiments.data.contexts import Passages, contexts_of, read_passages
+from analyzer.experiments.data.texts import Text, read_text, windows_of
+from analyzer.experiments.lab.asked import Settings, weights_asked
+from analyzer.experiments.lab.costs import cost_of
+from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
+from analyzer.forward.checking import check_rows
+from analyzer.forward.losses import token_losses
+from analyzer.forward.runner import Runner
+from analyzer.model.tokens import Tokens, Window
+from analyzer.model.weights import ChangeTensor
+from analyzer.source.source import Source
+
+CHECKED = 64  # tokens of the first text
+ORIGINAL = Arm("original")
+Losses = NDArray[np.float64]
+"""Of each arm over each window, the mean in nats per token, [arms, windows]."""
+
+
+@dataclass
+class Lab:
+    """A model that runs, the weights in question, and what it is run on: windows of a text, or contexts."""
+
+    runnable: Runnable
+    runner: Runner
+    tokens: Tokens
+    weights: tuple[Weight, ...]
+    weights_from: str
+    settings: Settings
+    windows: tuple[Window, ...]
+    contexts: tuple[tuple[int, ...], ...]
+    protocol: dict[str, Any]
+    progress: Progress
+    runs: int = field(default=0, init=False)
+    """How often the text was run, as a row of a pass or by itself."""
+
+    def losses(self, arms: Sequence[Arm]) -> Losses:
+        """Return the mean loss of each arm over each window.
+
+        Arms without a change are rows of the same passes. Raises ForwardError where the model cannot be run so.
+        """
+        found = np.empty((len(arms), len(self.windows)))
+        rows = [number for number, arm in enumerate(arms) if arm.change is None]
+        self._run(self.runner, arms, rows, found, "arms")
+        for number, arm in enumerate(arms):
+            if arm.change is not None:
+                self._run(self._changed(arm.change), arms, [number], found, arm.name)
+        self.runs += len(arms)
+        return found
+
+    def measure(self, arms: Sequence[Arm]) -> tuple[Measured, ...]:
+        """Return the untouched model and these arms with what each costs over all windows."""
+        every = [ORIGINAL, *arms]
+        losses = self.losses(every)
+        return tuple(
+            Measured(arm.name, arm.zeroed, cost_of(losses[0], losses[number]), facts=arm.facts)
+            for number, arm in enumerate(every)
+        )
+
+    def _run(self, runner: Runner, arms: Sequence[Arm], rows: Sequence[int], found: Losses, what: str) -> None:
+        """Put the mean losses of the arms of these numbers into their rows of `found`."""
+        if not rows:
+            return
+        places = [(window, number) for window in range(len(self.windows)) for number in rows]
+        pairs = [(self.windows[window], arms[number].of(window)) for window, number in places]
+        advance = counted(self.progress, what, len(pairs))
+        for (window, number), losses in zip(places, token_losses(runner, pairs, advance), strict=True):
+            found[number, window] = losses.mean(dtype=np.float64)
+
+    def _changed(self, change: ChangeTensor) -> Runner:
+        """Return a runner of the same model with its weights changed as they are loaded."""
+        runner, _ = self.runnable.build(device=self.settings.device, dtype=self.settings.dtype, change=change)
+        runner.one_by_one, runner.blocks.sliced = self.runner.one_by_one, self.runner.blocks.sliced
+        return runner
+
+
+def open_lab(
+    source: Source, experiment: Experiment, settings: Settings, *, token: str | None, progress: Progress
+) -> Lab:
+    """Return the lab of an experiment. Raises AnalyzerError where model, weights or data cannot be had, or not run."""
+    text: Text | None = None
+    passages: Passages | None = None
+    if experiment.needs == "text":
+        text = read_text(settings.data, token=token)
+    else:
+        passages = read_passages(settings.prompts_data, token=token)
+    coordinates, weights_from = weights_asked(source, settings, progress)
+    runnable = open_runnable(source, tower=settings.tower)
+    values = values_in(runnable, coordinates)
+    progress("building the model", 0, 1)
+    runner, tokens = runnable.build(device=settings.device, dtype=settings.dtype)
+    progress("building the model", 1, 1)
+    windows: tuple[Window, ...] = ()
+    contexts: tuple[tuple[int, ...], ...] = ()
+    protocol: dict[str, Any] = {}
+    if text is not None:
+        windows, length = windows_of(text, tokens, most=settings.windows, length=settings.length, bos=settings.bos)
+        predicted = sum(len(window.places) for window in windows)
+        protocol = text.facts | {"windows": len(windows), "length": length, "tokens": predicted, "bos": settings.bos}
+    if passages is not None:
+        contexts = tuple(contexts_of(passages, tokens, most=settings.limit))
+        protocol = passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
+    _check(runner, windows[0].ids if windows else max(contexts, key=len))
+    protocol |= {"dtype": runner.dtype, "device": runner.device, "seed": settings.seed}
+    weights = tuple(Weight(coordinate, value) for coordinate, value in values.items())
+    return Lab(runnable, runner, tokens, weights, weights_from, settings, windows, contexts, protocol, progress)
+
+
+def _check(runner: Runner, ids: Sequence[int]) -> None:
+    """Raise ForwardError where the model says nothing of a next token, or rows of edits do not come out right."""
+    if not runner.has_loss:
+        raise ForwardError(f"{runner.name}: an encoder by itself has no loss: leave --tower out")
+    check_rows(runner, ids)
+    ids = ids[:CHECKED]
+    trace = runner.trace(ids)
+    if not runner.masked and runner.start is None and not runner.is_causal(ids, trace):
+        raise ForwardError(f"{runner.name} is no causal and no masked language model: its loss would mean nothing")

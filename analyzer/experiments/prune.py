@@ -1,0 +1,156 @@
+"""Table 1: the weights zeroed, as many others zeroed, and zeroed with the super activation restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from analyzer.base.records import Coordinate
+from analyzer.experiments.controls.others import KINDS, Others, choose, count_of_places, zeroed_as_loaded
+from analyzer.experiments.lab.records import Arm, Experiment, Measured, Option, Outcome
+from analyzer.experiments.reports.wording import change_of, percent_of
+from analyzer.forward.edits import Intervention, PlacedEdit, zeroing
+
+if TYPE_CHECKING:
+    from analyzer.experiments.lab.opening import Lab
+
+OTHERS = tuple(map(Others.parse, ("global:7000", "per-tensor:1e-6", "same-tensor:7000", "random:7000")))
+RESTORED = (4, 16, 64)
+PEAK, EVERYWHERE = "restored at peak", "restored at super activation"
+ALL = "all zeroed"
+
+
+def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int]) -> Outcome:
+    """Zero the weights, and others; restore what they write at some positions; and the complements of that.
+
+    Restoring a channel of a down projection's output at a position is the same as leaving the weight its effect there,
+    since no other weight of it writes the channel by that input. At all positions it would be the untouched model.
+    """
+    coordinates = [weight.coordinate for weight in lab.weights]
+    several = len(coordinates) > 1
+    joint = ALL if several else f"{coordinates[0]} zeroed"
+    arms = [Arm(f"{c} zeroed", zeroing([c]), 1) for c in coordinates if several]
+    arms.append(Arm(joint, zeroing(coordinates), len(coordinates)))
+    if len(coordinates) > 2:
+        arms += [Arm(f"all but {c} zeroed", zeroing(_but(coordinates, c)), len(coordinates) - 1) for c in coordinates]
+    restoring, never_large = _restoring(lab, coordinates, sorted(set(restore)))
+    chosen, unchangeable = [], bool(lab.runner.blocks.encodings or lab.runnable.checkpoint.metadata)
+    for number, each in enumerate(() if unchangeable else others, start=1):
+        lab.progress("choosing others", number, len(others))
+        chosen.append(_other(lab, coordinates, each))
+    measured = list(lab.measure([*arms, *chosen, *restoring]))
+    effect = next(each for each in measured if each.name == joint)
+    restored = {arm.name for arm in restoring if arm.name.startswith("restored")}
+    measured = [_with_recovery(each, effect) if each.name in restored else each for each in measured]
+    findings = [*_findings(measured, effect, [arm.name for arm in chosen])]
+    if never_large:
+        findings.append("Its super activation is at no position of this text by the test that verify makes.")
+    if unchangeable and others:
+        findings.append("No others were zeroed: weights of quantized files are not changed as they are loaded, yet.")
+    return Outcome(tuple(measured), tuple(findings))
+
+
+def _but(coordinates: Sequence[Coordinate], left: Coordinate) -> list[Coordinate]:
+    return [c for c in coordinates if c != left]
+
+
+def _other(lab: Lab, coordinates: Sequence[Coordinate], others: Others) -> Arm:
+    places = choose(lab.runnable, coordinates, others, seed=lab.settings.seed)
+    count = count_of_places(places)
+    return Arm(f"others: {others}", zeroed=count, change=zeroed_as_loaded(places), facts={"others": str(others)})
+
+
+def _restoring(lab: Lab, coordinates: Sequence[Coordinate], counts: Sequence[int]) -> tuple[list[Arm], bool]:
+    """Return the arms that restore, or zero, at some positions; and whether no position has the super activation."""
+    from analyzer.experiments.lab.observing import Written, observe
+
+    seen: list[dict[Coordinate, Written]] = []
+    for number, window in enumerate(lab.windows, start=1):
+        seen.append(observe(lab.runner, window.ids, coordinates))
+        lab.progress("positions", number, len(lab.windows))
+    zeroed = len(coordinates)
+
+    def arm(name: str, at: Sequence[dict[Coordinate, frozenset[int]]], *, inside: bool = False) -> Arm:
+        factors = {"at": 0.0, "elsewhere": 1.0} if inside else {}
+        edits = [Intervention(tuple(PlacedEdit(c, here[c], **factors) for c in coordinates)) for here in at]
+        positions = sum(len(here[c]) for here in at for c in coordinates) / (len(at) * zeroed)
+        return Arm(name, edits, zeroed, facts={"positions": positions})
+
+    def largest(count: int) -> list[dict[Coordinate, frozenset[int]]]:
+        return [{c: written.largest(count) for c, written in window.items()} for window in seen]
+
+    arms = [arm(PEAK, largest(1))]
+    large = [{c: written.super_positions for c, written in window.items()} for window in seen]
+    known = all(written.large is not None for window in seen for written in window.values())
+    somewhere = known and any(here[c] for here in large for c in coordinates)
+    if somewhere:
+        arms.append(arm(EVERYWHERE, large))
+    most = len(lab.windows[0].ids)
+    arms += [arm(f"restored at {count} largest", largest(count)) for count in counts if 1 < count < most]
+    arms.append(arm("zeroed at peak alone", largest(1), inside=True))
+    if somewhere:
+        arms.append(arm("zeroed at super activation alone", large, inside=True))
+    return arms, known and not somewhere
+
+
+def _with_recovery(arm: Measured, effect: Measured) -> Measured:
+    from analyzer.experiments.lab.costs import recovered_by
+
+    assert arm.cost is not None
+    assert effect.cost is not None
+    return replace(arm, recovered=recovered_by(effect.cost, arm.cost))
+
+
+def _findings(measured: Sequence[Measured], effect: Measured, others: Iterable[str]) -> Iterator[str]:
+    by_name = {each.name: each for each in measured}
+    what = "Zeroing them" if effect.name == ALL else "Zeroing it"
+    yield f"{what} {change_of(effect.cost)}."
+    controls = [by_name[name] for name in others if by_name[name].zeroed]
+    if controls:
+        worst = max(controls, key=lambda each: each.cost.delta if each.cost else 0.0)
+        said = KINDS[worst.name.removeprefix("others: ").partition(":")[0]]
+        yield f"Zeroing {worst.zeroed:,} others ({said}) {change_of(worst.cost)}: the costliest of these controls."
+    peak, everywhere = by_name[PEAK], by_name.get(EVERYWHERE)
+    if peak.recovered is not None:
+        more = "" if everywhere is None else f", at every position of the super activation {percent_of(everywhere)}"
+        yield (
+            f"Restored at the one position where it writes most, as the authors did, {percent_of(peak)} of the "
+            f"effect is taken back{more}."
+        )
+
+
+EXPERIMENT = Experiment(
+    name="prune",
+    says="""Zero the weights, as many others, and restore the super activation (Table 1).
+
+    Each weight is zeroed alone, all jointly, and all but one; then others in their place, and the weights at all
+    positions but some. --others tells how many really were zeroed.
+
+    \b
+    Examples:
+      superweight experiment prune ./my-model
+      superweight experiment prune huggyllama/llama-7b --weight 2,3968,7003 --data c4 --windows 32
+      superweight experiment prune ./my-model --others same-tensor:1000 --others random:1000 --json
+    """,
+    run=run,
+    options=(
+        Option(
+            "others",
+            "Weights to zero as controls, of all matrices of the blocks or of those of the weights: N of the largest "
+            "(global, same-tensor), N at random, or of each matrix a part; may be given again.",
+            Others.parse,
+            OTHERS,
+            "global:N|per-tensor:F|same-tensor:N|random:N",
+            several=True,
+        ),
+        Option(
+            "restore",
+            "Restore what the weights write at so many positions where that is largest; may be given again.",
+            int,
+            RESTORED,
+            "N",
+            several=True,
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""What is said of a result: text, pictures, and what others published."""

@@ -1,0 +1,100 @@
+"""Any experiment's result as text of 100 columns: findings first, then one table of arms, then what was published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analyzer.base.errors import shown
+from analyzer.base.text import count_of, fill, model_title, short_commit, table
+from analyzer.experiments.lab.records import Facts, Measured, Result
+from analyzer.experiments.reports.wording import perplexity_of, plus_minus
+
+LONGEST = 46  # characters of an arm's name
+SAID = ("of", "others", "control")  # by the name of an arm
+
+
+def render_experiment(result: Result) -> str:
+    """Return a result as text."""
+    weights = "; ".join(map(str, result.weights))
+    sections = [
+        model_title(result.model, result.revision, result.commit),
+        fill(f"{result.experiment}: {weights} ({result.weights_from})."),
+        *map(fill, result.outcome.findings),
+        f"{fill(_protocol(result.protocol))}\n\n{arms_table(result.outcome.arms)}",
+    ]
+    if any(arm.cost and arm.cost.delta_high is not None for arm in result.outcome.arms):
+        sections[-1] += "\n\nΔ loss is the paired difference to the original, ± half of its 95 % interval over windows."
+    sections += [f"{fill(title)}\n\n{table(header, rows)}" for title, header, rows in result.outcome.tables]
+    sections += _published(result.published)
+    return "\n\n".join(sections)
+
+
+def arms_table(arms: Sequence[Measured]) -> str:
+    """Return the arms of any experiment: their costs, and of the facts those that are numbers or short words."""
+    names = list(dict.fromkeys(name for arm in arms for name, value in arm.facts.items() if _is_short(value)))
+    shown_names = [name for name in names if name not in SAID and not name.endswith(("_low", "_high"))]
+    zeroed, recovered = any(arm.zeroed for arm in arms), any(arm.recovered is not None for arm in arms)
+    with_costs = any(arm.cost is not None for arm in arms)
+    header = [
+        "arm",
+        *(["zeroed"] if zeroed else []),
+        *shown_names,
+        *(["loss", "perplexity", "Δ loss"] if with_costs else []),
+        *(["recovered"] if recovered else []),
+    ]
+    rows = [
+        [
+            shown(arm.name, LONGEST),
+            *([f"{arm.zeroed:,}"] if zeroed else []),
+            *(_cell(arm.facts.get(name)) for name in shown_names),
+            *(_costs(arm) if with_costs else []),
+            *([_recovered(arm)] if recovered else []),
+        ]
+        for arm in arms
+    ]
+    return table(header, rows)
+
+
+def _costs(arm: Measured) -> Iterator[str]:
+    if arm.cost is None:
+        yield from ("-",) * 3
+        return
+    yield f"{arm.cost.nll:.4f}" if math.isfinite(arm.cost.nll) else "infinite"
+    yield perplexity_of(arm.cost)
+    yield plus_minus(arm.cost)
+
+
+def _recovered(arm: Measured) -> str:
+    return "" if arm.recovered is None else f"{arm.recovered:.1%}"
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else shown(value, 30)
+
+
+def _protocol(protocol: Facts) -> str:
+    """Return in a sentence what was run on."""
+    at = f" at {short_commit(protocol['commit'])}" if protocol.get("commit") else ""
+    of = f" ({protocol['repository']}{at})" if "repository" in protocol else ""
+    where = f"in {protocol['dtype']} on {protocol['device']}"
+    if "windows" in protocol:
+        bos = "each after a BOS token" if protocol["bos"] else "no BOS token"
+        windows = f"{count_of(protocol['windows'], 'window')} of {protocol['length']:,} tokens"
+        return f"On {shown(protocol['data'], 60)}{of}: {windows}, {bos}; {protocol['tokens']:,} predicted; {where}."
+    return f"On {shown(protocol['data'], 60)}{of}: {protocol['prompts']:,} prompts; {where}."
+
+
+def _published(published: Sequence[Facts]) -> Iterator[str]:
+    if published:
+        rows = [[shown(each["what"], 50), shown(each["value"], 24), shown(each["source"], 42)] for each in published]
+        yield f"Published of this model, by others\n\n{table(['what', 'value', 'source'], rows)}"

@@ -1,0 +1,78 @@
+"""`superweight experiment`: what it prints, what it draws, and bad input in one line."""
+
+import json
+
+import pytest
+from commands import fails
+from models import TEXT
+
+
+@pytest.fixture
+def prune(here, planted):
+    """Run `experiment prune` on the planted model, in seconds."""
+    options = ("--weight", "1,77,31", "--data", planted / "text.txt", "--length", "16", "--others", "random:5")
+
+    def run(*more, name="prune"):
+        own = options if name == "prune" else options[:-2]
+        return here("experiment", name, planted, *own, "--quiet", *more)
+
+    return run
+
+
+def test_prune_prints_its_findings_and_a_table(prune):
+    result = prune()
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("planted-1b")
+    assert "prune: 1,77,31 = +2 (named by the user)." in lines
+    assert any(line.startswith("others: random:5") for line in lines)
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", ["prune", "scale", "bits"])
+def test_json_is_one_object_and_the_same_again(prune, name):
+    first = prune("--json", name=name)
+    document = json.loads(first.stdout)
+    assert {"experiment", "model", "commit", "weights", "protocol", "arms"} <= document.keys()
+    assert document["experiment"] == name
+    assert {"name", "zeroed", "nll", "perplexity", "delta", "delta_low", "delta_high", "recovered"} <= document["arms"][
+        1
+    ].keys()
+    assert prune("--json", name=name).stdout == first.stdout
+
+
+@pytest.mark.parametrize("name", ["prune", "scale", "bits"])
+def test_a_picture_is_drawn_byte_for_byte_the_same(prune, tmp_path, name):
+    for file in ("a.png", "b.png"):
+        assert prune("--plot", tmp_path / file, name=name).returncode == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_bad_input_is_one_line(here, prune, planted, tmp_path):
+    fails(prune("--weight", "1,999,0"), "has no weight 1,999,0")
+    fails(prune("--data", tmp_path / "nowhere.txt"), "cannot read", "nowhere.txt")
+    (tmp_path / "short.txt").write_text("apple banana")
+    fails(prune("--data", tmp_path / "short.txt"), "short.txt is too short for a window of 16 tokens")
+    fails(prune("--length", "100"), "64 positions", "--length")
+    fails(prune("--others", "global:9999999999"), "--others global:9999999999", "weights there")
+    fails(prune("--plot", tmp_path / "a.jpg"), "only PNG")
+    (tmp_path / "t.txt").write_text(TEXT)
+    fails(here("experiment", "prune", tmp_path / "none", "--data", tmp_path / "t.txt"), "there is no folder")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--others", "all"),
+        ("--others", "global:-3"),
+        ("--others", "per-tensor:2"),
+        ("--restore", "many"),
+        ("--windows", "0"),
+        ("--weight", "1,2"),
+    ],
+)
+def test_wrong_usage_exits_with_2(prune, arguments):
+    result = prune(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
