@@ -26,7 +26,6 @@ def run(lab: Lab, *, factors: Sequence[float]) -> Outcome:
     by the second half, which had no say in choosing it.
     """
     from analyzer.experiments.lab.costs import cost_of
-    from analyzer.experiments.lab.opening import ORIGINAL
 
     groups = _groups(lab)
     controls = groups.get(CONTROLS, [])
@@ -41,10 +40,11 @@ def run(lab: Lab, *, factors: Sequence[float]) -> Outcome:
         for name, coordinates in groups.items()
         for factor in asked
     ]
-    losses = lab.losses([ORIGINAL, *arms])
+    arms = [Arm("original", facts={"of": "original", "factor": 1.0, "control": False}), *arms]
+    losses = lab.losses(arms)
     measured = [
         Measured(arm.name, arm.zeroed, cost_of(losses[0], losses[number]), facts=arm.facts)
-        for number, arm in enumerate([ORIGINAL, *arms])
+        for number, arm in enumerate(arms)
     ]
     best = [_best(name, arms, losses) for name in groups] if len(lab.windows) > 1 else []
     return Outcome(tuple(measured), tuple(_findings(best)), {"best": best, "controls": controls})
@@ -68,7 +68,7 @@ def _best(name: str, arms: Sequence[Arm], losses: Losses) -> dict[str, Any]:
 
     half = losses.shape[1] // 2
     curve = {1.0: losses[0]} | {
-        arm.facts["factor"]: losses[number] for number, arm in enumerate(arms, start=1) if arm.facts["of"] == name
+        arm.facts["factor"]: losses[number] for number, arm in enumerate(arms) if arm.facts["of"] == name
     }
     means = {factor: float(each[:half].mean()) for factor, each in curve.items()}
     factor = min(means, key=lambda each: means[each] if math.isfinite(means[each]) else math.inf)

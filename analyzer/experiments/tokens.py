@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -149,9 +150,10 @@ def bootstrapped(values: Numbers, seed: int, *, over: Numbers | None = None) -> 
             found: Numbers = means[0] if len(means) == 1 else means[0] / means[1]
         return found
 
-    found = stats.bootstrap(
-        rows, statistic, axis=1, paired=True, n_resamples=RESAMPLES, batch=50, method="percentile", rng=seed
-    )
+    with warnings.catch_warnings(action="ignore"):  # of values that are all alike, or infinite
+        found = stats.bootstrap(
+            rows, statistic, axis=1, paired=True, n_resamples=RESAMPLES, batch=50, method="percentile", rng=seed
+        )
     return found.confidence_interval.low, found.confidence_interval.high
 
 

@@ -25,7 +25,8 @@ def test_every_factor_is_that_of_a_scaled_weight(planted, document):
     batch = windows(folder, 12)
     before = losses(plain, batch)
     arms = curve(document, str(PLANTED))
-    assert set(arms) == {0.0, 0.5, 1.7, -1.0}  # 1 is the original
+    assert set(arms) == {0.0, 0.5, 1.7, -1.0}
+    assert curve(document, "original")[1.0] == document["arms"][0]
     for factor, arm in arms.items():
         with times(plain, {PLANTED: factor}):
             after = losses(plain, batch)

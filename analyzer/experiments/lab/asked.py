@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.errors import ForwardError, shown
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
 from analyzer.base.settings import check_device, check_dtype, require
-from analyzer.base.text import count_of, short_commit
+from analyzer.base.text import short_commit
+from analyzer.catalog.documents import increase_of, is_super
 from analyzer.catalog.files import known_documents
-from analyzer.catalog.lookup import KnownCoordinate, known_of, weights_known_of
+from analyzer.catalog.lookup import known_of, lookup, weights_known_of
 from analyzer.verify.settings import VerifySettings
 
 if TYPE_CHECKING:
@@ -63,37 +64,55 @@ def weights_asked(source: Source, settings: Settings, progress: Progress) -> tup
     finds no super weight.
     """
     if settings.weights or settings.weights_of is not None:
-        known: Sequence[Coordinate] = ()
+        of: Sequence[Coordinate] = ()
         if settings.weights_of is not None:
-            known = weights_known_of(settings.weights_of, folder=settings.catalog)
-        of = f", and what the catalog knows of {shown(settings.weights_of, 80)}" if known else ""
-        return tuple(dict.fromkeys((*settings.weights, *known))), f"named by the user{of}"
+            of = weights_known_of(settings.weights_of, folder=settings.catalog)
+        more = f", and what the catalog knows of {shown(settings.weights_of, 80)}" if of else ""
+        return tuple(dict.fromkeys((*settings.weights, *of))), f"named by the user{more}"
     documents = known_documents(settings.catalog)
-    for wanted, said in (("verified", "verified"), ("reported", "as others report them")):
-        found = [each for each in known_of(documents, source.model) if each.standing == wanted and each.col is not None]
-        if found:
-            at = f" at {short_commit(commit)}" if (commit := found[0].commit) else ""
-            same = [each for each in found if each.commit == found[0].commit]
-            effects = {_coordinate_of(each): each.effect for each in same}
-            return _foremost(effects, f"from the catalog, {said}{at}")
-    settings_here = VerifySettings(tower=settings.tower, device=settings.device, dtype=settings.dtype)
-    verified = verify_model(source, settings_here, progress=progress)
-    effects = {weight.coordinate: weight.effect for weight in verified.super_weights if weight.is_super}
-    if not effects:
+    known = known_of(documents, source.model)
+    if any(each.standing == "verified" for each in known):
+        entries = [
+            entry for _, entry in lookup(documents, source.model)[0] if any(map(is_super, entry["super_weights"]))
+        ]
+        entry = next((each for each in entries if each["commit"] == source.commit), entries[0])
+        judged = [
+            Judged(_coordinate_of(weight), weight["effect"], increase_of(weight) or 0.0)
+            for weight in entry["super_weights"]
+            if is_super(weight)
+        ]
+        return _foremost(judged, f"from the catalog, verified at {short_commit(entry['commit'])}")
+    reported = [asdict(each) for each in known if each.standing == "reported" and each.col is not None]
+    if reported:
+        judged = [Judged(_coordinate_of(each), None, 0.0) for each in reported]
+        return _foremost(judged, "from the catalog, as others report them")
+    wanted = VerifySettings(tower=settings.tower, device=settings.device, dtype=settings.dtype)
+    found = [weight for weight in verify_model(source, wanted, progress=progress).super_weights if weight.is_super]
+    if not found:
         raise ForwardError(f"{source.model}: a verification finds no super weight: name some with --weight")
-    return _foremost(effects, "found by a verification just now")
+    judged = [Judged(weight.coordinate, weight.effect, weight.delta or 0.0) for weight in found]
+    return _foremost(judged, "found by a verification just now")
 
 
-def _foremost(effects: Mapping[Coordinate, str | None], said: str) -> tuple[tuple[Coordinate, ...], str]:
-    """Return the critical ones, where there are such, else all; the first of them, where they are many."""
-    critical = [coordinate for coordinate, effect in effects.items() if effect == "critical"]
-    kept = (critical or list(effects))[:MOST_WEIGHTS]
-    left = len(effects) - len(kept)
-    critical_ones = " critical" if critical else ""
-    more = f"; {count_of(left, 'further one')} left out (--weight names any)" if left else ""
-    return tuple(kept), f"{said}: the first {len(kept)}{critical_ones} of {len(effects)}{more}" if left else said
+@dataclass(frozen=True)
+class Judged:
+    """A weight that is known: its effect, null where it was not measured, and what zeroing it adds to the loss."""
+
+    coordinate: Coordinate
+    effect: str | None
+    rise: float
 
 
-def _coordinate_of(known: KnownCoordinate) -> Coordinate:
-    assert known.col is not None
-    return Coordinate(known.layer, known.expert, known.row, known.col, known.tower, known.mlp)
+def _foremost(known: Sequence[Judged], said: str) -> tuple[tuple[Coordinate, ...], str]:
+    """Return the critical ones, where there are such, else all; those that cost most, where they are many."""
+    known = list({each.coordinate: each for each in known}.values())
+    critical = [each for each in known if each.effect == "critical"]
+    kept = sorted(critical or known, key=lambda each: -each.rise)[:MOST_WEIGHTS]
+    if len(kept) < len(known):
+        kind = " critical" if critical else ""
+        said += f": {len(kept)}{kind} of {len(known)}, the costliest first (--weight names any)"
+    return tuple(each.coordinate for each in kept), said
+
+
+def _coordinate_of(fields: Mapping[str, Any]) -> Coordinate:
+    return Coordinate(**{name: fields.get(name) for name in Coordinate._fields})  # type: ignore[arg-type]

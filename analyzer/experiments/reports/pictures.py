@@ -74,9 +74,11 @@ def _draw_arms(axes: Axes, arms: Sequence[Measured]) -> None:
 def _draw_curves(axes: Axes, arms: Sequence[Measured], along: str) -> None:
     """Draw the loss along a number that the arms have of this name, a line for each `of` that they are of."""
     original = next((arm.cost for arm in arms if arm.name == "original"), None)
-    groups = list(dict.fromkeys(arm.facts["of"] for arm in arms if along in arm.facts))
+    groups = list(dict.fromkeys(arm.facts["of"] for arm in arms if along in arm.facts and arm.name != "original"))
     for (color, marker, line), group in zip(STYLES, groups[:MAX_LINES], strict=False):
-        points = sorted((arm.facts[along], arm.cost) for arm in arms if arm.facts.get("of") == group and arm.cost)
+        points = sorted(
+            (arm.facts[along], arm.cost) for arm in arms if arm.facts.get("of") in (group, "original") and arm.cost
+        )
         values = _finite([cost.nll for _, cost in points])
         at = [number for number, _ in points]
         axes.plot(at, values, color=color, marker=marker, linestyle=line, markersize=4, label=label_of(group, 46))

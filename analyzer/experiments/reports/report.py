@@ -96,5 +96,10 @@ def _protocol(protocol: Facts) -> str:
 
 def _published(published: Sequence[Facts]) -> Iterator[str]:
     if published:
-        rows = [[shown(each["what"], 50), shown(each["value"], 24), shown(each["source"], 42)] for each in published]
-        yield f"Published of this model, by others\n\n{table(['what', 'value', 'source'], rows)}"
+        sources = list(dict.fromkeys(each["source"] for each in published))
+        rows = [
+            [shown(each["what"], 60), shown(each["value"], 30), f"[{1 + sources.index(each['source'])}]"]
+            for each in published
+        ]
+        named = "\n".join(f"[{number}] {shown(source, 90)}" for number, source in enumerate(sources, start=1))
+        yield f"Published of this model, by others\n\n{table(['what', 'value', 'source'], rows)}\n\n{named}"

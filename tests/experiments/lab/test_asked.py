@@ -1,5 +1,7 @@
 """Which weights an experiment is about: those named, those of the catalog, those that a verification finds."""
 
+from types import SimpleNamespace
+
 import pytest
 from catalogs import REPORTED, WEIGHT, entry
 from models import PLANTED, random_llama, save, settings
@@ -35,21 +37,31 @@ def test_named_weights_go_before_all(planted, tmp_path):
 
 
 def test_the_catalogs_verified_weights_the_critical_ones_of_them(planted, tmp_path):
-    weights = [weight(row, "inert") for row in range(3)] + [weight(5), weight(6)]
+    weights = [weight(row, "inert") for row in range(3)] + [weight(5), weight(6, loss_zeroed=3.0)]
     save_entry(tmp_path, "x", entry(super_weights=weights))
     save_reported(tmp_path, "x", [{**REPORTED, "row": 7}])
     found, said = asked(planted, catalog=tmp_path)
-    assert [c.row for c in found] == [5, 6]
-    assert said.startswith(
-        "from the catalog, verified at aaaaaaaaaaaa: the first 2 critical of 5; 3 further ones left out"
+    assert [c.row for c in found] == [6, 5]
+    assert (
+        said == "from the catalog, verified at aaaaaaaaaaaa: 2 critical of 5, the costliest first (--weight names any)"
     )
 
 
 def test_where_none_is_critical_all_are_taken_as_far_as_they_go(planted, tmp_path):
-    save_entry(tmp_path, "x", entry(super_weights=[weight(row, "inert") for row in range(MOST_WEIGHTS + 2)]))
+    rows = range(MOST_WEIGHTS + 2)
+    save_entry(tmp_path, "x", entry(super_weights=[weight(row, "inert", loss_zeroed=1.0 + row) for row in rows]))
     found, said = asked(planted, catalog=tmp_path)
-    assert [c.row for c in found] == list(range(MOST_WEIGHTS))
-    assert f"the first {MOST_WEIGHTS} of {MOST_WEIGHTS + 2}" in said
+    assert [c.row for c in found] == list(reversed(rows))[:MOST_WEIGHTS]
+    assert f"{MOST_WEIGHTS} of {MOST_WEIGHTS + 2}, the costliest first" in said
+
+
+def test_the_entry_of_the_same_commit_goes_before_others(planted, tmp_path):
+    for number, commit in enumerate("ba"):
+        save_entry(tmp_path, "x", entry(commit=commit * 40, super_weights=[weight(number)]))
+    found, _ = asked(planted, catalog=tmp_path)
+    assert found[0].row in (0, 1)
+    source = SimpleNamespace(model="me/model-1b", commit="b" * 40)
+    assert weights_asked(source, Settings(catalog=tmp_path), silent)[0][0].row == 0
 
 
 def test_what_others_report_comes_after(planted, tmp_path):

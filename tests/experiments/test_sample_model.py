@@ -1,0 +1,50 @@
+"""The real sample model under some of the paper's experiments, against figures made with plain transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sample_model import sample_model_folder
+
+from analyzer.base.records import Coordinate
+from analyzer.experiments import scale, tokens
+from analyzer.experiments.lab.asked import Settings
+from analyzer.experiments.lab.conducting import conduct
+from analyzer.source.folder import FolderSource
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+SAMPLE = sample_model_folder()
+TRUTH = DATA / "experiments_truth.json"
+pytestmark = pytest.mark.skipif(
+    not (SAMPLE.exists() and TRUTH.exists()), reason="the sample model, or the measuring data, are not here"
+)
+WEIGHT = Coordinate(11, None, 507, 1229)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    torch.set_num_threads(2)
+    yield json.loads(TRUTH.read_text("utf-8"))
+    torch.set_num_threads(1)
+
+
+def test_scaling_its_super_weight(truth, tmp_path):
+    lines = (DATA / "wikitext2-raw-test.txt").read_text("utf-8").split("\n")[:-1]
+    rows = [f"{line}\n" if line.strip() else "" for line in lines]
+    (tmp_path / "joined.txt").write_text("\n\n".join(rows), "utf-8")
+    settings = Settings(weights=(WEIGHT,), data=str(tmp_path / "joined.txt"), windows=4, length=1024)
+    factors = [float(factor) for factor in truth["scale"]]
+    found = conduct(FolderSource(SAMPLE), scale.EXPERIMENT, settings, factors=factors).as_json()
+    assert found["protocol"]["tokens"] == 4 * 1023
+    assert found["arms"][0]["nll"] == pytest.approx(truth["nll"], abs=1e-4)
+    here = {arm["factor"]: arm["nll"] for arm in found["arms"] if arm.get("of") == str(WEIGHT)}
+    assert here == {float(factor): pytest.approx(nll, abs=1e-4) for factor, nll in truth["scale"].items()}
+
+
+def test_its_next_tokens(truth):
+    settings = Settings(weights=(WEIGHT,), prompts_data=str(DATA / "lambada-test.jsonl"), limit=60)
+    found = conduct(FolderSource(SAMPLE), tokens.EXPERIMENT, settings).as_json()
+    here = {each["token"]: (each["before"], each["after"]) for each in found["tokens"]}
+    for token, expected in truth["tokens"]["before_after"].items():
+        assert here[token] == pytest.approx(expected, abs=1e-5)
