@@ -35,6 +35,11 @@ TEXT_OPTIONS = (
     ),
     click.option("--bos", is_flag=True, help="Begin each window with the token that begins a text."),
 )
+CALIBRATE_OPTION = click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Text to calibrate on.  [default: the first half of the windows, which are then not judged]",
+)
 PROMPT_OPTIONS = (
     click.option(
         "--prompts-data",
@@ -89,6 +94,7 @@ def command_of(found: Experiment) -> click.Command:
         warn_of((), result.notes)
 
     data = TEXT_OPTIONS if found.needs == "text" else PROMPT_OPTIONS
+    data = (*data, CALIBRATE_OPTION) if found.calibrates else data
     options = (common_options, *weight_options, *map(_option, found.options), *data, SEED_OPTION, *device_options)
     command.__doc__ = found.says
     return click.command(found.name, help=inspect.cleandoc(found.says))(

@@ -111,13 +111,22 @@ def _findings(measured: Sequence[Measured], effect: Measured, others: Iterable[s
         worst = max(controls, key=lambda each: each.cost.delta if each.cost else 0.0)
         said = KINDS[worst.name.removeprefix("others: ").partition(":")[0]]
         yield f"Zeroing {worst.zeroed:,} others ({said}) {change_of(worst.cost)}: the costliest of these controls."
+        less = [each for each in controls if each.cost and effect.cost and each.cost.delta < effect.cost.delta]
+        more = [each for each in controls if each not in less]
+        own = "They cost" if effect.name == ALL else "It costs"
+        parts = [f"{word} than {_listed(those)}" for word, those in (("more", less), ("no more", more)) if those]
+        yield f"{own} {' and '.join(parts)}."
     peak, everywhere = by_name[PEAK], by_name.get(EVERYWHERE)
     if peak.recovered is not None:
-        more = "" if everywhere is None else f", at every position of the super activation {percent_of(everywhere)}"
+        also = "" if everywhere is None else f", at every position of the super activation {percent_of(everywhere)}"
         yield (
             f"Restored at the one position where it writes most, as the authors did, {percent_of(peak)} of the "
-            f"effect is taken back{more}."
+            f"effect is taken back{also}."
         )
+
+
+def _listed(controls: Sequence[Measured]) -> str:
+    return ", ".join(f"{each.zeroed:,} others ({each.facts['others'].partition(':')[0]})" for each in controls)
 
 
 EXPERIMENT = Experiment(

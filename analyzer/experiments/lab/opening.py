@@ -42,6 +42,8 @@ class Lab:
     weights_from: str
     settings: Settings
     windows: tuple[Window, ...]
+    calibration: tuple[Window, ...]
+    """Windows to calibrate on, none of those that are judged; none where the experiment does not calibrate."""
     contexts: tuple[tuple[int, ...], ...]
     protocol: dict[str, Any]
     progress: Progress
@@ -93,9 +95,11 @@ def open_lab(
 ) -> Lab:
     """Return the lab of an experiment. Raises AnalyzerError where model, weights or data cannot be had, or not run."""
     text: Text | None = None
+    other: Text | None = None
     passages: Passages | None = None
     if experiment.needs == "text":
         text = read_text(settings.data, token=token)
+        other = None if settings.calibrate is None else read_text(settings.calibrate, token=token)
     else:
         passages = read_passages(settings.prompts_data, token=token)
     coordinates, weights_from = weights_asked(source, settings, progress)
@@ -105,19 +109,49 @@ def open_lab(
     runner, tokens = runnable.build(device=settings.device, dtype=settings.dtype)
     progress("building the model", 1, 1)
     windows: tuple[Window, ...] = ()
+    calibration: tuple[Window, ...] = ()
     contexts: tuple[tuple[int, ...], ...] = ()
     protocol: dict[str, Any] = {}
     if text is not None:
-        windows, length = windows_of(text, tokens, most=settings.windows, length=settings.length, bos=settings.bos)
+        windows, length = _windows(text, tokens, settings)
+        protocol = text.facts
+        if other is not None:
+            calibration, _ = _windows(other, tokens, settings)
+            protocol |= {"calibration": other.facts | {"windows": len(calibration)}}
+        elif experiment.calibrates:
+            half = len(windows) // 2
+            if not half:
+                raise ForwardError(
+                    f"the text {text.name} has one window of {length:,} tokens, and one more is needed to calibrate "
+                    "on: give a longer text (--data), or another one (--calibrate)"
+                )
+            calibration, windows = windows[:half], windows[half:]
+            protocol |= {"calibration": {"data": text.name, "windows": half}}
         predicted = sum(len(window.places) for window in windows)
-        protocol = text.facts | {"windows": len(windows), "length": length, "tokens": predicted, "bos": settings.bos}
+        protocol |= {"windows": len(windows), "length": length, "tokens": predicted, "bos": settings.bos}
     if passages is not None:
         contexts = tuple(contexts_of(passages, tokens, most=settings.limit))
         protocol = passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
     _check(runner, windows[0].ids if windows else max(contexts, key=len))
     protocol |= {"dtype": runner.dtype, "device": runner.device, "seed": settings.seed}
     weights = tuple(Weight(coordinate, value) for coordinate, value in values.items())
-    return Lab(runnable, runner, tokens, weights, weights_from, settings, windows, contexts, protocol, progress)
+    return Lab(
+        runnable=runnable,
+        runner=runner,
+        tokens=tokens,
+        weights=weights,
+        weights_from=weights_from,
+        settings=settings,
+        windows=windows,
+        calibration=calibration,
+        contexts=contexts,
+        protocol=protocol,
+        progress=progress,
+    )
+
+
+def _windows(text: Text, tokens: Tokens, settings: Settings) -> tuple[tuple[Window, ...], int]:
+    return windows_of(text, tokens, most=settings.windows, length=settings.length, bos=settings.bos)
 
 
 def _check(runner: Runner, ids: Sequence[int]) -> None:

@@ -36,14 +36,16 @@ class Option:
 class Experiment:
     """A command of `superweight experiment`: `run` is handed the opened lab, and a keyword for each option.
 
-    `needs` names what it runs on: "text" (losses over windows), "prompts" (contexts).
-    `picture` is how its result is drawn: see pictures.py. `says` is the help, which ends in an example.
+    `needs` names what it runs on: "text" (losses over windows) or "prompts" (contexts); one that `calibrates` has
+    windows of another text, or the first half of those, beside. `picture` is how its result is drawn: see pictures.py.
+    `says` is the help, which ends in an example.
     """
 
     name: str
     says: str
     run: Callable[..., Outcome]
     needs: str = "text"
+    calibrates: bool = False
     picture: str = "arms"
     options: tuple[Option, ...] = ()
 
