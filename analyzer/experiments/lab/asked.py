@@ -31,8 +31,8 @@ class Settings:
     `weights` and those that the catalog knows of the model `weights_of` are what it is about, without any those that
     the catalog (`catalog`, a folder, or null for the usual ones) knows of this model, or that a verification finds.
     `data` is wikitext2, c4 or the name of a file, `prompts_data` lambada or one; `windows` is how many of `length`
-    tokens are run at most, null for all and for as many as are usual. `calibrate` is a file to calibrate on, null for the
-    first half of the windows. Raises SettingsError for any other value.
+    tokens are run at most, null for all and for as many as are usual. `calibrate` is a file to calibrate on, null for
+    the first half of the windows. Raises SettingsError for any other value.
     """
 
     weights: tuple[Coordinate, ...] = ()
