@@ -11,26 +11,34 @@ import click
 
 from analyzer.base.errors import shown
 from analyzer.base.progress import progress_bars
-from analyzer.cli.options import Decorator, common_options, device_options, picture_option, weight_options, with_options
+from analyzer.cli.options import (
+    Decorator,
+    check_text,
+    common_options,
+    device_options,
+    picture_option,
+    weight_options,
+    with_options,
+)
 from analyzer.cli.output import check_picture, print_json, printing, warn_of
 from analyzer.experiments import bits, prune, scale, tokens
 from analyzer.experiments.lab.records import Experiment, Option
 
 EXPERIMENTS = (prune.EXPERIMENT, tokens.EXPERIMENT, scale.EXPERIMENT, bits.EXPERIMENT)
 
-LEAST_TOKENS = 2
 TEXT_OPTIONS = (
     click.option(
         "--data",
         default="wikitext2",
         show_default=True,
         metavar="wikitext2|c4|FILE",
+        callback=check_text,
         help="Text that the loss is measured on: a data set of the Hub, or a file (.jsonl: a `text` a line).",
     ),
     click.option("--windows", type=click.IntRange(1), help="How many windows to run.  [default: all]"),
     click.option(
         "--length",
-        type=click.IntRange(LEAST_TOKENS),
+        type=click.IntRange(2),
         help="Tokens of a window.  [default: 2048, or as many as the model has positions]",
     ),
     click.option("--bos", is_flag=True, help="Begin each window with the token that begins a text."),
@@ -38,6 +46,7 @@ TEXT_OPTIONS = (
 CALIBRATE_OPTION = click.option(
     "--calibrate",
     metavar="FILE",
+    callback=check_text,
     help="Text to calibrate on.  [default: the first half of the windows, which are then not judged]",
 )
 PROMPT_OPTIONS = (
@@ -46,6 +55,7 @@ PROMPT_OPTIONS = (
         default="lambada",
         show_default=True,
         metavar="lambada|FILE",
+        callback=check_text,
         help="Passages whose last word is left out: a data set of the Hub, or a file (.jsonl: a `text` a line).",
     ),
     click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="How many passages to run."),

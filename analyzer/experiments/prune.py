@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from analyzer.base.records import Coordinate
 from analyzer.experiments.controls.others import KINDS, Others, choose, count_of_places, zeroed_as_loaded
-from analyzer.experiments.lab.records import Arm, Experiment, Measured, Option, Outcome
+from analyzer.experiments.lab.records import Arm, Experiment, Measured, Option, Outcome, whole_number
 from analyzer.experiments.reports.wording import change_of, percent_of
 from analyzer.forward.edits import Intervention, PlacedEdit, zeroing
 
@@ -156,7 +156,7 @@ EXPERIMENT = Experiment(
         Option(
             "restore",
             "Restore what the weights write at so many positions where that is largest; may be given again.",
-            int,
+            whole_number,
             RESTORED,
             "N",
             several=True,

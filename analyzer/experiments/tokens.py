@@ -14,7 +14,7 @@ from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate, plain
 from analyzer.experiments.controls.nearest import nearest_controls
 from analyzer.experiments.data.stop_words import VERSION, stop_ids
-from analyzer.experiments.lab.records import Experiment, Measured, Option, Outcome
+from analyzer.experiments.lab.records import Experiment, Measured, Option, Outcome, whole_number
 from analyzer.forward.edits import UNTOUCHED, zeroing
 
 if TYPE_CHECKING:
@@ -253,5 +253,5 @@ EXPERIMENT = Experiment(
     run=run,
     needs="prompts",
     picture="tokens",
-    options=(Option("top", "How many of the most likely tokens of both are listed.", int, TOP, "N"),),
+    options=(Option("top", "How many of the most likely tokens of both are listed.", whole_number, TOP, "N"),),
 )

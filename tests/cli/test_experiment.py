@@ -54,8 +54,10 @@ def test_bad_input_is_one_line(here, prune, planted, tmp_path):
     fails(prune("--data", tmp_path / "nowhere.txt"), "cannot read", "nowhere.txt")
     (tmp_path / "short.txt").write_text("apple banana")
     fails(prune("--data", tmp_path / "short.txt"), "short.txt is too short for a window of 16 tokens")
+    fails(prune("--data", tmp_path), "cannot read", "no such file")
     fails(prune("--length", "100"), "64 positions", "--length")
     fails(prune("--others", "global:9999999999"), "--others global:9999999999", "weights there")
+    fails(prune("--bos", "--data", tmp_path / "short.txt"), "too short")
     fails(prune("--plot", tmp_path / "a.jpg"), "only PNG")
     (tmp_path / "t.txt").write_text(TEXT)
     fails(here("experiment", "prune", tmp_path / "none", "--data", tmp_path / "t.txt"), "there is no folder")
@@ -68,6 +70,8 @@ def test_bad_input_is_one_line(here, prune, planted, tmp_path):
         ("--others", "global:-3"),
         ("--others", "per-tensor:2"),
         ("--restore", "many"),
+        ("--restore", "0"),
+        ("--data", "two\nlines"),
         ("--windows", "0"),
         ("--weight", "1,2"),
     ],

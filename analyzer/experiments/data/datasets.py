@@ -13,6 +13,7 @@ from analyzer.source.hub.refusals import hub_errors
 from analyzer.source.streaming import interruptible
 
 LINE_BYTES = 1 << 26  # of the longest line of JSON
+MAX_BYTES = 200_000_000  # of a file
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_file(path: Path, *, lines: bool) -> Rows:
     Raises SourceError where it cannot be read.
     """
     try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise SourceError(f"cannot read {shown(path)}: there is no such file of at most {MAX_BYTES:,} bytes")
         data = path.read_bytes()
         if path.suffix == ".jsonl":
             texts = _texts_of(path)

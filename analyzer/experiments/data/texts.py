@@ -67,7 +67,9 @@ def windows_of(
     for ids in pieces:
         if most is not None and len(windows) == most:
             break
-        windows.append(tokens.window([*first, *ids]))
+        window = tokens.window([*first, *ids])
+        if window.places:
+            windows.append(window)
     if not windows:
         raise ForwardError(
             f"the text {text.name} is too short for a window of {length:,} tokens: give a longer one (--data), or a "

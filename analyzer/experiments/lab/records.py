@@ -32,6 +32,13 @@ class Option:
     several: bool = False
 
 
+def whole_number(text: str) -> int:
+    """Return the number from 1 that an option gives. Raises ValueError where it is none."""
+    if (number := int(text)) < 1:
+        raise ValueError(f"{number} is too small")
+    return number
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A command of `superweight experiment`: `run` is handed the opened lab, and a keyword for each option.

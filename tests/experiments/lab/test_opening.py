@@ -91,3 +91,11 @@ def test_a_masked_model_has_losses_too(run, tmp_path):
     weight = PLANTED._replace(row=5, col=19)
     result = run(Experiment("any", "Any.", lambda lab: Outcome(lab.measure([]), ())), folder=folder, weights=(weight,))
     assert result.as_json()["protocol"]["tokens"] == 8 * 2  # every seventh
+
+
+def test_a_window_too_short_for_a_masked_token_is_told(run, tmp_path):
+    folder = save_random("bert", tmp_path / "bert")
+    weight = PLANTED._replace(row=5, col=19)
+    nothing = Experiment("any", "Any.", lambda lab: Outcome(lab.measure([]), ()))
+    with pytest.raises(ForwardError, match="too short for a window of 3 tokens"):
+        run(nothing, folder=folder, weights=(weight,), length=3)
