@@ -2,9 +2,11 @@
 
 import json
 
+import pyarrow
 import pytest
 from commands import fails
 from models import TEXT
+from pyarrow import parquet
 
 
 @pytest.fixture
@@ -47,6 +49,26 @@ def test_a_picture_is_drawn_byte_for_byte_the_same(prune, tmp_path, name):
         assert prune("--plot", tmp_path / file, name=name).returncode == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_model_and_text_of_the_hub_are_pinned_and_said(here, hub, planted, tmp_path):
+    path = tmp_path / "set" / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"text": ["", TEXT + "\n", TEXT]}), path)
+    text_commit, model_commit = (
+        hub.add("datasets/Salesforce/wikitext", tmp_path / "set"),
+        hub.add("me/planted", planted),
+    )
+    result = here("experiment", "scale", "me/planted", "--weight", "1,77,31", "--length", "16", "--quiet", "--json")
+    document = json.loads(result.stdout)
+    assert (document["model"], document["commit"]) == ("me/planted", model_commit)
+    protocol = document["protocol"]
+    assert (protocol["data"], protocol["repository"], protocol["commit"]) == (
+        "wikitext2",
+        "Salesforce/wikitext",
+        text_commit,
+    )
+    assert protocol["windows"] == 8
 
 
 def test_bad_input_is_one_line(here, prune, planted, tmp_path):
