@@ -3,14 +3,15 @@
 import random
 
 import pytest
-import torch
 
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory):
     """The model's folder, a file of text in it, one of passages, and the stock model."""
+    import torch
     import transformers
     from models import PROMPT_IDS, plant, random_llama, save
+    from plainly import said
     from tiny_text import WORDS
 
     folder = tmp_path_factory.mktemp("experiments") / "planted"
@@ -26,16 +27,6 @@ def planted(tmp_path_factory):
     lines = [" ".join(words.choices(WORDS, k=number)) for number in (6, 4, 6, 9, 4, 3)]
     (folder / "passages.txt").write_text("\n".join(lines))
     return folder, plain
-
-
-def said(model, ids, length, generator):
-    """Return what a model says, drawn by its probabilities: a text of which it knows something."""
-    while len(ids) < length:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-        logits[[0, 17, 18]] = -torch.inf  # no word
-        ids = [*ids, int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))]
-    return ids
 
 
 @pytest.fixture

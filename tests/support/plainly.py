@@ -24,6 +24,16 @@ def losses(model, batch):
     return np.array(found)
 
 
+def said(model, ids, length, generator):
+    """Return what a model says, drawn by its probabilities: a text of which it knows something."""
+    while len(ids) < length:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        logits[[0, 17, 18]] = -torch.inf  # no word
+        ids = [*ids, int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))]
+    return ids
+
+
 def down(model, coordinate):
     return model.model.layers[coordinate.layer].mlp.down_proj
 

@@ -53,7 +53,7 @@ class Others:
 
 
 def choose(runnable: Runnable, weights: Sequence[Coordinate], others: Others, *, seed: int) -> Places:
-    """Return the weights that are meant, never one of these `weights`; ties go by name and place.
+    """Return the weights that are meant, never one of these `weights`; ties go by layer, name and place.
 
     The authors' code (`per-tensor`) takes of each matrix all that are as large as the last of the part, and of one
     that is too small for a part none. Tensors are read one at a time. Raises ForwardError where there are too few.
@@ -111,7 +111,13 @@ def _matrices(runnable: Runnable) -> list[str]:
     """Return the matrices of the blocks of the tower, by name: of attention and MLPs, no norms, embeddings or head."""
     stack = runnable.projections[0].stack
     tensors = runnable.checkpoint.tensors
-    return sorted(name for name, each in tensors.items() if name.startswith(f"{stack}.") and len(each.record.shape) > 1)
+    found = [name for name, each in tensors.items() if name.startswith(f"{stack}.") and len(each.record.shape) > 1]
+    return sorted(found, key=_in_order)
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Return what puts names into the order of their layers: numbers by their size, before words."""
+    return [(int(part), "") if part.isdecimal() else (1 << 60, part) for part in name.split(".")]
 
 
 def _largest(magnitudes: Iterator[tuple[str, Any]], own: Places, count: int) -> Places:
