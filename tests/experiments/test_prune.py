@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import PLANTED, hooked
+import transformers
+from mlx_models import rounded, write_mlx
+from models import PLANTED, hooked, plant, random_llama
 from plainly import down, losses, times, windows, zeroed_but
 from scipy import stats
 
@@ -168,3 +170,15 @@ def test_the_result_says_what_was_run_and_on_which_weights(planted, run):
     text = render_experiment(result)
     assert "prune: 1,77,31 = +2 (named by the user)." in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_of_a_quantized_file_no_others_are_zeroed_and_that_is_said(planted, run, tmp_path):
+    batch = windows(planted[0], 12)
+    packed, floats = write_mlx(plant(random_llama()), tmp_path, encode=rounded)
+    stock = transformers.LlamaForCausalLM.from_pretrained(floats).eval()
+    result = run(prune.EXPERIMENT, folder=packed, restore=())
+    arms = by_name(result)
+    assert not [name for name in arms if name.startswith("others")]
+    assert "No others were zeroed" in result.outcome.findings[-1]
+    with times(stock, {PLANTED: 0.0}):
+        assert arms[f"{PLANTED} zeroed"]["nll"] == pytest.approx(losses(stock, batch).mean(), abs=1e-4)
