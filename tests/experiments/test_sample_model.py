@@ -8,9 +8,11 @@ import torch
 from sample_model import sample_model_folder
 
 from analyzer.base.records import Coordinate
-from analyzer.experiments import scale, tokens
+from analyzer.experiments import tokens
 from analyzer.experiments.lab.asked import Settings
 from analyzer.experiments.lab.conducting import conduct
+from analyzer.experiments.lab.records import Arm, Experiment, Outcome
+from analyzer.forward.edits import scaling, zeroing
 from analyzer.source.folder import FolderSource
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -29,17 +31,19 @@ def truth():
     torch.set_num_threads(1)
 
 
-def test_scaling_its_super_weight(truth, tmp_path):
+def test_its_losses_on_wikitext(truth, tmp_path):
+    """Two arms and no more: each costs a pass over 4,096 tokens."""
     lines = (DATA / "wikitext2-raw-test.txt").read_text("utf-8").split("\n")[:-1]
     rows = [f"{line}\n" if line.strip() else "" for line in lines]
     (tmp_path / "joined.txt").write_text("\n\n".join(rows), "utf-8")
+    arms = [Arm("zeroed", zeroing([WEIGHT]), 1), Arm("doubled", scaling({WEIGHT: 2.0}))]
+    experiment = Experiment("arms", "Arms.", lambda lab: Outcome(lab.measure(arms), ()))
     settings = Settings(weights=(WEIGHT,), data=str(tmp_path / "joined.txt"), windows=4, length=1024)
-    factors = [float(factor) for factor in truth["scale"]]
-    found = conduct(FolderSource(SAMPLE), scale.EXPERIMENT, settings, factors=factors).as_json()
+    found = conduct(FolderSource(SAMPLE), experiment, settings).as_json()
     assert found["protocol"]["tokens"] == 4 * 1023
-    assert found["arms"][0]["nll"] == pytest.approx(truth["nll"], abs=1e-4)
-    here = {arm["factor"]: arm["nll"] for arm in found["arms"] if arm.get("of") == str(WEIGHT)}
-    assert here == {float(factor): pytest.approx(nll, abs=1e-4) for factor, nll in truth["scale"].items()}
+    assert [arm["nll"] for arm in found["arms"]] == pytest.approx(
+        [truth["nll"], truth["nll_zeroed"], truth["scale"]["2.0"]], abs=1e-4
+    )
 
 
 def test_its_next_tokens(truth):
