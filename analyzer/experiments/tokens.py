@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Said:
 def run(lab: Lab, *, top: int) -> Outcome:
     """Compare the mean next-token distribution of the untouched model with that of the model without the weights.
 
-    Raises ForwardError where the model says no next token.
+    Raises ForwardError where the model says no next token, or what it says is no number.
     """
     if lab.runner.masked or lab.runner.start is not None:
         raise ForwardError(f"{lab.runner.name} does not go on with a text: tokens needs a causal language model")
@@ -62,6 +63,8 @@ def run(lab: Lab, *, top: int) -> Outcome:
     texts = lab.tokens.texts(range(lab.runner.vocabulary))
     stops = np.array(stop_ids(texts), dtype=np.int64)
     said = [_said(lab, states[0], each, stops) for each in states]
+    if not np.isfinite(said[0].mean).all():
+        raise lab.not_finite()
     arms = [
         _arm(name, len(edits.edits), each, lab.settings.seed)
         for (name, edits), each in zip(sets.items(), said, strict=True)
@@ -194,9 +197,9 @@ def _lenses(lab: Lab, texts: Sequence[str], stops: NDArray[np.int64]) -> list[di
 
 def _findings(arms: Sequence[Measured], rises: int) -> Iterator[str]:
     original, zeroed = arms[0].facts, arms[1].facts
-    ratio = zeroed["stop_mass"] / original["stop_mass"] if original["stop_mass"] else float("nan")
     mass = f"from {_with_interval(original, 'stop_mass')} to {_with_interval(zeroed, 'stop_mass')}"
-    yield f"The mass of stop words goes {mass}, by a factor of {ratio:.2f}; {rises} of those listed rise."
+    factor = f", by a factor of {zeroed['stop_mass'] / original['stop_mass']:.2f}" if original["stop_mass"] else ""
+    yield f"The mass of stop words goes {mass}{factor}; {rises} of those listed rise."
     yield (
         f"The most likely token stays the same after {zeroed['top1_agreement']:.0%} of the contexts; the entropy goes "
         f"from {original['entropy']:.2f} to {zeroed['entropy']:.2f} nats, and the divergence from the untouched model "
@@ -205,7 +208,8 @@ def _findings(arms: Sequence[Measured], rises: int) -> Iterator[str]:
 
 
 def _with_interval(facts: Any, what: str) -> str:
-    return f"{facts[what]:.3f} ({facts[f'{what}_low']:.3f} to {facts[f'{what}_high']:.3f})"
+    low, high = facts[f"{what}_low"], facts[f"{what}_high"]
+    return f"{facts[what]:.3f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
 
 
 def _tables(more: Any) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
@@ -234,7 +238,7 @@ def _tables(more: Any) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[o
 
 def _token_row(token: Any) -> list[str]:
     ratio = "-" if token["ratio"] is None else f"{token['ratio']:.3g}"
-    interval = f"{token['low']:.3g} to {token['high']:.3g}"
+    interval = "-" if math.isnan(token["low"]) else f"{token['low']:.3g} to {token['high']:.3g}"
     return [shown(repr(token["token"]), 24), f"{token['before']:.4f}", f"{token['after']:.4f}", ratio, interval]
 
 

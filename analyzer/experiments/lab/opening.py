@@ -51,9 +51,10 @@ class Lab:
     """How often the text was run, as a row of a pass or by itself."""
 
     def losses(self, arms: Sequence[Arm]) -> Losses:
-        """Return the mean loss of each arm over each window.
+        """Return the mean loss of each arm over each window; the first of them is the untouched model.
 
-        Arms without a change are rows of the same passes. Raises ForwardError where the model cannot be run so.
+        Arms without a change are rows of the same passes. Raises ForwardError where the model cannot be run so, or its
+        own loss is no number.
         """
         found = np.empty((len(arms), len(self.windows)))
         rows = [number for number, arm in enumerate(arms) if arm.change is None]
@@ -62,7 +63,16 @@ class Lab:
             if arm.change is not None:
                 self._run(self._changed(arm.change), arms, [number], found, arm.name)
         self.runs += len(arms)
+        if not np.isfinite(found[0]).all():
+            raise self.not_finite()
         return found
+
+    def not_finite(self) -> ForwardError:
+        """Return the error that the untouched model gives no number."""
+        return ForwardError(
+            f"{self.runner.name}: what it says of {self.protocol['data']} is not finite in {self.runner.dtype}: its "
+            "weights hold NaN or Inf, or more than this dtype has (--dtype)"
+        )
 
     def measure(self, arms: Sequence[Arm]) -> tuple[Measured, ...]:
         """Return the untouched model and these arms with what each costs over all windows."""

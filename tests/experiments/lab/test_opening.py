@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from models import PLANTED, save_random
+from models import PLANTED, plant, random_llama, save, save_random
 from plainly import losses, times, windows
 
 from analyzer.base.errors import ForwardError
+from analyzer.experiments import prune, scale, tokens
 from analyzer.experiments.lab.records import Arm, Experiment, Outcome
 from analyzer.forward.edits import zeroing
 
@@ -99,3 +100,13 @@ def test_a_window_too_short_for_a_masked_token_is_told(run, tmp_path):
     nothing = Experiment("any", "Any.", lambda lab: Outcome(lab.measure([]), ()))
     with pytest.raises(ForwardError, match="too short for a window of 3 tokens"):
         run(nothing, folder=folder, weights=(weight,), length=3)
+
+
+@pytest.mark.parametrize(
+    "experiment", [prune.EXPERIMENT, scale.EXPERIMENT, tokens.EXPERIMENT], ids=lambda each: each.name
+)
+def test_a_model_that_says_no_number_is_told(run, tmp_path, experiment):
+    model = plant(random_llama())
+    model.lm_head.weight.data[5] = torch.nan
+    with pytest.raises(ForwardError, match=r"what it says of \w+\.txt is not finite in float32"):
+        run(experiment, folder=save(model, tmp_path))
