@@ -105,4 +105,5 @@ EXPERIMENT = Experiment(
     """,
     run=run,
     picture="bit",
+    in_all={"windows": 2},
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analyzer.base.records import Coordinate
 from analyzer.experiments.controls.others import KINDS, Others, choose, count_of_places, zeroed_as_loaded
-from analyzer.experiments.lab.records import Arm, Experiment, Measured, Option, Outcome, whole_number
-from analyzer.experiments.reports.wording import change_of, percent_of
+from analyzer.experiments.lab.records import Arm, Claim, Cost, Experiment, Measured, Option, Outcome, whole_number
+from analyzer.experiments.reports.wording import change_of, is_above, percent_of, plus_minus
 from analyzer.forward.edits import Intervention, PlacedEdit, zeroing
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ OTHERS = tuple(map(Others.parse, ("global:7000", "per-tensor:1e-6", "same-tensor
 RESTORED = (4, 16, 64)
 PEAK, EVERYWHERE = "restored at peak", "restored at super activation"
 ALL = "all zeroed"
+ORDER = math.log(10)  # nats by which a perplexity is ten times another
+NOTHING = 0.05  # of an effect, the most that is left where nothing is
 
 
 def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int]) -> Outcome:
@@ -48,7 +51,8 @@ def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int]) -> Outcom
         findings.append("Its super activation is at no position of this text by the test that verify makes.")
     if unchangeable and others:
         findings.append("No others were zeroed: weights of quantized files are not changed as they are loaded, yet.")
-    return Outcome(tuple(measured), tuple(findings))
+    claims = _claims(measured, effect, [arm.name for arm in chosen], len(coordinates))
+    return Outcome(tuple(measured), tuple(findings), claims=tuple(claims))
 
 
 def _but(coordinates: Sequence[Coordinate], left: Coordinate) -> list[Coordinate]:
@@ -125,6 +129,41 @@ def _findings(measured: Sequence[Measured], effect: Measured, others: Iterable[s
         )
 
 
+def _claims(measured: Sequence[Measured], effect: Measured, others: Sequence[str], weights: int) -> Iterator[Claim]:
+    by_name = {each.name: each for each in measured}
+    worst = max(measured[1 : 1 + weights], key=lambda each: each.cost.delta if each.cost else 0.0)
+    assert worst.cost is not None
+    yield Claim(
+        "zeroing a single super weight raises perplexity by orders of magnitude",
+        is_above(worst.cost, Cost(0.0, ORDER, ORDER, ORDER)),
+        f"{worst.name}, the loss changes by {plus_minus(worst.cost)} nats, and one order of magnitude is {ORDER:.4f}",
+    )
+    largest = [by_name[name] for name in others if by_name[name].facts["others"].startswith("global")]
+    yield _against(effect, max(largest, key=lambda each: each.zeroed, default=None))
+    yield _partly(effect, by_name[PEAK])
+
+
+def _against(effect: Measured, control: Measured | None) -> Claim:
+    text = "zeroing super weights costs more than zeroing thousands of others that are larger"
+    if control is None or not control.zeroed or control.cost is None or effect.cost is None:
+        return Claim(text, None, "the largest others of the whole model were not zeroed")
+    own, others = plus_minus(effect.cost), plus_minus(control.cost)
+    why = f"{effect.name}, it is {own} nats, and {others} with the {control.zeroed:,} largest others zeroed"
+    return Claim(text, is_above(effect.cost, control.cost), why)
+
+
+def _partly(effect: Measured, peak: Measured) -> Claim:
+    text = "restoring the super activation takes back a part of the effect, and not all of it"
+    if peak.recovered is None or peak.cost is None or effect.cost is None:
+        return Claim(text, None, "there is no sure effect to take back")
+    why = f"restored at its peak {percent_of(peak)} of it is taken back, and {plus_minus(peak.cost)} nats are left"
+    back, left = is_above(effect.cost, peak.cost), is_above(peak.cost, Cost(0.0, 0.0, 0.0, 0.0))
+    if back and not left:
+        nothing = peak.cost.delta_high is not None and peak.cost.delta_high < NOTHING * effect.cost.delta
+        return Claim(text, False if nothing else None, why)
+    return Claim(text, back, why)
+
+
 def _listed(controls: Sequence[Measured]) -> str:
     return ", ".join(f"{each.zeroed:,} others ({each.facts['others'].partition(':')[0]})" for each in controls)
 
@@ -162,4 +201,5 @@ EXPERIMENT = Experiment(
             several=True,
         ),
     ),
+    in_all={"restore": (4,)},
 )

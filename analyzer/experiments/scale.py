@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyzer.base.records import Coordinate
 from analyzer.experiments.controls.nearest import nearest_controls
-from analyzer.experiments.lab.records import Arm, Cost, Experiment, Measured, Option, Outcome
+from analyzer.experiments.lab.records import Arm, Claim, Cost, Experiment, Measured, Option, Outcome
 from analyzer.experiments.reports.wording import plus_minus
 from analyzer.forward.edits import scaling
 
@@ -47,7 +47,9 @@ def run(lab: Lab, *, factors: Sequence[float]) -> Outcome:
         for number, arm in enumerate(arms)
     ]
     best = [_best(name, arms, losses) for name in groups] if len(lab.windows) > 1 else []
-    return Outcome(tuple(measured), tuple(_findings(best)), {"best": best, "controls": controls})
+    return Outcome(
+        tuple(measured), tuple(_findings(best)), {"best": best, "controls": controls}, claims=(_claim(best, asked),)
+    )
 
 
 def _groups(lab: Lab) -> dict[str, list[Coordinate]]:
@@ -98,6 +100,19 @@ def _findings(best: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"{chosen}; on the second half it changes the loss by {plus_minus(cost)} nats, {sure}."
 
 
+def _claim(best: Sequence[dict[str, Any]], factors: Sequence[float]) -> Claim:
+    """Return whether all of the weights together are better off with a factor above 1."""
+    text = "a factor a little above 1 improves the model"
+    if not best or not any(factor > 1 for factor in factors):
+        return Claim(text, None, "no factor above 1 was chosen on one half of the text and judged on another")
+    found = next((each for each in best if each["of"] == JOINT), best[0])
+    cost = Cost(math.nan, found["delta"], found["delta_low"], found["delta_high"])
+    if found["factor"] <= 1:
+        return Claim(text, False, f"{found['factor']:g} is the best of the factors for {found['of']}")
+    why = f"{found['of']} x {found['factor']:g}, the best on half of the text, changes the loss of the other half by "
+    return Claim(text, found["better"] if cost.is_sure else None, f"{why}{plus_minus(cost)} nats")
+
+
 def parse_factors(text: str) -> tuple[float, ...]:
     """Return several factors, separated by commas. Raises ValueError where one is no finite number."""
     factors = tuple(float(each) for each in text.split(","))
@@ -121,4 +136,5 @@ EXPERIMENT = Experiment(
     run=run,
     picture="factor",
     options=(Option("factors", "The factors, separated by commas.", parse_factors, FACTORS, "NUMBERS"),),
+    in_all={"factors": (0.0, 0.5, 1.2, 1.5, 2.0)},
 )

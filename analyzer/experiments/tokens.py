@@ -15,7 +15,7 @@ from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate, plain
 from analyzer.experiments.controls.nearest import nearest_controls
 from analyzer.experiments.data.stop_words import VERSION, stop_ids
-from analyzer.experiments.lab.records import Experiment, Measured, Option, Outcome, whole_number
+from analyzer.experiments.lab.records import Claim, Experiment, Measured, Option, Outcome, whole_number
 from analyzer.forward.edits import UNTOUCHED, zeroing
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ TOP = 100
 SHOWN = 20
 LENS = 10  # tokens that a direction promotes, and suppresses, most
 RESAMPLES = 1000
+SEVERAL = 2.0  # times as much: the least that the paper says of stop words
 Numbers = NDArray[np.float64]
 
 
@@ -79,7 +80,9 @@ def run(lab: Lab, *, top: int) -> Outcome:
         "stop_words": {"version": VERSION, "tokens": len(stops)},
         "lens": _lenses(lab, texts, stops),
     }
-    return Outcome(tuple(arms), tuple(_findings(arms, rises)), more, tuple(_tables(more)))
+    return Outcome(
+        tuple(arms), tuple(_findings(arms, rises)), more, tuple(_tables(more)), (_claim(said, lab.settings.seed),)
+    )
 
 
 def _said(lab: Lab, untouched: torch.Tensor, states: torch.Tensor, stops: NDArray[np.int64]) -> Said:
@@ -207,6 +210,18 @@ def _findings(arms: Sequence[Measured], rises: int) -> Iterator[str]:
     )
 
 
+def _claim(said: Sequence[Said], seed: int) -> Claim:
+    text = "without the super weight stop words become several times as likely"
+    before, after = said[0].stop_mass, said[1].stop_mass
+    if not before.any():
+        return Claim(text, None, "the model gives them no probability to begin with")
+    low, high = (float(each[0]) for each in bootstrapped(after[None], seed, over=before[None]))
+    between = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    why = f"their mass goes from {before.mean():.3f} to {after.mean():.3f}, by a factor of "
+    holds = True if low > SEVERAL else False if high < SEVERAL else None
+    return Claim(text, holds, f"{why}{after.mean() / before.mean():.2f}{between}; {SEVERAL:g} and more is several")
+
+
 def _with_interval(facts: Any, what: str) -> str:
     low, high = facts[f"{what}_low"], facts[f"{what}_high"]
     return f"{facts[what]:.3f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
@@ -258,4 +273,5 @@ EXPERIMENT = Experiment(
     needs="prompts",
     picture="tokens",
     options=(Option("top", "How many of the most likely tokens of both are listed.", whole_number, TOP, "N"),),
+    in_all={"limit": 100},
 )

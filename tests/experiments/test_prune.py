@@ -1,6 +1,7 @@
 """Table 1 on a planted model: every arm against stock transformers with edited weights."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy import stats
 from analyzer.base.records import Coordinate
 from analyzer.experiments import prune
 from analyzer.experiments.controls.others import Others
+from analyzer.experiments.lab.records import Cost, Measured
 from analyzer.experiments.reports.report import render_experiment
 from analyzer.verify.activations.detection import detect
 from analyzer.verify.settings import Thresholds
@@ -182,3 +184,35 @@ def test_of_a_quantized_file_no_others_are_zeroed_and_that_is_said(planted, run,
     assert "No others were zeroed" in result.outcome.findings[-1]
     with times(stock, {PLANTED: 0.0}):
         assert arms[f"{PLANTED} zeroed"]["nll"] == pytest.approx(losses(stock, batch).mean(), abs=1e-4)
+
+
+def cost(delta, half):
+    return Cost(3 + delta, delta, delta - half, delta + half)
+
+
+@pytest.mark.parametrize(
+    ("zeroed", "others", "peak", "holds"),
+    [
+        (cost(5, 0.2), cost(0.1, 0.1), cost(3, 0.5), [True, True, True]),
+        (cost(2, 0.1), cost(5, 0.5), cost(0.01, 0.02), [False, False, False]),
+        (cost(2.2, 0.3), cost(2, 0.1), cost(0.3, 0.4), [None, None, None]),
+        (cost(0.1, 0.2), cost(0.1, 0.2), None, [False, None, None]),
+        (cost(math.inf, 0), cost(1, 0.2), None, [True, True, None]),
+    ],
+)
+def test_what_the_paper_claims_is_judged_by_intervals(zeroed, others, peak, holds):
+    arms = [
+        Measured("original", 0, cost(0, 0)),
+        effect := Measured("x zeroed", 1, zeroed),
+        Measured("others: global:7000", 7000, others, facts={"others": "global:7000"}),
+        Measured("restored at peak", 1, peak or zeroed, None if peak is None else 1 - peak.delta / zeroed.delta),
+    ]
+    claims = list(prune._claims(arms, effect, ["others: global:7000"], 1))
+    assert [claim.holds for claim in claims] == holds
+    assert "7,000 largest others" in claims[1].why
+
+
+def test_claims_that_nothing_was_measured_for_cannot_be_told(run):
+    claims = run(prune.EXPERIMENT, others=(), restore=()).outcome.claims
+    assert [claim.verdict for claim in claims][1] == "cannot be told"
+    assert "were not zeroed" in claims[1].why

@@ -82,3 +82,15 @@ def test_of_one_window_no_best_factor_is_told(run):
 def test_what_is_no_factor_is_refused(text):
     with pytest.raises(ValueError, match=r"float|finite"):
         scale.parse_factors(text)
+
+
+@pytest.mark.parametrize(
+    ("factor", "low", "high", "holds"),
+    [(1.5, -0.3, -0.1, True), (1.5, -0.3, 0.1, None), (2.0, 0.1, 0.3, False), (0.5, -0.3, -0.1, False)],
+)
+def test_the_claim_is_of_a_factor_above_1_that_another_half_confirms(factor, low, high, holds):
+    found = {"of": "x", "factor": factor, "delta": (low + high) / 2, "delta_low": low, "delta_high": high}
+    best = [found | {"better": high < 0}]
+    assert scale._claim(best, scale.FACTORS).holds is holds
+    assert scale._claim(best, (0.0, 0.5)).holds is None
+    assert scale._claim([], scale.FACTORS).holds is None

@@ -120,3 +120,17 @@ def test_a_masked_model_is_refused(run, tmp_path):
 
 def test_stop_words_are_words_and_marks_in_any_case():
     assert stop_ids([" The", "apple", ",", "\n", "hE", "fig.", "."]) == [0, 2, 3, 4, 6]
+
+
+def test_the_claim_is_that_the_mass_of_stop_words_is_several_times_as_large(document):
+    (claim,) = document["claims"]
+    before, after = (arm["stop_mass"] for arm in document["arms"][:2])
+    assert f"by a factor of {after / before:.2f}" in claim["why"]
+    assert claim["holds"] is False
+
+
+@pytest.mark.parametrize(("factors", "holds"), [((3, 4, 3, 4), True), ((1, 4, 1, 4), None), ((1, 1, 1, 1.1), False)])
+def test_the_claim_is_judged_by_its_interval(factors, holds):
+    none, before = np.zeros(4), np.array([0.1, 0.2, 0.1, 0.2])
+    said = [tokens.Said(none, none, none, none, each) for each in (before, before * factors)]
+    assert tokens._claim(said, 0).holds is holds

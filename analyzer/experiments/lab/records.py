@@ -45,7 +45,8 @@ class Experiment:
 
     `needs` names what it runs on: "text" (losses over windows) or "prompts" (contexts); one that `calibrates` has
     windows of another text, or the first half of those, beside. `picture` is how its result is drawn: see pictures.py.
-    `says` is the help, which ends in an example.
+    `says` is the help, which ends in an example. `in_all` are the options, its own or fields of Settings, that
+    `superweight experiment all` runs it with in place of the usual ones.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Experiment:
     calibrates: bool = False
     picture: str = "arms"
     options: tuple[Option, ...] = ()
+    in_all: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,32 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the paper claims, whether that holds here, null where it cannot be told, and the figures that decide."""
+
+    text: str
+    holds: bool | None
+    why: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds here, in words."""
+        return {True: "holds", False: "does not hold", None: "cannot be told"}[self.holds]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What an experiment returns: its arms, its findings in sentences, and what its JSON has beside.
 
-    `tables` are what the text shows of that: titles, each with a header and rows.
+    `tables` are what the text shows of that: titles, each with a header and rows. `claims` are the paper's, where it
+    has any on the matter.
     """
 
     arms: tuple[Measured, ...]
     findings: tuple[str, ...]
     more: Facts = field(default_factory=dict)
     tables: tuple[tuple[str, Sequence[str], Sequence[Sequence[object]]], ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,7 @@ class Result:
             "arms": [arm.as_json() for arm in self.outcome.arms],
             **self.outcome.more,
             "findings": self.outcome.findings,
+            "claims": self.outcome.claims,
             "published": self.published,
             "notes": self.notes,
         })  # fmt: skip

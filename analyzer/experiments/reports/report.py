@@ -8,10 +8,12 @@ from typing import Any
 
 from analyzer.base.errors import shown
 from analyzer.base.text import count_of, fill, model_title, short_commit, table
-from analyzer.experiments.lab.records import Facts, Measured, Result
+from analyzer.experiments.lab.records import Claim, Facts, Measured, Result
 from analyzer.experiments.reports.wording import perplexity_of, plus_minus
 
 LONGEST = 46  # characters of an arm's name
+PUBLISHED = "Published of this model, by others"
+PUBLISHED_HEADER = ("what", "value", "source")
 SAID = ("of", "others", "control")  # by the name of an arm
 
 
@@ -22,17 +24,31 @@ def render_experiment(result: Result) -> str:
         model_title(result.model, result.revision, result.commit),
         fill(f"{result.experiment}: {weights} ({result.weights_from})."),
         *map(fill, result.outcome.findings),
-        f"{fill(_protocol(result.protocol))}\n\n{arms_table(result.outcome.arms)}",
+        *(fill(claim_said(claim)) for claim in result.outcome.claims),
+        f"{fill(protocol_said(result.protocol))}\n\n{arms_table(result.outcome.arms)}",
     ]
     if any(arm.cost and arm.cost.delta_high is not None for arm in result.outcome.arms):
         sections[-1] += "\n\nΔ loss is the paired difference to the original, ± half of its 95 % interval over windows."
     sections += [f"{fill(title)}\n\n{table(header, rows)}" for title, header, rows in result.outcome.tables]
-    sections += _published(result.published)
+    if result.published:
+        rows, sources = published_cells(result.published)
+        named = "\n".join(f"[{number}] {shown(source, 90)}" for number, source in enumerate(sources, start=1))
+        sections.append(f"{PUBLISHED}\n\n{table(PUBLISHED_HEADER, rows)}\n\n{named}")
     return "\n\n".join(sections)
 
 
+def claim_said(claim: Claim) -> str:
+    """Return what the paper claims, and whether it holds here, in a sentence."""
+    return f"The paper says that {claim.text}: here that {claim.verdict}, since {claim.why}."
+
+
 def arms_table(arms: Sequence[Measured]) -> str:
-    """Return the arms of any experiment: their costs, and of the facts those that are numbers or short words."""
+    """Return the arms of any experiment as a table."""
+    return table(*arms_cells(arms))
+
+
+def arms_cells(arms: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and rows of arms: their costs, and of the facts those that are numbers or short words."""
     names = list(dict.fromkeys(name for arm in arms for name, value in arm.facts.items() if _is_short(value)))
     shown_names = [name for name in names if name not in SAID and not name.endswith(("_low", "_high"))]
     zeroed, recovered = any(arm.zeroed for arm in arms), any(arm.recovered is not None for arm in arms)
@@ -54,7 +70,7 @@ def arms_table(arms: Sequence[Measured]) -> str:
         ]
         for arm in arms
     ]
-    return table(header, rows)
+    return header, rows
 
 
 def _costs(arm: Measured) -> Iterator[str]:
@@ -82,7 +98,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(value, 30)
 
 
-def _protocol(protocol: Facts) -> str:
+def protocol_said(protocol: Facts) -> str:
     """Return in a sentence what was run on."""
     at = f" at {short_commit(protocol['commit'])}" if protocol.get("commit") else ""
     of = f" ({protocol['repository']}{at})" if "repository" in protocol else ""
@@ -94,12 +110,11 @@ def _protocol(protocol: Facts) -> str:
     return f"On {shown(protocol['data'], 60)}{of}: {protocol['prompts']:,} prompts; {where}."
 
 
-def _published(published: Sequence[Facts]) -> Iterator[str]:
-    if published:
-        sources = list(dict.fromkeys(each["source"] for each in published))
-        rows = [
-            [shown(each["what"], 60), shown(each["value"], 30), f"[{1 + sources.index(each['source'])}]"]
-            for each in published
-        ]
-        named = "\n".join(f"[{number}] {shown(source, 90)}" for number, source in enumerate(sources, start=1))
-        yield f"Published of this model, by others\n\n{table(['what', 'value', 'source'], rows)}\n\n{named}"
+def published_cells(published: Sequence[Facts]) -> tuple[list[list[str]], list[str]]:
+    """Return what others published in rows, and their sources, which the rows number."""
+    sources = list(dict.fromkeys(each["source"] for each in published))
+    rows = [
+        [shown(each["what"], 60), shown(each["value"], 30), f"[{1 + sources.index(each['source'])}]"]
+        for each in published
+    ]
+    return rows, sources

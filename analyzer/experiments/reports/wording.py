@@ -19,6 +19,17 @@ def change_of(cost: Cost | None) -> str:
     return f"{moved}, by {plus_minus(cost)} nats{unsure}"
 
 
+def is_above(cost: Cost, other: Cost) -> bool | None:
+    """Tell whether one costs more than another; null where their intervals overlap, or one has none."""
+    if not math.isfinite(cost.delta) or not math.isfinite(other.delta):
+        return None if cost.delta == other.delta else cost.delta > other.delta
+    if cost.delta_low is None or cost.delta_high is None or other.delta_low is None or other.delta_high is None:
+        return None
+    if cost.delta_low > other.delta_high:
+        return True
+    return False if cost.delta_high < other.delta_low else None
+
+
 def plus_minus(cost: Cost) -> str:
     """Return a difference with half of its interval, where there is one."""
     if cost.delta_high is None or not math.isfinite(cost.delta_high):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analyzer.base.records import Coordinate
-from analyzer.experiments.lab.records import Cost, Measured, Outcome, Result, Weight
+from analyzer.experiments.lab.records import Claim, Cost, Measured, Outcome, Result, Weight
 from analyzer.experiments.reports.published import published_of
 from analyzer.experiments.reports.report import arms_table, render_experiment
 from analyzer.experiments.reports.wording import change_of
@@ -48,6 +48,18 @@ def test_the_finding_comes_first_then_the_protocol_then_what_others_published():
     assert lines.index("It matters.") < lines.index("Published of this model, by others")
     assert "On wikitext2 (a/b at cccccccccccc): 8 windows of 1,024 tokens, each after a BOS token; 8,184" in text
     assert "5.67, 1,211" in text
+
+
+def test_what_the_paper_claims_is_said_with_its_verdict():
+    claims = (Claim("it matters", True, "2 is more than 1"), Claim("it is rare", None, "none was counted"))
+    text = render_experiment(result(outcome=Outcome(ARMS, (), claims=claims)))
+    assert "The paper says that it matters: here that holds, since 2 is more than 1." in text
+    assert "here that cannot be told, since none was counted." in text
+    assert result(outcome=Outcome(ARMS, (), claims=claims)).as_json()["claims"][0] == {
+        "text": "it matters",
+        "holds": True,
+        "why": "2 is more than 1",
+    }
 
 
 def test_nothing_of_a_name_is_obeyed():
