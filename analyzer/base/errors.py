@@ -8,7 +8,7 @@ AnalyzerError
 │   └── UnreadableError  a matrix is stored in a way that is not read, by its name
 ├── ForwardError         the model or its tokenizer cannot be loaded or run
 ├── CatalogError         a catalog file that cannot be read, written or validated
-├── PlotError            a picture that cannot be written
+├── PlotError            a picture, or a page of results, that cannot be written
 ├── SettingsError        a setting that has no such value
 └── ResultError          a saved result that cannot be compared
 """
@@ -55,7 +55,7 @@ class CatalogError(AnalyzerError):
 
 
 class PlotError(AnalyzerError):
-    """A picture that cannot be written."""
+    """A picture, or a page of results, that cannot be written."""
 
 
 class SettingsError(AnalyzerError):

@@ -50,13 +50,18 @@ def check_plot(path: Path) -> None:
 def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, atomically. Raises PlotError like check_plot."""
     check_plot(path)
+    try:
+        write_whole(path, png_of(figure))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG, the same bytes for the same figure."""
     data = io.BytesIO()
     FigureCanvasAgg(figure)  # no pyplot, whose state is global
     figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})  # which would name a version
-    try:
-        write_whole(path, data.getvalue())
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    return data.getvalue()
 
 
 def magnitudes_of(values: Sequence[float]) -> NDArray[np.float64]:

@@ -273,5 +273,4 @@ EXPERIMENT = Experiment(
     needs="prompts",
     picture="tokens",
     options=(Option("top", "How many of the most likely tokens of both are listed.", whole_number, TOP, "N"),),
-    in_all={"limit": 100},
 )

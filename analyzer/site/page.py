@@ -54,9 +54,9 @@ def read_what_to_show(folder: Path) -> dict[str, Document]:
 
 def render_site(documents: Mapping[str, Document]) -> dict[str, bytes]:
     """Return the files of the page by name, the same bytes for the same catalog; `documents` are validated ones."""
-    environment = _environment()
+    environment = environment_of_pages()
     panels = panels_of(documents)
-    style, script = _data("page.css"), _data("page.js")
+    style, script = data_of("page.css"), data_of("page.js")
     page = environment.get_template("page.html.jinja").render(
         panels=panels,
         families=sorted({panel.family for panel in panels}),
@@ -67,9 +67,9 @@ def render_site(documents: Mapping[str, Document]) -> dict[str, bytes]:
         totals=Counter(kind for panel in panels for kind, _ in panel.known),
         strip_layers=max([panel.depth or 0 for panel in panels] + [n + 1 for p in panels for n in p.layers], default=1),
         strip=STRIP,
-        style=_literal(style),
-        script=_literal(script),
-        policy=_policy(style=style, script=script),
+        style=literal(style),
+        script=literal(script),
+        policy=policy_of(style=style, script=script),
     )
     return {PAGE: page.encode("utf-8"), README: SPACE_README}
 
@@ -110,11 +110,12 @@ def _holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _environment() -> Environment:
+def environment_of_pages() -> Environment:
+    """Return what makes pages of the templates of this folder; whatever they print is escaped."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(_data),
+        loader=FunctionLoader(data_of),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -133,26 +134,26 @@ def _visible(value: Any) -> Any:
     return shown(value, MAX_TEXT) if type(value) is str else value
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return text of our own that goes into a page as it is."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
-def _data(name: str) -> str:
+def data_of(name: str) -> str:
+    """Return a file of this folder."""
     return resources.files("analyzer.site").joinpath(name).read_text("utf-8")
 
 
-def _policy(*, style: str, script: str) -> str:
+def policy_of(*, style: str, script: str | None) -> str:
     """Return a Content-Security-Policy by which this style and script are all that the page can run or load."""
 
     def digest(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"
 
-    return (
-        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    scripts = "" if script is None else f"script-src {digest(script)}; "
+    return f"default-src 'none'; style-src {digest(style)}; {scripts}img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def _short(commit: str) -> str:

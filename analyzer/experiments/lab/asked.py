@@ -59,11 +59,13 @@ class Settings:
             require(fits, name, value, f"a whole number from {least}")
 
 
-def weights_asked(source: Source, settings: Settings, progress: Progress) -> tuple[tuple[Coordinate, ...], str]:
+def weights_asked(
+    source: Source, settings: Settings, progress: Progress, *, most: int = MOST_WEIGHTS
+) -> tuple[tuple[Coordinate, ...], str]:
     """Return the weights that an experiment is about, and a sentence on where they are from.
 
-    Raises CatalogError where the catalog does not know a model that was named, ForwardError where a verification
-    finds no super weight.
+    Of those that nobody named they are `most`. Raises CatalogError where the catalog does not know a model that was
+    named, ForwardError where a verification finds no super weight.
     """
     if settings.weights or settings.weights_of is not None:
         of: Sequence[Coordinate] = ()
@@ -83,17 +85,17 @@ def weights_asked(source: Source, settings: Settings, progress: Progress) -> tup
             for weight in entry["super_weights"]
             if is_super(weight)
         ]
-        return _foremost(judged, f"from the catalog, verified at {short_commit(entry['commit'])}")
+        return _foremost(judged, f"from the catalog, verified at {short_commit(entry['commit'])}", most)
     reported = [asdict(each) for each in known if each.standing == "reported" and each.col is not None]
     if reported:
         judged = [Judged(_coordinate_of(each), None, 0.0) for each in reported]
-        return _foremost(judged, "from the catalog, as others report them")
+        return _foremost(judged, "from the catalog, as others report them", most)
     wanted = VerifySettings(tower=settings.tower, device=settings.device, dtype=settings.dtype)
     found = [weight for weight in verify_model(source, wanted, progress=progress).super_weights if weight.is_super]
     if not found:
         raise ForwardError(f"{source.model}: a verification finds no super weight: name some with --weight")
     judged = [Judged(weight.coordinate, weight.effect, weight.delta or 0.0) for weight in found]
-    return _foremost(judged, "found by a verification just now")
+    return _foremost(judged, "found by a verification just now", most)
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,11 @@ class Judged:
     rise: float
 
 
-def _foremost(known: Sequence[Judged], said: str) -> tuple[tuple[Coordinate, ...], str]:
+def _foremost(known: Sequence[Judged], said: str, most: int) -> tuple[tuple[Coordinate, ...], str]:
     """Return the critical ones, where there are such, else all; those that cost most, where they are many."""
     known = list({each.coordinate: each for each in known}.values())
     critical = [each for each in known if each.effect == "critical"]
-    kept = sorted(critical or known, key=lambda each: -each.rise)[:MOST_WEIGHTS]
+    kept = sorted(critical or known, key=lambda each: -each.rise)[:most]
     if len(kept) < len(known):
         kind = " critical" if critical else ""
         said += f": {len(kept)}{kind} of {len(known)}, the costliest first (--weight names any)"

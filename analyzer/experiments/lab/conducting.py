@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from analyzer.base.errors import AnalyzerError
 from analyzer.base.progress import Progress
 from analyzer.experiments.lab.asked import Settings
-from analyzer.experiments.lab.opening import open_lab
-from analyzer.experiments.lab.records import Experiment, Result
+from analyzer.experiments.lab.opening import Data, Subject, open_lab, open_subject, read_data
+from analyzer.experiments.lab.records import Experiment, Facts, Result
 from analyzer.experiments.reports.published import published_of
 from analyzer.source.source import Source
+
+LENGTH_IN_ALL, WINDOWS_IN_ALL = 1024, 8  # of `all`, where nothing else is asked for
+MOST_WEIGHTS_IN_ALL = 2
 
 
 def conduct(
@@ -26,8 +33,56 @@ def conduct(
     `source` is what open_model returns, `options` are the experiment's own. Raises AnalyzerError where model, weights
     or data cannot be had, or the model cannot be run on them.
     """
-    lab = open_lab(source, experiment, settings, token=token, progress=progress)
-    chosen = {option.name: option.default for option in experiment.options} | options
+    data = read_data(experiment, settings, token=token)
+    subject = open_subject(source, settings, progress=progress)
+    return _conduct_on(subject, data, experiment, settings, options, progress)
+
+
+def conduct_all(
+    source: Source,
+    experiments: Sequence[Experiment],
+    settings: Settings,
+    *,
+    token: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Iterator[tuple[Experiment, Result | AnalyzerError]]:
+    """Yield each experiment with its result, or with why it has none, on a model that is opened once.
+
+    Their options are those of `in_all`; where `settings` leave windows and length open, they are fewer than usual.
+    Raises AnalyzerError where the model or its weights cannot be had, or the data of no experiment.
+    """
+    data = {experiment.name: _or_error(read_data, experiment, settings, token=token) for experiment in experiments}
+    if all(isinstance(each, AnalyzerError) for each in data.values()):
+        raise next(iter(data.values()))
+    subject = open_subject(source, settings, progress=progress, most=MOST_WEIGHTS_IN_ALL)
+    length = settings.length or min(LENGTH_IN_ALL, subject.tokens.max_tokens or LENGTH_IN_ALL)
+    windows = settings.windows or WINDOWS_IN_ALL
+    for experiment in experiments:
+        own, found = dict(experiment.in_all), data[experiment.name]
+        asked = replace(settings, windows=min(windows, own.pop("windows", windows)), length=length)
+        if not isinstance(found, AnalyzerError):
+            tell = partial(_tell, progress, experiment.name)
+            found = _or_error(_conduct_on, subject, found, experiment, asked, own, tell)
+        yield experiment, found
+
+
+def _tell(progress: Progress, name: str, what: str, done: int, total: int) -> None:
+    progress(f"{name}: {what}", done, total)
+
+
+def _or_error(do: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Return what a function does, or the AnalyzerError that it raises."""
+    try:
+        return do(*arguments, **more)
+    except AnalyzerError as error:
+        return error
+
+
+def _conduct_on(
+    subject: Subject, data: Data, experiment: Experiment, settings: Settings, options: Facts, progress: Progress
+) -> Result:
+    lab = open_lab(subject, data, experiment, settings, progress=progress)
+    chosen = {option.name: option.default for option in experiment.options} | dict(options)
     outcome = experiment.run(lab, **chosen)
     lab.runnable.checkpoint.source.check_unchanged()
     source = lab.runnable.checkpoint.source

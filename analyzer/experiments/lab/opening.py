@@ -15,7 +15,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress, counted
 from analyzer.experiments.data.contexts import Passages, contexts_of, read_passages
 from analyzer.experiments.data.texts import Text, read_text, windows_of
-from analyzer.experiments.lab.asked import Settings, weights_asked
+from analyzer.experiments.lab.asked import MOST_WEIGHTS, Settings, weights_asked
 from analyzer.experiments.lab.costs import cost_of
 from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
 from analyzer.forward.checking import check_rows
@@ -100,24 +100,49 @@ class Lab:
         return runner
 
 
-def open_lab(
-    source: Source, experiment: Experiment, settings: Settings, *, token: str | None, progress: Progress
-) -> Lab:
-    """Return the lab of an experiment. Raises AnalyzerError where model, weights or data cannot be had, or not run."""
+@dataclass(frozen=True)
+class Data:
+    """What an experiment needs of texts: one to measure losses on, one to calibrate on, or passages."""
+
     text: Text | None = None
-    other: Text | None = None
+    calibration: Text | None = None
     passages: Passages | None = None
-    if experiment.needs == "text":
-        text = read_text(settings.data, token=token)
-        other = None if settings.calibrate is None else read_text(settings.calibrate, token=token)
-    else:
-        passages = read_passages(settings.prompts_data, token=token)
-    coordinates, weights_from = weights_asked(source, settings, progress)
+
+
+def read_data(experiment: Experiment, settings: Settings, *, token: str | None) -> Data:
+    """Return the data of an experiment. Raises SourceError where they cannot be had."""
+    if experiment.needs != "text":
+        return Data(passages=read_passages(settings.prompts_data, token=token))
+    other = None if settings.calibrate is None else read_text(settings.calibrate, token=token)
+    return Data(read_text(settings.data, token=token), other)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is ready to run, and the weights of it that experiments are about."""
+
+    runnable: Runnable
+    runner: Runner
+    tokens: Tokens
+    weights: tuple[Weight, ...]
+    weights_from: str
+
+
+def open_subject(source: Source, settings: Settings, *, progress: Progress, most: int = MOST_WEIGHTS) -> Subject:
+    """Return a model with its weights, `most` of those that nobody named. Raises AnalyzerError where it has none."""
+    coordinates, weights_from = weights_asked(source, settings, progress, most=most)
     runnable = open_runnable(source, tower=settings.tower)
     values = values_in(runnable, coordinates)
     progress("building the model", 0, 1)
     runner, tokens = runnable.build(device=settings.device, dtype=settings.dtype)
     progress("building the model", 1, 1)
+    weights = tuple(Weight(coordinate, value) for coordinate, value in values.items())
+    return Subject(runnable, runner, tokens, weights, weights_from)
+
+
+def open_lab(subject: Subject, data: Data, experiment: Experiment, settings: Settings, *, progress: Progress) -> Lab:
+    """Return the lab of an experiment. Raises AnalyzerError where the model cannot be run on the data."""
+    runner, tokens, text = subject.runner, subject.tokens, data.text
     windows: tuple[Window, ...] = ()
     calibration: tuple[Window, ...] = ()
     contexts: tuple[tuple[int, ...], ...] = ()
@@ -125,7 +150,7 @@ def open_lab(
     if text is not None:
         windows, length = _windows(text, tokens, settings)
         protocol = text.facts
-        if other is not None:
+        if (other := data.calibration) is not None:
             calibration, _ = _windows(other, tokens, settings)
             protocol |= {"calibration": other.facts | {"windows": len(calibration)}}
         elif experiment.calibrates:
@@ -139,18 +164,17 @@ def open_lab(
             protocol |= {"calibration": {"data": text.name, "windows": half}}
         predicted = sum(len(window.places) for window in windows)
         protocol |= {"windows": len(windows), "length": length, "tokens": predicted, "bos": settings.bos}
-    if passages is not None:
-        contexts = tuple(contexts_of(passages, tokens, most=settings.limit))
-        protocol = passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
+    if data.passages is not None:
+        contexts = tuple(contexts_of(data.passages, tokens, most=settings.limit))
+        protocol = data.passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
     _check(runner, windows[0].ids if windows else max(contexts, key=len))
     protocol |= {"dtype": runner.dtype, "device": runner.device, "seed": settings.seed}
-    weights = tuple(Weight(coordinate, value) for coordinate, value in values.items())
     return Lab(
-        runnable=runnable,
+        runnable=subject.runnable,
         runner=runner,
         tokens=tokens,
-        weights=weights,
-        weights_from=weights_from,
+        weights=subject.weights,
+        weights_from=subject.weights_from,
         settings=settings,
         windows=windows,
         calibration=calibration,

@@ -45,8 +45,8 @@ class Experiment:
 
     `needs` names what it runs on: "text" (losses over windows) or "prompts" (contexts); one that `calibrates` has
     windows of another text, or the first half of those, beside. `picture` is how its result is drawn: see pictures.py.
-    `says` is the help, which ends in an example. `in_all` are the options, its own or fields of Settings, that
-    `superweight experiment all` runs it with in place of the usual ones.
+    `says` is the help, which ends in an example. `in_all` are those of its options that `superweight
+    experiment all` gives other values than the usual ones, and how many `windows` it has at most there.
     """
 
     name: str

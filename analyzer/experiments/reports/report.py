@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from analyzer.base.errors import shown
+from analyzer.base.errors import AnalyzerError, shown
+from analyzer.base.records import plain
 from analyzer.base.text import count_of, fill, model_title, short_commit, table
 from analyzer.experiments.lab.records import Claim, Facts, Measured, Result
 from analyzer.experiments.reports.wording import perplexity_of, plus_minus
@@ -118,3 +119,25 @@ def published_cells(published: Sequence[Facts]) -> tuple[list[list[str]], list[s
         for each in published
     ]
     return rows, sources
+
+
+def summary_of(name: str, result: Result | AnalyzerError) -> dict[str, Any]:
+    """Return what the JSON of several experiments has of one: its findings and claims, or why it has none."""
+    if isinstance(result, AnalyzerError):
+        return {"experiment": name, "error": str(result), "findings": [], "claims": []}
+    outcome = result.outcome
+    return {"experiment": name, "error": None, "findings": list(outcome.findings), "claims": plain(outcome.claims)}
+
+
+def render_summary(results: Mapping[str, Result | AnalyzerError]) -> str:
+    """Return what several experiments say of the paper's claims as text: of those without any, their findings."""
+    said = []
+    for name, result in results.items():
+        if isinstance(result, AnalyzerError):
+            said.append(f"{name}: failed")
+            continue
+        outcome = result.outcome
+        said += [f"{name}: {each}" for each in map(claim_said, outcome.claims)] or [
+            f"{name}: {each}" for each in outcome.findings
+        ]
+    return "\n\n".join(map(fill, said))
