@@ -7,13 +7,16 @@ To add an edit that acts in or after a block: a record here that is an `Edit`, a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from analyzer.base.errors import ForwardError, shown
 from analyzer.base.records import Coordinate
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Edit(Hashable, Protocol):
@@ -96,6 +99,27 @@ class PlacedEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class InputEdit:
+    """What the linear maps of a layer's block see, changed by a function of a map's name and what it would see.
+
+    That is one row's input, [tokens, in_features]; the function returns it, or another of its shape (linears.py).
+    """
+
+    layer: int
+    change: Callable[[str, torch.Tensor], torch.Tensor]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The inputs of this layer's block."""
+        return "inputs of layer", self.layer
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Intervention:
     """What one row of a batch runs with: all of these edits in place at once; none of them is the untouched model.
 
@@ -131,6 +155,11 @@ def zeroing(coordinates: Iterable[Coordinate]) -> Intervention:
 def scaling(factors: Mapping[Coordinate, float]) -> Intervention:
     """Return the intervention that multiplies each weight by its factor."""
     return Intervention(tuple(WeightEdit(coordinate, factor) for coordinate, factor in factors.items()))
+
+
+def changing_inputs(layers: Iterable[int], change: Callable[[str, torch.Tensor], torch.Tensor]) -> Intervention:
+    """Return the intervention that has the linear maps of these layers see what a function makes of their inputs."""
+    return Intervention(tuple(InputEdit(layer, change) for layer in layers))
 
 
 def _is_coordinate(value: object) -> bool:

@@ -7,7 +7,7 @@ carry its own edits and one pass over the model answers for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,16 +19,17 @@ from torch.utils.hooks import RemovableHandle
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate, Place
-from analyzer.forward.edits import Intervention, PlacedEdit, WeightEdit
-from analyzer.forward.experts import watched_experts
-from analyzer.forward.mlps import Block, Passage, Record
+from analyzer.forward.blocks.experts import watched_experts
+from analyzer.forward.blocks.mlps import Block, Passage, Record
+from analyzer.forward.edits import InputEdit, Intervention, PlacedEdit, WeightEdit
+from analyzer.forward.linears import changed_inputs, changing, linears_of
 from analyzer.forward.trace import Entry, factors_of
 from analyzer.model.rows import is_stacked, tokens_come_first
 
 
 @contextmanager
 def intercepted(
-    blocks: Iterable[Block],
+    blocks: Sequence[Block],
     interventions: Sequence[Intervention],
     values: Mapping[Coordinate, float],
     rows: Callable[[], list[int]],
@@ -44,6 +45,8 @@ def intercepted(
     edited: dict[Place, list[tuple[int, WeightEdit | PlacedEdit]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
+            if isinstance(edit, InputEdit):
+                continue
             if not isinstance(edit, WeightEdit | PlacedEdit):
                 raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
             edited.setdefault(edit.coordinate.place, []).append((batch_row, edit))
@@ -70,6 +73,9 @@ def intercepted(
         return left
 
     with ExitStack() as stack:
+        for block in blocks:
+            if on_input := changing(block, interventions):
+                stack.enter_context(changed_inputs(linears_of(block), on_input, rows, tokens))
         writers = [(writer, each.is_latent) for each in blocks for mlp in each.mlps for writer in mlp.writers]
         for writer, is_latent in writers:
             keep = asked = None if is_latent else record

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from analyzer.base.errors import AnalyzerError, ForwardError, reason_of, shown
 from analyzer.base.records import Coordinate, Place
 from analyzer.checkpoint.checkpoint import Checkpoint
+from analyzer.forward.blocks.mlps import Block, Record, beside_stack, blocks_of, find_blocks, latent_note
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.interception import EnoughError, OtherWidthError, Watched, intercepted
-from analyzer.forward.mlps import Block, Record, beside_stack, blocks_of, find_blocks, latent_note
 from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.base.records import Coordinate, Place
+from analyzer.forward.blocks.mlps import Passage
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.interception import EnoughError, intercepted
-from analyzer.forward.mlps import Passage
 from analyzer.forward.runner import Runner
 from analyzer.verify.settings import DEFAULT_THRESHOLDS
 

@@ -13,9 +13,9 @@ from shapes import SHAPES, WIDTH, build, coordinate, inside, plant
 
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ForwardError
+from analyzer.forward.blocks.mlps import find_blocks
 from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.forward.losses import losses
-from analyzer.forward.mlps import find_blocks
 from analyzer.source.folder import FolderSource
 
 LAYER, ROW, COL = 1, 5, 19

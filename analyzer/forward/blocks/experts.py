@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from analyzer.forward.mlps import Passage, Record, Writer
+from analyzer.forward.blocks.mlps import Passage, Record, Writer
 
 PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 

@@ -1,0 +1,1 @@
+"""The parts of blocks that multiply: MLPs, and experts that share a parameter."""
