@@ -21,10 +21,10 @@ from analyzer.cli.options import (
     with_options,
 )
 from analyzer.cli.output import check_picture, print_json, printing, warn_of
-from analyzer.experiments import bits, prune, scale, tokens
+from analyzer.experiments import bits, prune, quantize, scale, tokens
 from analyzer.experiments.lab.records import Experiment, Option
 
-EXPERIMENTS = (prune.EXPERIMENT, tokens.EXPERIMENT, scale.EXPERIMENT, bits.EXPERIMENT)
+EXPERIMENTS = (prune.EXPERIMENT, tokens.EXPERIMENT, scale.EXPERIMENT, quantize.EXPERIMENT, bits.EXPERIMENT)
 
 
 def text_options(*, windows: str, length: str) -> tuple[Decorator, ...]:
@@ -71,6 +71,9 @@ CALIBRATE_OPTION = click.option(
     callback=check_text,
     help="Text to calibrate on.  [default: the first half of the windows, which are then not judged]",
 )
+STATIC_OPTION = click.option(
+    "--static", is_flag=True, help="Tell what the stored weights alone tell; nothing is run, and no text is read."
+)
 SEED_OPTION = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn by chance."
 )
@@ -101,7 +104,7 @@ def command_of(found: Experiment) -> click.Command:
         from analyzer.source.opening import open_model
 
         check_picture(plot)
-        chosen = {name: given.pop(name) for name in own}
+        chosen = {name: given.pop(name) for name in own} | {"static": given.pop("static", False)}
         where = {name: given.pop(name) for name in ("model", "revision", "subfolder")}
         settings = Settings(catalog=folder, **given)
         with progress_bars(quiet) as progress:
@@ -117,6 +120,7 @@ def command_of(found: Experiment) -> click.Command:
     texts = found.needs == "text"
     data = text_options(windows="all", length="2048") if texts else prompt_options(limit=500)
     data = (*data, CALIBRATE_OPTION) if found.calibrates else data
+    data = (*data, STATIC_OPTION) if found.static else data
     options = (common_options, *weight_options, *map(_option, found.options), *data, SEED_OPTION, *device_options)
     command.__doc__ = found.says
     return click.command(found.name, help=inspect.cleandoc(found.says))(
@@ -134,6 +138,7 @@ def _option(option: Option) -> Decorator:
             raise click.BadParameter(f"{shown(error)}: give {option.metavar}", param=param) from error
 
     default = " ".join(map(str, option.default)) if option.several else str(option.default)
+    default = f"  [default: {default}]" if default else ""
     made: Callable[..., Decorator] = click.option
     return made(
         f"--{option.name.replace('_', '-')}",
@@ -141,7 +146,7 @@ def _option(option: Option) -> Decorator:
         multiple=option.several,
         metavar=option.metavar,
         callback=parse,
-        help=f"{option.help}  [default: {default}]",
+        help=f"{option.help}{default}",
     )
 
 

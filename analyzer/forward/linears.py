@@ -38,12 +38,9 @@ def linears_of(block: Block) -> dict[str, torch.nn.Module]:
 
 
 def experts_of(writer: Writer) -> list[torch.nn.Module]:
-    """Return the modules of experts, and all within them; of those that share a parameter the one that has it."""
-    if not writer.downs:
-        return []
-    tops = {down.rpartition(".")[0].partition(".")[0] for down in writer.downs}
-    found = [writer.module if not top else writer.module.get_submodule(top) for top in sorted(tops)]
-    return [module for each in found for module in each.modules()]
+    """Return the modules that are experts, or have a parameter of theirs, and all that is within them."""
+    tops = {down.partition(".")[0] for down in writer.downs if "." in down}
+    return [module for top in sorted(tops) for module in writer.module.get_submodule(top).modules()]
 
 
 @contextmanager
@@ -95,8 +92,8 @@ class InputStatistics:
 
     def __call__(self, name: str, entered: torch.Tensor) -> torch.Tensor:
         """Add what a linear map sees of one row, [tokens, in_features], and return it."""
-        values = entered.detach().abs().double().cpu()
-        largest, squares = values.amax(dim=0), values.square().sum(dim=0)
+        values = entered.detach().float()
+        largest, squares = values.abs().amax(dim=0).double().cpu(), values.square().sum(dim=0).double().cpu()
         if name in self.tokens:
             largest, squares = torch.maximum(self.largest[name], largest), self.squares[name] + squares
         self.largest[name], self.squares[name] = largest, squares

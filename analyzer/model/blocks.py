@@ -82,6 +82,8 @@ class BlockwiseModel:
         targets = self._loader.targets(self._weights.names)
         places = {name: target for name, (target, _) in targets.items()}
         places |= {stored: places[name] for stored, name in self._weights.called.items() if name in places}
+        self.targets: Mapping[str, str] = places
+        """The parameter that each stored tensor goes into."""
         names, self._aside = find_blocks(self.model, places)
         self._blocks = {name: self.model.get_submodule(name) for name in names}
         self._around = {name: self._parts_around(name) for name in names}

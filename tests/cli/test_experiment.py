@@ -31,7 +31,7 @@ def test_prune_prints_its_findings_and_a_table(prune):
     assert max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("name", ["prune", "scale", "bits"])
+@pytest.mark.parametrize("name", ["prune", "scale", "quantize", "bits"])
 def test_json_is_one_object_and_the_same_again(prune, name):
     first = prune("--json", name=name)
     document = json.loads(first.stdout)
@@ -43,7 +43,7 @@ def test_json_is_one_object_and_the_same_again(prune, name):
     assert prune("--json", name=name).stdout == first.stdout
 
 
-@pytest.mark.parametrize("name", ["prune", "scale", "bits"])
+@pytest.mark.parametrize("name", ["prune", "scale", "quantize", "bits"])
 def test_a_picture_is_drawn_byte_for_byte_the_same(prune, tmp_path, name):
     for file in ("a.png", "b.png"):
         assert prune("--plot", tmp_path / file, name=name).returncode == 0
@@ -83,6 +83,29 @@ def test_bad_input_is_one_line(here, prune, planted, tmp_path):
     fails(prune("--plot", tmp_path / "a.jpg"), "only PNG")
     (tmp_path / "t.txt").write_text(TEXT)
     fails(here("experiment", "prune", tmp_path / "none", "--data", tmp_path / "t.txt"), "there is no folder")
+
+
+def test_quantize_prints_a_verdict_and_tells_statics_alone(prune, tmp_path):
+    own = ("--bits", "4", "--group", "tensor", "--activations", "none")
+    lines = prune(*own, name="quantize").stdout.splitlines()
+    assert any(line.startswith("Protecting the weights ") for line in lines)
+    assert any(line.startswith("W4 asym tensor, z ") for line in lines)
+    assert max(map(len, lines)) <= 100
+    static = prune(*own, "--static", "--data", tmp_path / "nowhere.txt", name="quantize")
+    assert "nothing was run" in static.stdout
+    assert "no-op in 1 of 1 cases" in static.stdout
+    fails(prune("--group", "100", name="quantize"), "--group 100 does not divide", "128 x")
+    fails(prune("--calibrate", tmp_path / "nowhere.txt", name="quantize"), "cannot read", "nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--group", "flat"), ("--bits", "1"), ("--bits", "x"), ("--activations", "int8"), ("--grid", "huge")],
+)
+def test_wrong_settings_of_quantize_exit_with_2(prune, arguments):
+    result = prune(*arguments, name="quantize")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

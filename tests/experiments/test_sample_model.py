@@ -12,6 +12,8 @@ from analyzer.experiments import tokens
 from analyzer.experiments.lab.asked import Settings
 from analyzer.experiments.lab.conducting import conduct
 from analyzer.experiments.lab.records import Arm, Experiment, Outcome
+from analyzer.experiments.quantization.grid import Group, Rounding
+from analyzer.experiments.quantization.matrices import Quantized, matrices_of
 from analyzer.forward.edits import scaling, zeroing
 from analyzer.source.folder import FolderSource
 
@@ -31,14 +33,19 @@ def truth():
     torch.set_num_threads(1)
 
 
-def test_its_losses_on_wikitext(truth, tmp_path):
-    """Two arms and no more: each costs a pass over 4,096 tokens."""
+@pytest.fixture
+def joined(tmp_path):
     lines = (DATA / "wikitext2-raw-test.txt").read_text("utf-8").split("\n")[:-1]
     rows = [f"{line}\n" if line.strip() else "" for line in lines]
     (tmp_path / "joined.txt").write_text("\n\n".join(rows), "utf-8")
+    return str(tmp_path / "joined.txt")
+
+
+def test_its_losses_on_wikitext(truth, joined):
+    """Two arms and no more: each costs a pass over 4,096 tokens."""
     arms = [Arm("zeroed", zeroing([WEIGHT]), 1), Arm("doubled", scaling({WEIGHT: 2.0}))]
     experiment = Experiment("arms", "Arms.", lambda lab: Outcome(lab.measure(arms), ()))
-    settings = Settings(weights=(WEIGHT,), data=str(tmp_path / "joined.txt"), windows=4, length=1024)
+    settings = Settings(weights=(WEIGHT,), data=joined, windows=4, length=1024)
     found = conduct(FolderSource(SAMPLE), experiment, settings).as_json()
     assert found["protocol"]["tokens"] == 4 * 1023
     assert [arm["nll"] for arm in found["arms"]] == pytest.approx(
@@ -52,3 +59,16 @@ def test_its_next_tokens(truth):
     here = {each["token"]: (each["before"], each["after"]) for each in found["tokens"]}
     for token, expected in truth["tokens"]["before_after"].items():
         assert here[token] == pytest.approx(expected, abs=1e-5)
+
+
+def test_its_matrices_rounded_whole(truth, joined):
+    def run(lab):
+        change = Quantized(Rounding(4, Group("tensor")), matrices_of(lab.runner), kept={})
+        return Outcome(lab.measure([Arm("rounded", change=change)]), ())
+
+    settings = Settings(weights=(WEIGHT,), data=joined, windows=2, length=1024)
+    found = conduct(FolderSource(SAMPLE), Experiment("arms", "Arms.", run), settings).as_json()
+    expected = truth["round_to_nearest"]
+    assert [arm["nll"] for arm in found["arms"]] == pytest.approx(
+        [expected["nll_first_2_windows"], expected["nll"]], abs=1e-4
+    )

@@ -18,9 +18,9 @@ from models import (
 
 from analyzer.base.errors import ArchitectureError, ForwardError
 from analyzer.base.records import Coordinate
+from analyzer.forward.blocks.mlps import Block
 from analyzer.forward.edits import Intervention, PlacedEdit, WeightEdit
 from analyzer.forward.interception import Watched
-from analyzer.forward.blocks.mlps import Block
 
 OTHER_IDS = [9, 3, 16, 1, 2, 9, 12, 4]
 WINDOWS = [PROMPT_IDS, OTHER_IDS, [5, 6, 7, 8, 1]]

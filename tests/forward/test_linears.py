@@ -127,10 +127,20 @@ def test_a_block_of_several_layers_is_changed_alike_in_all(tmp_path):
         model.runner.states([PROMPT_IDS], [changing_inputs(model.layers[:1], statistics)])
 
 
+def test_tokens_may_come_before_rows(tmp_path):
+    model = hooked(save_random("llama", tmp_path))
+    rows = [[PROMPT_IDS[:8], OTHER_IDS], [changing_inputs(model.layers, coarse), UNTOUCHED]]
+    expected = model.runner.states(*rows)
+    module = model.runner.blocks.model.model.layers[1].mlp
+    forward = module.forward
+    module.forward = lambda hidden: forward(hidden.transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(model.runner.states(*rows), expected)
+
+
 def test_what_is_no_row_of_tokens_is_refused(tmp_path):
     model = hooked(save_random("llama", tmp_path))
     module = model.runner.blocks.model.model.layers[1].mlp
     forward = module.forward
-    module.forward = lambda hidden: forward(hidden.transpose(0, 1)).transpose(0, 1)
-    with pytest.raises(ForwardError, match=r"gate_proj takes \[8, 2, 16\] for 2 x 8 tokens, which is not followed"):
+    module.forward = lambda hidden: forward(hidden.reshape(1, 16, 16)).reshape(hidden.shape)
+    with pytest.raises(ForwardError, match=r"gate_proj takes \[1, 16, 16\] for 2 x 8 tokens, which is not followed"):
         model.runner.states([PROMPT_IDS[:8], OTHER_IDS], [changing_inputs(model.layers, halved)] * 2)

@@ -60,12 +60,18 @@ class Settings:
 
 
 def weights_asked(
-    source: Source, settings: Settings, progress: Progress, *, most: int = MOST_WEIGHTS
+    source: Source,
+    settings: Settings,
+    progress: Progress,
+    *,
+    most: int = MOST_WEIGHTS,
+    static: bool = False,
 ) -> tuple[tuple[Coordinate, ...], str]:
     """Return the weights that an experiment is about, and a sentence on where they are from.
 
     Of those that nobody named they are `most`. Raises CatalogError where the catalog does not know a model that was
-    named, ForwardError where a verification finds no super weight.
+    named, ForwardError where a verification finds no super weight, or where one would be needed and nothing is to be
+    run (`static`).
     """
     if settings.weights or settings.weights_of is not None:
         of: Sequence[Coordinate] = ()
@@ -90,6 +96,11 @@ def weights_asked(
     if reported:
         judged = [Judged(_coordinate_of(each), None, 0.0) for each in reported]
         return _foremost(judged, "from the catalog, as others report them", most)
+    if static:
+        raise ForwardError(
+            f"{source.model}: the catalog knows no weight of it, and --static runs nothing to find one: name some with "
+            "--weight"
+        )
     wanted = VerifySettings(tower=settings.tower, device=settings.device, dtype=settings.dtype)
     found = [weight for weight in verify_model(source, wanted, progress=progress).super_weights if weight.is_super]
     if not found:

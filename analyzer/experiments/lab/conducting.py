@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from analyzer.analyze.running import open_runnable
+from analyzer.analyze.verifying import values_in
 from analyzer.base.errors import AnalyzerError
 from analyzer.base.progress import Progress
-from analyzer.experiments.lab.asked import Settings
+from analyzer.experiments.lab.asked import Settings, weights_asked
 from analyzer.experiments.lab.opening import Data, Subject, open_lab, open_subject, read_data
-from analyzer.experiments.lab.records import Experiment, Facts, Result
+from analyzer.experiments.lab.records import Experiment, Facts, Result, Weight
 from analyzer.experiments.reports.published import published_of
 from analyzer.source.source import Source
 
@@ -26,13 +28,17 @@ def conduct(
     *,
     token: str | None = None,
     progress: Progress = lambda *_: None,
+    static: bool = False,
     **options: Any,
 ) -> Result:
-    """Run an experiment on a model.
+    """Run an experiment on a model, or tell what is `static` of it, without a run.
 
     `source` is what open_model returns, `options` are the experiment's own. Raises AnalyzerError where model, weights
     or data cannot be had, or the model cannot be run on them.
     """
+    if static:
+        chosen = {option.name: option.default for option in experiment.options} | options
+        return _static(source, experiment, settings, chosen, progress)
     data = read_data(experiment, settings, token=token)
     subject = open_subject(source, settings, progress=progress)
     return _conduct_on(subject, data, experiment, settings, options, progress)
@@ -98,4 +104,27 @@ def _conduct_on(
         published=published_of(source.model, experiment.name),
         notes=lab.runner.notes,
         picture=experiment.picture,
+    )
+
+
+def _static(source: Source, experiment: Experiment, settings: Settings, chosen: Facts, progress: Progress) -> Result:
+    """Return what an experiment tells of the stored weights alone; of a model on the Hub, only those are read."""
+    assert experiment.static is not None
+    coordinates, weights_from = weights_asked(source, settings, progress, static=True)
+    runnable = open_runnable(source, tower=settings.tower, download=False)
+    weights = tuple(Weight(c, value) for c, value in values_in(runnable, coordinates).items())
+    outcome = experiment.static(runnable, weights, **chosen)
+    source = runnable.checkpoint.source
+    source.check_unchanged()
+    return Result(
+        experiment=experiment.name,
+        model=source.model,
+        revision=source.revision,
+        commit=source.commit,
+        weights=weights,
+        weights_from=weights_from,
+        protocol={"static": True, "bytes_read": runnable.checkpoint.bytes_read},
+        outcome=outcome,
+        published=published_of(source.model, experiment.name),
+        notes=(),
     )

@@ -53,15 +53,14 @@ class Lab:
     def losses(self, arms: Sequence[Arm]) -> Losses:
         """Return the mean loss of each arm over each window; the first of them is the untouched model.
 
-        Arms without a change are rows of the same passes. Raises ForwardError where the model cannot be run so, or its
-        own loss is no number.
+        Arms of the same change, or of none, are rows of the same passes. Raises ForwardError where the model cannot be
+        run so, or its own loss is no number.
         """
         found = np.empty((len(arms), len(self.windows)))
-        rows = [number for number, arm in enumerate(arms) if arm.change is None]
-        self._run(self.runner, arms, rows, found, "arms")
-        for number, arm in enumerate(arms):
-            if arm.change is not None:
-                self._run(self._changed(arm.change), arms, [number], found, arm.name)
+        for change in dict.fromkeys(arm.change for arm in arms):
+            rows = [number for number, arm in enumerate(arms) if arm.change is change]
+            runner = self.runner if change is None else self._changed(change)
+            self._run(runner, arms, rows, found, "arms" if change is None else arms[rows[0]].name)
         self.runs += len(arms)
         if not np.isfinite(found[0]).all():
             raise self.not_finite()

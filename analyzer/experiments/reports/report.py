@@ -8,14 +8,14 @@ from typing import Any
 
 from analyzer.base.errors import AnalyzerError, shown
 from analyzer.base.records import plain
-from analyzer.base.text import count_of, fill, model_title, short_commit, table
+from analyzer.base.text import byte_size, count_of, fill, model_title, short_commit, table
 from analyzer.experiments.lab.records import Claim, Facts, Measured, Result
 from analyzer.experiments.reports.wording import perplexity_of, plus_minus
 
 LONGEST = 46  # characters of an arm's name
 PUBLISHED = "Published of this model, by others"
 PUBLISHED_HEADER = ("what", "value", "source")
-SAID = ("of", "others", "control")  # by the name of an arm
+SAID = ("of", "others", "control", "bits", "group", "scheme", "clip", "restore", "activations", "per")  # by its name
 
 
 def render_experiment(result: Result) -> str:
@@ -101,6 +101,8 @@ def _cell(value: Any) -> str:
 
 def protocol_said(protocol: Facts) -> str:
     """Return in a sentence what was run on."""
+    if "static" in protocol:
+        return f"From the stored weights alone, {byte_size(protocol['bytes_read'])} of them: nothing was run."
     at = f" at {short_commit(protocol['commit'])}" if protocol.get("commit") else ""
     of = f" ({protocol['repository']}{at})" if "repository" in protocol else ""
     where = f"in {protocol['dtype']} on {protocol['device']}"

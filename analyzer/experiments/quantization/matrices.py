@@ -1,0 +1,137 @@
+"""The matrices of a model's blocks, quantized as they are loaded, and the clipping that leaves the least error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from analyzer.base.config import model_types
+from analyzer.experiments.controls.others import Places
+from analyzer.experiments.quantization.grid import Rounding, Shape
+from analyzer.experiments.quantization.rounding import in_groups, largest_z, round_matrix
+from analyzer.forward.linears import InputStatistics, experts_of, linears_of
+from analyzer.forward.runner import Runner
+from analyzer.model.weights import StoredWeights
+from analyzer.projections.architectures import INPUTS_FIRST_EXPERTS
+
+ZS = (4.0, 6.0, 9.0, 12.0, 20.0)  # where magnitudes may be clipped; the authors' code was run with 9, 11, 12 and 20
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A stored tensor that a block multiplies by: the linear map's name, null for experts; how its numbers lie."""
+
+    linear: str | None
+    stored: tuple[int, ...]
+    inputs_first: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Output and input channels, of each expert where there are several."""
+        rows, cols = self.stored[-2:]
+        return (cols, rows) if self.inputs_first else (rows, cols)
+
+    def matrices(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor's matrices, [experts or 1, rows, cols], in float32."""
+        matrices = tensor.float().reshape(-1, *self.stored[-2:])
+        return matrices.transpose(1, 2) if self.inputs_first else matrices
+
+    def laid(self, matrices: torch.Tensor) -> torch.Tensor:
+        """Return matrices as the tensor has them."""
+        return (matrices.transpose(1, 2) if self.inputs_first else matrices).reshape(self.stored)
+
+
+def matrices_of(runner: Runner) -> dict[str, StoredMatrix]:
+    """Return what the blocks of the stack multiply by, by the stored tensor's name: linear maps and fused experts."""
+    linears: dict[str, tuple[str, bool]] = {}  # by the parameter's name
+    experts: set[str] = set()
+    for block in runner.stack:
+        for name, module in linears_of(block).items():
+            linears[f"{name}.weight"] = name, isinstance(module, Conv1D)
+        names = {module: f"{block.name}.{name}" for name, module in block.module.named_modules()}
+        for writer in (writer for mlp in block.mlps for writer in mlp.writers if writer.downs):
+            for module in (writer.module, *experts_of(writer)):
+                inside = module.named_parameters(recurse=False)
+                least = 3 if module is writer.module else 2  # a router may be there too
+                experts |= {f"{names[module]}.{name}" for name, each in inside if least <= each.ndim <= 3}
+    experts_first = bool(model_types(runner.checkpoint.config) & INPUTS_FIRST_EXPERTS)
+    found = {}
+    for name, target in sorted(runner.blocks.targets.items()):
+        shape = runner.checkpoint.tensors[name].record.shape
+        if target in linears:
+            found[name] = StoredMatrix(linears[target][0], shape, linears[target][1])
+        elif target in experts and len(shape) > 1:
+            found[name] = StoredMatrix(None, shape, experts_first and len(shape) == 3)
+    return found
+
+
+class Quantized:
+    """A change of tensors: matrices quantized as they are loaded, but for weights that are kept as they are.
+
+    `factors`, by linear map, multiply its columns before they are quantized and divide them after (SmoothQuant).
+    """
+
+    def __init__(
+        self,
+        rounding: Rounding,
+        matrices: Mapping[str, StoredMatrix],
+        kept: Places,
+        factors: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.rounding, self._matrices, self._kept, self._factors = rounding, matrices, kept, factors or {}
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor of this name as the model gets it, in float32 where it is quantized."""
+        stored = self._matrices.get(name)
+        if stored is None:
+            return tensor
+        quantized = [self.rounded(stored, each) for each in stored.matrices(tensor)]
+        found = stored.laid(torch.stack(quantized)).contiguous()
+        if name in self._kept:
+            kept = torch.from_numpy(self._kept[name])
+            found.view(-1)[kept] = tensor.reshape(-1)[kept].float()
+        return found
+
+    def rounded(self, stored: StoredMatrix, matrix: torch.Tensor) -> torch.Tensor:
+        """Return one matrix of a stored tensor quantized, none of its weights kept, [rows, cols] in float32."""
+        factors = self._factors.get(stored.linear or "")
+        if factors is None:
+            return round_matrix(matrix, self.rounding)
+        return round_matrix(matrix * factors, self.rounding) / factors
+
+
+def choose_z(
+    weights: StoredWeights,
+    matrices: Mapping[str, StoredMatrix],
+    roundings: Sequence[Rounding],
+    kept: Places,
+    seen: InputStatistics,
+    advance: Callable[[int], object],
+) -> dict[Rounding, float]:
+    """Return for each rounding which of ZS leaves the least error in what linear maps give, the kept weights restored.
+
+    The error of a map is the squared norm of what it gives wrongly over that of what it gives, its input channels
+    taken for independent: their squared norms are those `seen`, and all alike where a map's were not. The mean over
+    maps decides. Tensors are read one at a time; `advance` is called after each.
+    """
+    errors = {rounding: torch.zeros(len(ZS), dtype=torch.float64) for rounding in roundings}
+    for name, stored in matrices.items():
+        tensor = weights.read([name])[name]
+        before = stored.matrices(tensor)
+        squares = seen.squares.get(stored.linear or "", torch.ones(stored.shape[1])).float()
+        whole = float((before.square() @ squares).sum(dtype=torch.float64)) or 1.0
+        for rounding in roundings:
+            reaches = max(largest_z(in_groups(each, rounding.group)) for each in before)
+            known: dict[float | None, float] = {}  # by z, null where nothing is clipped
+            for place, z in enumerate(ZS):
+                clip = z if z < reaches else None
+                if clip not in known:
+                    change = Quantized(replace(rounding, z=clip), matrices, kept)
+                    wrong = (stored.matrices(change(name, tensor)) - before).square_() @ squares
+                    known[clip] = float(wrong.sum(dtype=torch.float64)) / whole
+                errors[rounding][place] += known[clip]
+        advance(1)
+    return {rounding: ZS[int(error.argmin())] for rounding, error in errors.items()}
