@@ -21,10 +21,18 @@ from analyzer.cli.options import (
     with_options,
 )
 from analyzer.cli.output import check_picture, print_json, printing, warn_of
-from analyzer.experiments import bits, prune, quantize, scale, tokens
+from analyzer.experiments import bits, massive, prune, quantize, scale, ticket, tokens
 from analyzer.experiments.lab.records import Experiment, Option
 
-EXPERIMENTS = (prune.EXPERIMENT, tokens.EXPERIMENT, scale.EXPERIMENT, quantize.EXPERIMENT, bits.EXPERIMENT)
+EXPERIMENTS = (
+    prune.EXPERIMENT,
+    tokens.EXPERIMENT,
+    scale.EXPERIMENT,
+    quantize.EXPERIMENT,
+    massive.EXPERIMENT,
+    ticket.EXPERIMENT,
+    bits.EXPERIMENT,
+)
 
 
 def text_options(*, windows: str, length: str) -> tuple[Decorator, ...]:
@@ -137,7 +145,8 @@ def _option(option: Option) -> Decorator:
         except ValueError as error:
             raise click.BadParameter(f"{shown(error)}: give {option.metavar}", param=param) from error
 
-    default = " ".join(map(str, option.default)) if option.several else str(option.default)
+    several = isinstance(option.default, tuple)
+    default = (" " if option.several else ",").join(map(str, option.default)) if several else str(option.default)
     default = f"  [default: {default}]" if default else ""
     made: Callable[..., Decorator] = click.option
     return made(

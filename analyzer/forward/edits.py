@@ -120,6 +120,34 @@ class InputEdit:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamEdit:
+    """Entries of the residual stream after a block, each set to a value: (position, channel, value).
+
+    Of an encoder-decoder the positions are the decoder's. Raises ForwardError where one is no such thing, or set twice.
+    """
+
+    layer: int
+    values: frozenset[tuple[int, int, float]]
+
+    def __post_init__(self) -> None:
+        for position, channel, value in self.values:
+            if not (_is_index(position) and _is_index(channel) and _is_finite(value)):
+                raise ForwardError(f"{shown(repr((position, channel, value)))} is no position, channel and value")
+        if len({each[:2] for each in self.values}) < len(self.values):
+            raise ForwardError(f"an entry of the stream after block {self.layer} is set twice: give one value for it")
+
+    @property
+    def key(self) -> str:
+        """The stream after the block."""
+        return f"the stream after block {self.layer}"
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Intervention:
     """What one row of a batch runs with: all of these edits in place at once; none of them is the untouched model.
 

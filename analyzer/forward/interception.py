@@ -21,7 +21,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate, Place
 from analyzer.forward.blocks.experts import watched_experts
 from analyzer.forward.blocks.mlps import Block, Passage, Record
-from analyzer.forward.edits import InputEdit, Intervention, PlacedEdit, WeightEdit
+from analyzer.forward.edits import InputEdit, Intervention, PlacedEdit, StreamEdit, WeightEdit
 from analyzer.forward.linears import changed_inputs, changing, linears_of
 from analyzer.forward.trace import Entry, factors_of
 from analyzer.model.rows import is_stacked, tokens_come_first
@@ -43,13 +43,15 @@ def intercepted(
     of a kind that is not done here.
     """
     edited: dict[Place, list[tuple[int, WeightEdit | PlacedEdit]]] = {}
+    streams: dict[int, list[tuple[int, StreamEdit]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
-            if isinstance(edit, InputEdit):
-                continue
-            if not isinstance(edit, WeightEdit | PlacedEdit):
+            if isinstance(edit, StreamEdit):
+                streams.setdefault(edit.layer, []).append((batch_row, edit))
+            elif isinstance(edit, WeightEdit | PlacedEdit):
+                edited.setdefault(edit.coordinate.place, []).append((batch_row, edit))
+            elif not isinstance(edit, InputEdit):
                 raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
-            edited.setdefault(edit.coordinate.place, []).append((batch_row, edit))
 
     def change(
         place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor, *, padded: bool = False
@@ -72,10 +74,16 @@ def intercepted(
             left[mine, c.row] = exact.to(left.dtype)
         return left
 
+    if unknown := streams.keys() - {layer for block in blocks for layer in block.layers}:
+        raise ForwardError(f"there is no block {min(unknown)} whose stream could be changed")
     with ExitStack() as stack:
         for block in blocks:
             if on_input := changing(block, interventions):
                 stack.enter_context(changed_inputs(linears_of(block), on_input, rows, tokens))
+            if streams.keys() & set(block.layers):
+                hook = _stream_hook(iter(block.layers), streams, len(interventions))
+                # Before all others: what observes a block sees what the model goes on with.
+                stack.callback(block.module.register_forward_hook(hook, prepend=True).remove)
         writers = [(writer, each.is_latent) for each in blocks for mlp in each.mlps for writer in mlp.writers]
         for writer, is_latent in writers:
             keep = asked = None if is_latent else record
@@ -112,6 +120,27 @@ def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Reco
             record(Passage(place, which, entered, left, torch.ones(left.shape[0], device=left.device)))
         left = left.reshape(given.shape)
         return left if output is given else (left, *output[1:])
+
+    return hook
+
+
+def _stream_hook(
+    layers: Iterator[int], streams: Mapping[int, Sequence[tuple[int, StreamEdit]]], rows: int
+) -> Callable[..., Any]:
+    """Return the hook of a block, which has all rows of the batch and is these layers in turn."""
+
+    def hook(_module: object, _args: object, output: Any) -> Any:
+        here = streams.get(next(layers), ())
+        if not here:
+            return output
+        given = _first(output)
+        if given.ndim != 3 or given.shape[0] != rows:
+            raise ForwardError(f"a block gives a stream of {list(given.shape)}, which is not changed yet")
+        places = [(row, *value) for row, edit in here for value in edit.values]
+        batch_rows, positions, channels, values = zip(*places, strict=True)
+        changed = given.clone()
+        changed[list(batch_rows), list(positions), list(channels)] = torch.tensor(values).to(given)
+        return changed if output is given else (changed, *output[1:])
 
     return hook
 

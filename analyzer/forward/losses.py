@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -15,15 +16,20 @@ from analyzer.model.tokens import Window
 
 PASS_BYTES = 1 << 29  # of all rows' residual streams and attention masks in one pass over the weights
 
+Watch = Callable[[Sequence[int]], AbstractContextManager[object]]
+"""Of the numbers of the rows of a pass, what it runs in: see observers.py."""
+
 
 def token_losses(
     runner: Runner,
     pairs: Sequence[tuple[Window, Intervention]],
     progress: Callable[[int], object] = lambda _: None,
+    watch: Watch = lambda _: nullcontext(),
 ) -> list[NDArray[np.float32]]:
     """Return the negative log-likelihood of each judged token, in nats, of each window under its intervention.
 
-    The batch is split only where memory asks for it; `progress` is called with the number of pairs just done.
+    The batch is split only where memory asks for it; `progress` is called with the number of pairs just done. Each
+    pass runs in the context that `watch` gives for the numbers of its pairs.
     """
     found: dict[int, NDArray[np.float32]] = {}
     for length in sorted({len(window.ids) for window, _ in pairs}, reverse=True):
@@ -31,7 +37,8 @@ def token_losses(
         rows = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
         for start in range(0, len(same), rows):
             part = same[start : start + rows]
-            found |= zip(part, _likelihoods(runner, [pairs[place] for place in part]), strict=True)
+            with watch(part):
+                found |= zip(part, _likelihoods(runner, [pairs[place] for place in part]), strict=True)
             progress(len(part))
     return [found[place] for place in range(len(pairs))]
 

@@ -36,6 +36,8 @@ class Rows:
         self.row_bytes = row_bytes
         self.in_hand = [0]
         """The rows of the batch that the running block has in hand."""
+        self.first = [0]
+        """Of each row of the batch the one that runs for it in the running block: itself, or one that is alike."""
         self.kind: Callable[[str, int], Kind] = lambda _, row: Kind(row, None, None)
         """Tells, by block and row, what kind the row is of."""
         self.shape = 0, 0
@@ -87,7 +89,7 @@ class Rows:
     ) -> Any:
         batch = hidden.shape[0]
         at_once = max(1, self.row_bytes // self.bytes_of_one(hidden))
-        first = self._first_alike(name, hidden, args, kwargs)
+        first = self.first = self._first_alike(name, hidden, args, kwargs)
         distinct = sorted(set(first))
         parts: list[_Part] = []
         for start in range(0, len(distinct), at_once):

@@ -38,11 +38,11 @@ def run(planted):
     from analyzer.experiments.lab.conducting import conduct
     from analyzer.source.folder import FolderSource
 
-    def run_it(experiment, *, folder=planted[0], weights=(PLANTED,), length=12, settings=None, **options):
+    def run_it(experiment, *, folder=planted[0], source=None, weights=(PLANTED,), length=12, settings=None, **options):
         data = {"data": str(planted[0] / "text.txt"), "prompts_data": str(planted[0] / "passages.txt")}
         if experiment.needs == "text":
             data["length"] = length
         asked = Settings(weights=tuple(weights), **data | (settings or {}))
-        return conduct(FolderSource(folder), experiment, asked, **options)
+        return conduct(source or FolderSource(folder), experiment, asked, **options)
 
     return run_it

@@ -7,14 +7,18 @@ import pytest
 import torch
 from sample_model import sample_model_folder
 
+from analyzer.analyze.running import open_runnable
 from analyzer.base.records import Coordinate
 from analyzer.experiments import tokens
+from analyzer.experiments.controls.others import places_in
 from analyzer.experiments.lab.asked import Settings
 from analyzer.experiments.lab.conducting import conduct
 from analyzer.experiments.lab.records import Arm, Experiment, Outcome
+from analyzer.experiments.masks.criteria import Criterion
 from analyzer.experiments.quantization.grid import Group, Rounding
 from analyzer.experiments.quantization.matrices import Quantized, matrices_of
 from analyzer.forward.edits import scaling, zeroing
+from analyzer.model.weights import StoredWeights
 from analyzer.source.folder import FolderSource
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -72,3 +76,11 @@ def test_its_matrices_rounded_whole(truth, joined):
     assert [arm["nll"] for arm in found["arms"]] == pytest.approx(
         [expected["nll_first_2_windows"], expected["nll"]], abs=1e-4
     )
+
+
+def test_where_its_super_weight_leaves_its_matrix(truth):
+    runnable = open_runnable(FolderSource(SAMPLE))
+    ((name, places),) = places_in(runnable.projections, [WEIGHT]).items()
+    tensor = StoredWeights(runnable.checkpoint).read([name])[name]
+    leaves, size = Criterion("magnitude").leaves_at(name, tensor, int(places[0]))
+    assert (leaves, size) == (truth["leaves_at"]["value"], 576 * 1536)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from analyzer.experiments.lab.asked import MOST_WEIGHTS, Settings, weights_asked
 from analyzer.experiments.lab.costs import cost_of
 from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
 from analyzer.forward.checking import check_rows
+from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
@@ -44,25 +45,30 @@ class Lab:
     windows: tuple[Window, ...]
     calibration: tuple[Window, ...]
     """Windows to calibrate on, none of those that are judged; none where the experiment does not calibrate."""
+    text: Text | None
+    """What the windows are of; null where there are contexts."""
     contexts: tuple[tuple[int, ...], ...]
     protocol: dict[str, Any]
     progress: Progress
+    token: str | None = None
+    """Of the Hub, for those who open other revisions."""
     runs: int = field(default=0, init=False)
     """How often the text was run, as a row of a pass or by itself."""
 
-    def losses(self, arms: Sequence[Arm]) -> Losses:
-        """Return the mean loss of each arm over each window; the first of them is the untouched model.
+    def losses(self, arms: Sequence[Arm], *, runner: Runner | None = None) -> Losses:
+        """Return the mean loss of each arm over each window.
 
-        Arms of the same change, or of none, are rows of the same passes. Raises ForwardError where the model cannot be
-        run so, or its own loss is no number.
+        Arms of the same change, or of none, are rows of the same passes; those of none through another `runner` where
+        one is given. Raises ForwardError where the model cannot be run so, or the untouched one's loss is no number.
         """
         found = np.empty((len(arms), len(self.windows)))
         for change in dict.fromkeys(arm.change for arm in arms):
             rows = [number for number, arm in enumerate(arms) if arm.change is change]
-            runner = self.runner if change is None else self._changed(change)
-            self._run(runner, arms, rows, found, "arms" if change is None else arms[rows[0]].name)
+            ran = (runner or self.runner) if change is None else self.changed(change)
+            self._run(ran, arms, rows, found, "arms" if change is None else arms[rows[0]].name)
         self.runs += len(arms)
-        if not np.isfinite(found[0]).all():
+        untouched = runner is None and arms[0].edits == UNTOUCHED and arms[0].change is None
+        if untouched and not np.isfinite(found[0]).all():
             raise self.not_finite()
         return found
 
@@ -92,11 +98,20 @@ class Lab:
         for (window, number), losses in zip(places, token_losses(runner, pairs, advance), strict=True):
             found[number, window] = losses.mean(dtype=np.float64)
 
-    def _changed(self, change: ChangeTensor) -> Runner:
+    def changed(self, change: ChangeTensor) -> Runner:
         """Return a runner of the same model with its weights changed as they are loaded."""
         runner, _ = self.runnable.build(device=self.settings.device, dtype=self.settings.dtype, change=change)
         runner.one_by_one, runner.blocks.sliced = self.runner.one_by_one, self.runner.blocks.sliced
         return runner
+
+    def begun(self, *, bos: bool) -> Lab:
+        """Return the lab with windows that begin with the token that begins a text, or go without it.
+
+        Raises ForwardError where the tokenizer has none.
+        """
+        assert self.text is not None
+        settings = replace(self.settings, bos=bos)
+        return replace(self, settings=settings, windows=_windows(self.text, self.tokens, settings)[0])
 
 
 @dataclass(frozen=True)
@@ -106,14 +121,16 @@ class Data:
     text: Text | None = None
     calibration: Text | None = None
     passages: Passages | None = None
+    token: str | None = None
+    """Of the Hub, with which they were read."""
 
 
 def read_data(experiment: Experiment, settings: Settings, *, token: str | None) -> Data:
     """Return the data of an experiment. Raises SourceError where they cannot be had."""
     if experiment.needs != "text":
-        return Data(passages=read_passages(settings.prompts_data, token=token))
+        return Data(passages=read_passages(settings.prompts_data, token=token), token=token)
     other = None if settings.calibrate is None else read_text(settings.calibrate, token=token)
-    return Data(read_text(settings.data, token=token), other)
+    return Data(read_text(settings.data, token=token), other, token=token)
 
 
 @dataclass(frozen=True)
@@ -177,9 +194,11 @@ def open_lab(subject: Subject, data: Data, experiment: Experiment, settings: Set
         settings=settings,
         windows=windows,
         calibration=calibration,
+        text=text,
         contexts=contexts,
         protocol=protocol,
         progress=progress,
+        token=data.token,
     )
 
 

@@ -12,10 +12,15 @@ from analyzer.base.text import byte_size, count_of, fill, model_title, short_com
 from analyzer.experiments.lab.records import Claim, Facts, Measured, Result
 from analyzer.experiments.reports.wording import perplexity_of, plus_minus
 
+BOS = {True: "each after a BOS token", False: "no BOS token", "both": "without and with a BOS token"}
 LONGEST = 46  # characters of an arm's name
 PUBLISHED = "Published of this model, by others"
 PUBLISHED_HEADER = ("what", "value", "source")
-SAID = ("of", "others", "control", "bits", "group", "scheme", "clip", "restore", "activations", "per")  # by its name
+# By the name of an arm, or in the JSON alone.
+SAID = (
+    *("of", "others", "control", "bits", "group", "scheme", "clip", "restore", "activations", "per", "bos"),
+    *("sinks_first", "criterion", "sparsity", "seed", "forced", "activation", "effect"),
+)
 
 
 def render_experiment(result: Result) -> str:
@@ -107,7 +112,7 @@ def protocol_said(protocol: Facts) -> str:
     of = f" ({protocol['repository']}{at})" if "repository" in protocol else ""
     where = f"in {protocol['dtype']} on {protocol['device']}"
     if "windows" in protocol:
-        bos = "each after a BOS token" if protocol["bos"] else "no BOS token"
+        bos = BOS[protocol["bos"]]
         windows = f"{count_of(protocol['windows'], 'window')} of {protocol['length']:,} tokens"
         return f"On {shown(protocol['data'], 60)}{of}: {windows}, {bos}; {protocol['tokens']:,} predicted; {where}."
     return f"On {shown(protocol['data'], 60)}{of}: {protocol['prompts']:,} prompts; {where}."
