@@ -13,7 +13,7 @@ from imports import imports_of
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 RUNTIME = PROJECT["dependencies"]
-DEV = PROJECT["optional-dependencies"]["dev"]
+DEV, TASKS = (PROJECT["optional-dependencies"][extra] for extra in ("dev", "tasks"))
 OURS = {"analyzer", *(path.stem for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))}
 
 
@@ -33,25 +33,25 @@ def imported(*folders):
     for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
         for each in imports_of(path):
             if each.top not in OURS | sys.stdlib_module_names:
-                (name,) = {normal(each) for each in distributions[each.top]}
+                (name,) = {normal(each) for each in distributions.get(each.top, [each.top])}
                 found.setdefault(name, f"{path.relative_to(ROOT)}:{each.line}")
     return found
 
 
 def test_all_that_the_tool_imports_is_declared():
-    assert {name: where for name, where in imported("analyzer").items() if name not in names(RUNTIME)} == {}
+    assert {name: where for name, where in imported("analyzer").items() if name not in names(RUNTIME + TASKS)} == {}
 
 
 def test_all_that_the_tool_declares_is_imported():
-    assert names(RUNTIME) - imported("analyzer").keys() == set()
+    assert names(RUNTIME + TASKS) - imported("analyzer").keys() == set()
 
 
 def test_all_that_its_makers_import_is_declared():
-    assert {n: at for n, at in imported("tests", "tools").items() if n not in names(RUNTIME) | names(DEV)} == {}
+    assert {n: at for n, at in imported("tests", "tools").items() if n not in names(RUNTIME + DEV + TASKS)} == {}
     assert names(RUNTIME) & names(DEV) == set()
 
 
-@pytest.mark.parametrize("requirement", [*RUNTIME, *DEV])
+@pytest.mark.parametrize("requirement", [*RUNTIME, *DEV, *TASKS])
 def test_every_dependency_has_a_lower_bound(requirement):
     """`make lowest` runs the tests with them."""
     assert re.fullmatch(r"[\w.-]+>=\d+(\.\d+)+", requirement)

@@ -26,6 +26,8 @@ WORDS = {
     "down projections",
     "arm",
     "what",
+    "task",
+    "metric",
 }
 
 

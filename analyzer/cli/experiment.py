@@ -21,7 +21,7 @@ from analyzer.cli.options import (
     with_options,
 )
 from analyzer.cli.output import check_picture, print_json, printing, warn_of
-from analyzer.experiments import bits, massive, prune, quantize, scale, ticket, tokens
+from analyzer.experiments import bits, massive, prune, quantize, scale, tasks, ticket, tokens
 from analyzer.experiments.lab.records import Experiment, Option
 
 EXPERIMENTS = (
@@ -33,6 +33,8 @@ EXPERIMENTS = (
     ticket.EXPERIMENT,
     bits.EXPERIMENT,
 )
+OPTIONAL = (tasks.EXPERIMENT,)
+"""Which `all` runs where it is asked to."""
 
 
 def text_options(*, windows: str, length: str) -> tuple[Decorator, ...]:
@@ -125,8 +127,8 @@ def command_of(found: Experiment) -> click.Command:
                 plot_experiment(result, plot)
         warn_of((), result.notes)
 
-    texts = found.needs == "text"
-    data = text_options(windows="all", length="2048") if texts else prompt_options(limit=500)
+    needs = {"text": text_options(windows="all", length="2048"), "prompts": prompt_options(limit=500)}
+    data = needs.get(found.needs, ())
     data = (*data, CALIBRATE_OPTION) if found.calibrates else data
     data = (*data, STATIC_OPTION) if found.static else data
     options = (common_options, *weight_options, *map(_option, found.options), *data, SEED_OPTION, *device_options)
@@ -146,8 +148,8 @@ def _option(option: Option) -> Decorator:
             raise click.BadParameter(f"{shown(error)}: give {option.metavar}", param=param) from error
 
     several = isinstance(option.default, tuple)
-    default = (" " if option.several else ",").join(map(str, option.default)) if several else str(option.default)
-    default = f"  [default: {default}]" if default else ""
+    default = (" " if option.several else ",").join(map(str, option.default)) if several else option.default
+    default = "" if default in (None, "") else f"  [default: {default}]"
     made: Callable[..., Decorator] = click.option
     return made(
         f"--{option.name.replace('_', '-')}",
@@ -169,6 +171,7 @@ def _option(option: Option) -> Decorator:
         metavar="DIR",
         help="Folder for the results: new, empty, or of an earlier run.",
     ),
+    click.option("--tasks", "with_tasks", is_flag=True, help="Run tasks of lm-evaluation-harness too, an extra."),
     *weight_options,
     *text_options(windows="8", length="1024"),
     CALIBRATE_OPTION,
@@ -178,7 +181,15 @@ def _option(option: Option) -> Decorator:
 )
 @click.pass_context
 def experiment_all(
-    ctx: click.Context, /, as_json: bool, quiet: bool, out: Path, folder: Path | None, token: str | None, **given: Any
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    with_tasks: bool,
+    quiet: bool,
+    out: Path,
+    folder: Path | None,
+    token: str | None,
+    **given: Any,
 ) -> None:
     """Run every experiment, and write a page that says which claims hold.
 
@@ -196,13 +207,14 @@ def experiment_all(
     from analyzer.site.experiments import Section, check_folder, section_of, write_page, write_section
     from analyzer.source.opening import open_model
 
-    check_folder(out, [each.name for each in EXPERIMENTS])
+    check_folder(out, [each.name for each in (*EXPERIMENTS, *OPTIONAL)])
+    chosen = (*EXPERIMENTS, *(OPTIONAL if with_tasks else ()))
     where = {name: given.pop(name) for name in ("model", "revision", "subfolder")}
     settings = Settings(catalog=folder, **given)
-    sections = {each.name: Section(each, None) for each in EXPERIMENTS}
+    sections = {each.name: Section(each, None) for each in chosen}
     with progress_bars(quiet) as progress:
         source = open_model(**where, token=token)
-        for found, result in conduct_all(source, EXPERIMENTS, settings, token=token, progress=progress):
+        for found, result in conduct_all(source, chosen, settings, token=token, progress=progress):
             sections[found.name] = section = section_of(found, result)
             write_section(section, out)
             page = write_page(source, list(sections.values()), out)
@@ -217,6 +229,6 @@ def experiment_all(
     ctx.exit(any(isinstance(each, AnalyzerError) for each in results.values()))
 
 
-for each in EXPERIMENTS:
+for each in (*EXPERIMENTS, *OPTIONAL):
     experiment.add_command(command_of(each))
 experiment.add_command(experiment_all)

@@ -92,6 +92,15 @@ class Tokens:
             raise ForwardError(f"the tokenizer of {self._model} has no token that begins a text: leave --bos out")
         return int(found)
 
+    @property
+    def prefix(self) -> int:
+        """The token that stands before a text that has no context: what begins a text, else what ends one."""
+        ends = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        found = next((int(each) for each in ends if each is not None), None)
+        if found is None:
+            raise ForwardError(f"the tokenizer of {self._model} has no token that begins or ends a text: give it one")
+        return found
+
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Return each token as the text it stands for."""
         with self._trusting_nobody("cannot make text"):

@@ -25,6 +25,7 @@ from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
 from analyzer.model.weights import ChangeTensor
 from analyzer.source.source import Source
+from analyzer.verify.settings import PAPER_PROMPT
 
 CHECKED = 64  # tokens of the first text
 ORIGINAL = Arm("original")
@@ -127,7 +128,9 @@ class Data:
 
 def read_data(experiment: Experiment, settings: Settings, *, token: str | None) -> Data:
     """Return the data of an experiment. Raises SourceError where they cannot be had."""
-    if experiment.needs != "text":
+    if experiment.needs == "tasks":
+        return Data(token=token)
+    if experiment.needs == "prompts":
         return Data(passages=read_passages(settings.prompts_data, token=token), token=token)
     other = None if settings.calibrate is None else read_text(settings.calibrate, token=token)
     return Data(read_text(settings.data, token=token), other, token=token)
@@ -183,7 +186,8 @@ def open_lab(subject: Subject, data: Data, experiment: Experiment, settings: Set
     if data.passages is not None:
         contexts = tuple(contexts_of(data.passages, tokens, most=settings.limit))
         protocol = data.passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
-    _check(runner, windows[0].ids if windows else max(contexts, key=len))
+    texts = [window.ids for window in windows[:1]] or contexts or [tuple(tokens.ids(PAPER_PROMPT))]
+    _check(runner, max(texts, key=len))
     protocol |= {"dtype": runner.dtype, "device": runner.device, "seed": settings.seed}
     return Lab(
         runnable=subject.runnable,

@@ -43,10 +43,11 @@ def whole_number(text: str) -> int:
 class Experiment:
     """A command of `superweight experiment`: `run` is handed the opened lab, and a keyword for each option.
 
-    `needs` names what it runs on: "text" (losses over windows) or "prompts" (contexts); one that `calibrates` has
-    windows of another text, or the first half of those, beside. `static`, where it has one, is handed the runnable and
-    the weights in place of a lab, and tells what it can without a run. `picture` is how its result is drawn: see
-    pictures.py. `says` is the help, which ends in an example. `in_all` are those of its options that `superweight
+    `needs` names what it runs on: "text" (losses over windows), "prompts" (contexts) or "tasks" (what it asks for
+    itself); one that `calibrates` has windows of another text, or the first half of those, beside. `static`, where it
+    has one, is handed the runnable and the weights in place of a lab, and tells what it can without a run. `picture` is
+    how its result is drawn: see pictures.py. `says` is the help, which ends in an example. `in_all` are those of its
+    options that `superweight
     experiment all` gives other values than the usual ones, and how many `windows` it has at most there.
     """
 

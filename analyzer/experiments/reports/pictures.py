@@ -47,6 +47,8 @@ def draw(result: Result) -> Figure:
     axes = figure.subplots()
     if kind == "tokens":
         _draw_tokens(axes, tokens)
+    elif kind == "mean":
+        _draw_means(axes, arms)
     elif kind == "arms":
         _draw_arms(axes, [arm for arm in arms if arm.cost is not None])
     else:
@@ -69,6 +71,16 @@ def _draw_arms(axes: Axes, arms: Sequence[Measured]) -> None:
     axes.set_yticks(range(len(arms)), [label_of(arm.name, 46) for arm in arms], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("Loss above the untouched model's (nats per token), with its 95 % interval")
+
+
+def _draw_means(axes: Axes, arms: Sequence[Measured]) -> None:
+    """Draw each arm's mean accuracy, the first at the top."""
+    values = _finite([math.nan if arm.facts["mean"] is None else arm.facts["mean"] for arm in arms])
+    axes.plot(values, range(len(arms)), color=BLUE, marker="o", linestyle="")
+    axes.set_yticks(range(len(arms)), [label_of(arm.name, 46) for arm in arms], parse_math=False)
+    axes.set_xlim(0, 1)
+    axes.invert_yaxis()
+    axes.set_xlabel("Mean accuracy of the tasks")
 
 
 def _draw_curves(axes: Axes, arms: Sequence[Measured], along: str) -> None:
