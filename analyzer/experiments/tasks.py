@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def run(lab: Lab, *, tasks: Sequence[str], limit: int | None, include: str | Non
         "limit": limit,
         "prompts": len(respondent.answered),
     }
+    if not all(math.isfinite(answers[0][0]) for answers in respondent.answered.values()):
+        raise lab.not_finite()
     arms = tuple(
         Measured(name, len(edits.edits), None, facts={"mean": _mean(scores), "scores": scores})
         for (name, edits), scores in zip(sets.items(), results, strict=True)

@@ -1,5 +1,6 @@
 """`superweight experiment all`: every experiment into a folder, failures as lines, the page, the same again."""
 
+import importlib.util
 import json
 
 import pytest
@@ -57,6 +58,16 @@ def test_an_experiment_that_fails_is_a_line_and_the_others_go_on(run, tmp_path):
     assert len(lines) == sum(each.needs == "text" for each in EXPERIMENTS)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "tokens.json", "tokens.png"}
     assert "This experiment failed: the text short.txt is too short" in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-evaluation-harness is here")
+def test_tasks_are_added_where_they_are_asked_for(run, tmp_path):
+    result = run("--tasks")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: tasks: tasks needs lm-evaluation-harness: pip install 'superweight-analyzer[tasks]'\n"
+    )
+    assert (tmp_path / "out" / "bits.json").exists()
 
 
 def test_what_no_experiment_can_do_without_is_one_line(run, tmp_path):
