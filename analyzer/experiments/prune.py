@@ -154,8 +154,8 @@ def _against(effect: Measured, control: Measured | None) -> Claim:
 
 def _partly(effect: Measured, peak: Measured) -> Claim:
     text = "restoring the super activation takes back a part of the effect, and not all of it"
-    if peak.recovered is None or peak.cost is None or effect.cost is None:
-        return Claim(text, None, "there is no sure effect to take back")
+    if peak.recovered is None or peak.cost is None or effect.cost is None or effect.cost.delta <= 0:
+        return Claim(text, None, f"{effect.name}, there is no sure loss to take back")
     why = f"restored at its peak {percent_of(peak)} of it is taken back, and {plus_minus(peak.cost)} nats are left"
     back, left = is_above(effect.cost, peak.cost), is_above(peak.cost, Cost(0.0, 0.0, 0.0, 0.0))
     if back and not left:

@@ -197,6 +197,7 @@ def cost(delta, half):
         (cost(2, 0.1), cost(5, 0.5), cost(0.01, 0.02), [False, False, False]),
         (cost(2.2, 0.3), cost(2, 0.1), cost(0.3, 0.4), [None, None, None]),
         (cost(0.1, 0.2), cost(0.1, 0.2), None, [False, None, None]),
+        (cost(-0.5, 0.1), cost(0.1, 0.1), cost(-0.1, 0.1), [False, False, None]),
         (cost(math.inf, 0), cost(1, 0.2), None, [True, True, None]),
     ],
 )

@@ -59,7 +59,7 @@ def test_it_is_self_contained_and_nothing_of_a_name_runs(sections, page):
     assert [image.attributes["src"][:22] for image in page.all("img")] == ["data:image/png;base64,"]
     loading = [node for node in page.all() if node.tag in ("link", "iframe", "object", "embed", "form")]
     assert loading == []
-    assert [a.attributes["href"] for a in page.all("a")] == ["https://arxiv.org/abs/2411.07191"]
+    assert [a.attributes["href"] for a in page.all("a")] == ["https://arxiv.org/abs/2411.07191", *["#prune"] * 3]
     assert not [name for node in page.all() for name in node.attributes if name.startswith("on") or name == "style"]
     assert not set("\u202e\x1b\u200b") & set(text)
     (style,) = page.all("style")
