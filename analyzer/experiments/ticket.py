@@ -247,7 +247,7 @@ EXPERIMENT = Experiment(
     \b
     Examples:
       superweight experiment ticket ./my-model --windows 8 --length 1024
-      superweight experiment ticket ./my-model --criteria magnitude,global --sparsities 0.3,0.5 --until inf --json
+      superweight experiment ticket ./my-model --criteria magnitude,global --sparsities 0.3,0.5 --json
       superweight experiment ticket EleutherAI/pythia-410m --revisions step1000,step16000 --windows 8
     """,
     run=run,

@@ -27,7 +27,7 @@ def run(here, planted, tmp_path):
 def test_all_goes_into_a_folder_and_again_the_same(run, tmp_path):
     result = run()
     assert (result.stderr, result.returncode) == ("", 0)
-    assert "prune: The paper says that zeroing a single super weight" in " ".join(result.stdout.split())
+    assert "prune: The claim is that zeroing a single super weight" in " ".join(result.stdout.split())
     assert f"All of it is in {tmp_path / 'out' / 'index.html'}" in " ".join(result.stdout.split())
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert set(files) == {"index.html", *(f"{name}.{kind}" for name in NAMES for kind in ("json", "png"))}

@@ -76,7 +76,7 @@ def test_claims_come_first_and_each_section_has_its_figures(page):
     said = [(p.attributes["class"].split()[1], next(p.all("b")).text) for p in first.all("p", **{"class": "verdict"})]
     assert said == [("holds", "holds"), ("fails", "does not hold"), ("open", "cannot be told")]
     assert [next(each.all("h2")).text for each in (section, failed)] == ["prune", "bits"]
-    assert "The paper says that it matters: here that holds, since 2 > 1." in section.text
+    assert "The claim is that it matters: here that holds, since 2 > 1." in section.text
     assert [cell.text for cell in section.all("td")][2:5] == ["3.0000", "20.09", "+0.0000 ±0.0000"]
     assert "Published of this model, by others" in section.text
     assert "8 windows of 1,024 tokens" in section.text

@@ -44,8 +44,8 @@ def render_experiment(result: Result) -> str:
 
 
 def claim_said(claim: Claim) -> str:
-    """Return what the paper claims, and whether it holds here, in a sentence."""
-    return f"The paper says that {claim.text}: here that {claim.verdict}, since {claim.why}."
+    """Return what is claimed, and whether it holds here, in a sentence."""
+    return f"The claim is that {claim.text}: here that {claim.verdict}, since {claim.why}."
 
 
 def arms_table(arms: Sequence[Measured]) -> str:

@@ -53,7 +53,7 @@ def test_the_finding_comes_first_then_the_protocol_then_what_others_published():
 def test_what_the_paper_claims_is_said_with_its_verdict():
     claims = (Claim("it matters", True, "2 is more than 1"), Claim("it is rare", None, "none was counted"))
     text = render_experiment(result(outcome=Outcome(ARMS, (), claims=claims)))
-    assert "The paper says that it matters: here that holds, since 2 is more than 1." in text
+    assert "The claim is that it matters: here that holds, since 2 is more than 1." in text
     assert "here that cannot be told, since none was counted." in text
     assert result(outcome=Outcome(ARMS, (), claims=claims)).as_json()["claims"][0] == {
         "text": "it matters",
