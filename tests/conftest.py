@@ -46,6 +46,7 @@ def pytest_unconfigure():
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out what needs torch or the network, or is slow")
+    parser.addoption("--long", action="store_true", help="also run what takes half a minute and more each")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -55,6 +56,8 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items, config):
+    if not config.getoption("--long"):
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
     if config.getoption("--quick"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
 

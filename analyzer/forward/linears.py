@@ -10,14 +10,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from analyzer.base.errors import ForwardError
 from analyzer.forward.blocks.mlps import Block, Writer
 from analyzer.forward.edits import InputEdit, Intervention
 from analyzer.model.rows import tokens_come_first
-
-LINEARS = (torch.nn.Linear, Conv1D)
+from analyzer.model.stock import LINEARS
 
 OnInput = Callable[[str, int, torch.Tensor], torch.Tensor]
 """Returns what a linear map, by its name in the model, is to see of a row of the batch in place of its input there.

@@ -28,9 +28,12 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.pytorch_utils import Conv1D
 
 from analyzer.base.errors import AnalyzerError, ForwardError, is_out_of_memory, reason_of
 
+LINEARS = (torch.nn.Linear, Conv1D)
+"""Linear maps; a Conv1D stores its weight as [in_features, out_features]."""
 TOKEN_IDS = ("input_ids", "decoder_input_ids")
 OWN = Path(__file__).parents[1]
 LIBRARIES = [Path(str(library.__file__)).parent for library in (torch, transformers)]

@@ -45,6 +45,7 @@ def joined(tmp_path):
     return str(tmp_path / "joined.txt")
 
 
+@pytest.mark.long
 def test_its_losses_on_wikitext(truth, joined):
     """Two arms and no more: each costs a pass over 4,096 tokens."""
     arms = [Arm("zeroed", zeroing([WEIGHT]), 1), Arm("doubled", scaling({WEIGHT: 2.0}))]
@@ -57,6 +58,7 @@ def test_its_losses_on_wikitext(truth, joined):
     )
 
 
+@pytest.mark.long
 def test_its_next_tokens(truth):
     settings = Settings(weights=(WEIGHT,), prompts_data=str(DATA / "lambada-test.jsonl"), limit=60)
     found = conduct(FolderSource(SAMPLE), tokens.EXPERIMENT, settings).as_json()
@@ -65,6 +67,7 @@ def test_its_next_tokens(truth):
         assert here[token] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.long
 def test_its_matrices_rounded_whole(truth, joined):
     def run(lab):
         change = Quantized(Rounding(4, Group("tensor")), matrices_of(lab.runner), kept={})

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from analyzer.base.config import model_types
 from analyzer.experiments.controls.others import Places
@@ -50,7 +49,7 @@ def matrices_of(runner: Runner) -> dict[str, StoredMatrix]:
     experts: set[str] = set()
     for block in runner.stack:
         for name, module in linears_of(block).items():
-            linears[f"{name}.weight"] = name, isinstance(module, Conv1D)
+            linears[f"{name}.weight"] = name, not isinstance(module, torch.nn.Linear)
         names = {module: f"{block.name}.{name}" for name, module in block.module.named_modules()}
         for writer in (writer for mlp in block.mlps for writer in mlp.writers if writer.downs):
             for module in (writer.module, *experts_of(writer)):

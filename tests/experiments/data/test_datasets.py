@@ -100,7 +100,7 @@ def test_lambada_is_passages_without_their_last_word(hub, tmp_path, tokens):
 def test_a_data_set_that_cannot_be_had_is_one_line(hub):
     with pytest.raises(SourceError, match=r"Salesforce/wikitext cannot be had: .*; or give a file \(--data FILE\)"):
         read_text("wikitext2", token=None)
-    hub.tamper = lambda _request, reply: type(reply)(500, {}, b"")
+    hub.tamper = lambda _request, reply: type(reply)(403, {}, b"")
     with pytest.raises(SourceError, match=r"lambada_openai cannot be had: [^\n]*$"):
         read_passages("lambada", token=None)
 
