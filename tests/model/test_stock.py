@@ -46,7 +46,7 @@ CALLS = {
     "get_gguf_tokenizer": (1, ()),
     "TensorProcessor": (0, ("config",)),
 }
-CLASSES = ("WeightRenaming", "WeightConverter")  # used to tell one from the other
+CLASSES = ("Conv1D", "WeightRenaming", "WeightConverter")  # used to tell one from the other
 TABLES = ("GGUF_PRE_TOKENIZER_SPLITS", "TENSOR_PROCESSORS")
 
 
