@@ -154,6 +154,9 @@ def of_steps(held: Sequence[Held]) -> Iterator[str]:
         "and only clipping before it would change the step."
     )
     most = max(held, key=lambda each: each.step / each.step_without if each.step_without else 1.0)
+    if f"{most.step:.4g}" == f"{most.step_without:.4g}":
+        yield "No step would fall if a weight were held out of its group."
+        return
     yield (
         f"Held out of its group, {most.weight} would let the step fall most at {most.rounding}: from {most.step:.4g} "
         f"to {most.step_without:.4g}."
