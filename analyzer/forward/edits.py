@@ -36,17 +36,10 @@ class Edit(Hashable, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WeightEdit:
-    """One weight times a factor; by 0 it is zeroed. Raises ForwardError where either is no such thing."""
+class _OfWeight:
+    """What changes one weight."""
 
     coordinate: Coordinate
-    factor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not _is_coordinate(self.coordinate):
-            raise ForwardError(f"{shown(repr(self.coordinate))} is no weight: give a Coordinate of integers from 0")
-        if not _is_finite(self.factor):
-            raise ForwardError(f"weight {self.coordinate} times {shown(repr(self.factor))}: give a finite number")
 
     @property
     def layer(self) -> int:
@@ -65,14 +58,26 @@ class WeightEdit:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedEdit:
+class WeightEdit(_OfWeight):
+    """One weight times a factor; by 0 it is zeroed. Raises ForwardError where either is no such thing."""
+
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not _is_coordinate(self.coordinate):
+            raise ForwardError(f"{shown(repr(self.coordinate))} is no weight: give a Coordinate of integers from 0")
+        if not _is_finite(self.factor):
+            raise ForwardError(f"weight {self.coordinate} times {shown(repr(self.factor))}: give a finite number")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedEdit(_OfWeight):
     """One weight times a factor at some positions of a row, and times another everywhere else.
 
     With 1 and 0 it is zeroed but at these positions: what it writes there is restored. Of an encoder-decoder the
     positions are the decoder's. Raises ForwardError where one of them is no such thing.
     """
 
-    coordinate: Coordinate
     positions: frozenset[int]
     at: float = 1.0
     elsewhere: float = 0.0
@@ -81,21 +86,6 @@ class PlacedEdit:
         WeightEdit(self.coordinate, self.at), WeightEdit(self.coordinate, self.elsewhere)  # or it is refused
         if not isinstance(self.positions, frozenset) or not all(map(_is_index, self.positions)):
             raise ForwardError(f"{shown(repr(self.positions))} are no positions: give a frozenset of integers from 0")
-
-    @property
-    def layer(self) -> int:
-        """The layer of the weight."""
-        return self.coordinate.layer
-
-    @property
-    def key(self) -> Coordinate:
-        """The weight."""
-        return self.coordinate
-
-    @property
-    def weights(self) -> tuple[Coordinate, ...]:
-        """The weight alone."""
-        return (self.coordinate,)
 
 
 @dataclass(frozen=True, slots=True)
