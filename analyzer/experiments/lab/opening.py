@@ -91,8 +91,6 @@ class Lab:
 
     def _run(self, runner: Runner, arms: Sequence[Arm], rows: Sequence[int], found: Losses, what: str) -> None:
         """Put the mean losses of the arms of these numbers into their rows of `found`."""
-        if not rows:
-            return
         places = [(window, number) for window in range(len(self.windows)) for number in rows]
         pairs = [(self.windows[window], arms[number].of(window)) for window, number in places]
         advance = counted(self.progress, what, len(pairs))
