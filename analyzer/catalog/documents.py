@@ -14,7 +14,7 @@ from analyzer.base.atomic import write_whole
 from analyzer.base.errors import CatalogError, shown
 from analyzer.base.records import Coordinate
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA_FILE = "schema.json"
 MAX_SCHEMA_BYTES = 1_000_000
 MAX_FILE_BYTES = 100_000_000
@@ -159,7 +159,7 @@ def _entry_with_unread(entry: Any) -> Any:
     return fields
 
 
-UPGRADES: Mapping[int, Callable[[Document], Document | None]] = {1: _with_reported, 2: _with_unread, 3: dict}
+UPGRADES: Mapping[int, Callable[[Document], Document | None]] = {1: _with_reported, 2: _with_unread, 3: dict, 4: dict}
 """By the version that they take: each makes of a document one of the next version, of one that is none nothing."""
 DEFAULTS_OF_2 = {
     "prompt": "Apple Inc. is a worldwide tech company.",

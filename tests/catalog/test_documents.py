@@ -24,7 +24,7 @@ BROKEN = {
     "not an object": ([], "is not of type 'object'"),
     "deep nesting": ("[" * 100_000, "is not JSON"),
     "duplicate keys": ('{"family": "x", "family": "y"}', "same key twice"),
-    "newer schema": (document(schema_version=5), "newer than the 4 of this tool: upgrade the tool"),
+    "newer schema": (document(schema_version=6), "newer than the 5 of this tool: upgrade the tool"),
     "another family": (document(family="y"), "family: is y, but the file is named x.json"),
     "no entries": ({"schema_version": 1, "family": "x"}, "'entries' is a required property"),
     "missing field": (document(entries=[{"model": "me/m"}]), r"me/m: 'commit' is a required property"),
@@ -121,7 +121,7 @@ BROKEN = {
     ),
     "line end after a commit": (document(entries=[entry(commit="a" * 40 + "\n")]), "me/model-1b: commit: "),
     "line end after a name": (document(entries=[entry(model="me/m\n")]), r"has control or invisible characters"),
-    "version 1 with reports": (document(schema_version=1), "schema_version: 4 was expected"),
+    "version 1 with reports": (document(schema_version=1), "schema_version: 5 was expected"),
     "hostile name": (document(entries=[entry(model="\x1b[2J")]), r"\\x1b\[2J: model"),
     "too large": ('{"schema_version": 1e999, "family": "x", "entries": []}', "1e999 is too large a number"),
     "infinite": ('{"schema_version": 1, "family": "x", "entries": Infinity}', "Infinity is not a JSON number"),
@@ -165,7 +165,7 @@ def test_a_file_of_version_2_is_upgraded_and_a_default_analysis_takes_its_place(
     save_entry(tmp_path, "smollm2", {**before, "method": {**newer, "settings": "custom"}})
     save_entry(tmp_path, "smollm2", {**before, "method": {**newer, "dtype": "bfloat16"}})
     written = json.loads((tmp_path / "smollm2.json").read_text())
-    assert (written["schema_version"], len(written["entries"])) == (4, 3)
+    assert (written["schema_version"], len(written["entries"])) == (5, 3)
 
 
 def test_weights_of_two_towers_or_mlps_stand_side_by_side(tmp_path):
@@ -198,5 +198,5 @@ def test_a_file_of_version_1_is_read_and_upgraded_when_it_is_written(tmp_path):
     assert path.read_bytes() == before
     save_entry(tmp_path, "x", entry(commit="b" * 40))
     written = json.loads(path.read_text())
-    assert (written["schema_version"], len(written["entries"]), written["reported"]) == (4, 2, [])
-    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["schema_version"]["const"] == 4
+    assert (written["schema_version"], len(written["entries"]), written["reported"]) == (5, 2, [])
+    assert json.loads((tmp_path / "schema.json").read_text())["properties"]["schema_version"]["const"] == 5

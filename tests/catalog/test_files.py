@@ -77,7 +77,7 @@ def test_an_entry_leaves_what_others_report_alone_and_the_other_way_round(tmp_pa
     assert document["reported"] == [REPORTED]
 
 
-@pytest.mark.parametrize("text", ["not JSON", "[]", '{"properties": {"schema_version": {"const": 4}}}'])
+@pytest.mark.parametrize("text", ["not JSON", "[]", '{"properties": {"schema_version": {"const": 5}}}'])
 def test_a_schema_that_is_not_an_older_one_of_ours_is_left_alone(tmp_path, text):
     (tmp_path / "schema.json").write_text(text)
     save_entry(tmp_path, "x", entry())

@@ -43,7 +43,7 @@ def rows_in(files):
 
 
 def document(*, entries=(), reported=()):
-    return {"x": {"schema_version": 4, "family": "x", "entries": list(entries), "reported": list(reported)}}
+    return {"x": {"schema_version": 5, "family": "x", "entries": list(entries), "reported": list(reported)}}
 
 
 def test_the_json_files_are_the_catalogs_to_the_byte(files):

@@ -153,9 +153,9 @@ def test_one_row_is_one_row(shelf, tmp_path):
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("path", ["catalog/x.json", "catalog/schema.json", "catalog/new.json"])
 def test_a_newer_schema_is_never_overwritten(published, catalog, path, replace):
-    newer = {"schema_version": 5, "properties": {"schema_version": {"const": 5}}}
+    newer = {"schema_version": 6, "properties": {"schema_version": {"const": 6}}}
     write_there(published, {path: json.dumps(newer).encode()})
-    with pytest.raises(CatalogError, match=f"{path} is of schema version 5, newer than the 4 of this tool: upgrade"):
+    with pytest.raises(CatalogError, match=f"{path} is of schema version 6, newer than the 5 of this tool: upgrade"):
         publish(catalog, NAME, token="writer", replace=replace)
 
 
