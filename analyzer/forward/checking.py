@@ -13,7 +13,7 @@ from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
 
-CHECKED_TOKENS = 128
+CHECKED_TOKENS = 64
 FACTOR = -50.0  # of the edited weight, so that it shows
 # The largest differences by dtype: of a loss to the stock model's (to a nat where that is less), and of a stream to its
 # largest value in the layer.

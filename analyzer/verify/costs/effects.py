@@ -25,7 +25,8 @@ RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
 GROUP = 16  # weights that are behind no write, zeroed at once
 COLUMN_LOOK = 1  # at what all weights of a column cost together
-GROUPINGS = 2  # by chance, each: what cancels out in one does not in the other
+SMALLEST_GROUP = 3  # that is halved no more: its weights are looked at one by one
+GROUPINGS = 2  # by depth, and by chance: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
     "critical_increase": CRITICAL_INCREASE,
     "critical_over_controls": CRITICAL_OVER_CONTROLS,
@@ -52,20 +53,16 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     """
     _check_finite(measuring, statics)
     least = CRITICAL_INCREASE * measuring.loss
-    others = [weight.coordinate for weight in found if weight.status == "rejected"]
-    groups = _groups(others) if measuring.last else []
-    measuring.look(map(zeroing, groups), measuring.first_to_say(least), "screening")
-    split = {c for group in groups if measuring.of(zeroing(group)).may_reach >= least for c in group}
-    alone = [w.coordinate for w in found if w.status != "rejected" or not groups or w.coordinate in split]
+    in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"], least)
+    alone = [weight.coordinate for weight in found if weight.coordinate not in in_group]
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
     measuring.look(costly, measuring.last, "evaluation text")
     suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= least]
     controls = _controls_of(measuring, suspects, [weight.coordinate for weight in found], statics)
-    in_group = {c: group for group in groups for c in group}
     return [
-        _with_effect(measuring, weight, controls.get(weight.coordinate))
-        if weight.coordinate in alone
-        else _as_group(weight, measuring.of(zeroing(in_group[weight.coordinate])), len(in_group[weight.coordinate]))
+        _as_group(weight, measuring.of(zeroing(group)), len(group))
+        if (group := in_group.get(weight.coordinate))
+        else _with_effect(measuring, weight, controls.get(weight.coordinate))
         for weight in found
     ]
 
@@ -109,16 +106,32 @@ def _check_finite(measuring: Measuring, statics: Statics) -> None:
         )
 
 
-def _groups(coordinates: Sequence[Coordinate]) -> list[tuple[Coordinate, ...]]:
-    """Return these weights in groups, each weight in one of each grouping; none where they are too few for that."""
-    if len(coordinates) <= GROUPINGS * GROUPINGS:
-        return []
+def _inert_in_groups(
+    measuring: Measuring, coordinates: Sequence[Coordinate], least: float
+) -> dict[Coordinate, tuple[Coordinate, ...]]:
+    """Return the weights that cost nothing even when they are zeroed with others, each with its group.
+
+    A group that may cost something is halved, and halved again; who is left of it alone is not returned. A first
+    grouping goes by depth, since what is late runs through few blocks, the others by chance; none where the weights
+    are too few for that.
+    """
+    if len(coordinates) <= GROUPINGS * GROUPINGS or not measuring.last:
+        return {}
     generator = np.random.default_rng(CONTROL_SEED)
-    groups = []
+    order = sorted(coordinates, key=lambda c: c.sort_key)
+    inert: dict[Coordinate, tuple[Coordinate, ...]] = {}
+    size = min(GROUP, math.ceil(len(order) / GROUPINGS))
     for _ in range(GROUPINGS):
-        order = [coordinates[place] for place in generator.permutation(len(coordinates))]
-        groups += [tuple(order[start : start + GROUP]) for start in range(0, len(order), GROUP)]
-    return groups
+        groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+        inert = {}
+        while groups:
+            measuring.look(map(zeroing, groups), measuring.first_to_say(least), "screening")
+            costly = [group for group in groups if measuring.of(zeroing(group)).may_reach >= least]
+            inert |= {c: group for group in groups if group not in costly for c in group}
+            middles = [(group, len(group) // 2) for group in costly if len(group) > SMALLEST_GROUP]
+            groups = [half for group, middle in middles for half in (group[:middle], group[middle:])]
+        order = [list(inert)[place] for place in generator.permutation(len(inert))]
+    return inert
 
 
 def _with_effect(

@@ -203,27 +203,32 @@ def many(count, *, among=()):
 
 def test_what_is_behind_no_write_is_zeroed_in_groups(cued):
     found, _, zeroed = measure(cued, many(40))
-    groups = zeroed[1]
-    assert [len(group) for group in groups] == [16, 16, 8] * 2
-    assert sorted(c for group in groups[:3] for c in group) == sorted(c for group in groups[3:] for c in group)
-    assert set(groups[:3]) != set(groups[3:])
-    assert len(zeroed) == 2  # the untouched text, and one look at the groups
+    _, first, second = zeroed  # the untouched text, and one look at each grouping
+    assert [len(group) for group in (*first, *second)] == [16, 16, 8] * 2
+    assert sorted(c for group in first for c in group) == sorted(c for group in second for c in group)
+    assert set(first) != set(second)
     for measured in found.values():
         assert (measured.effect, measured.loss, measured.loss_zeroed) == ("inert", None, None)
         assert measured.zeroed_with in (15, 7)
         assert measured.delta_high < 0.01 * edited_loss(cued[0], [])
 
 
-def test_a_group_that_costs_something_is_split(cued):
+def test_a_group_that_costs_something_is_halved(cued):
     model, _ = cued
     found, _, zeroed = measure(cued, many(40, among=(SECOND,)))
     measured = found[SECOND]
     assert (measured.effect, measured.zeroed_with) == ("critical", None)
     assert measured.loss_zeroed == pytest.approx(edited_loss(model, [SECOND]), rel=1e-5)
-    alone = {each for look in zeroed for each in look if len(each) == 1}
-    with_it = {c for group in zeroed[1] if SECOND in group for c in group}
-    assert {c for (c,) in alone} >= with_it
-    assert [w.zeroed_with is None for c, w in found.items()] == [c in with_it for c in found]
+    assert [sorted(len(group) for group in look) for look in zeroed[1:5]] == [[9, 16, 16], [8, 8], [4, 4], [2, 2]]
+    (last,) = [group for group in zeroed[4] if SECOND in group]
+    assert {c for c, w in found.items() if w.zeroed_with is None} == set(last)
+    assert SECOND not in {c for group in zeroed[5] for c in group}  # the second grouping is of those that cost nothing
+
+
+def test_few_are_in_two_groups_that_differ(cued):
+    _, _, zeroed = measure(cued, many(9))
+    assert [len(group) for group in (*zeroed[1], *zeroed[2])] == [5, 4] * 2
+    assert set(zeroed[1]) != set(zeroed[2])
 
 
 def test_two_that_cancel_out_are_seen_in_another_grouping(cued, tmp_path):
