@@ -31,7 +31,7 @@ test: $(READY)
 	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
 	$(BIN)/superweight catalog validate --catalog catalog
-	$(BIN)/$(PYTEST) loadfile  # a file's tests stay in one process: they share models
+	$(BIN)/$(PYTEST) loadfile --no-loadscope-reorder  # a file's tests stay in one process: they share models
 
 quick: $(READY)
 	$(BIN)/ruff check .

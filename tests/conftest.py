@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(items, config):
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
     if config.getoption("--quick"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)  # else one of two cores waits at the end
 
 
 def pytest_terminal_summary(terminalreporter, config):

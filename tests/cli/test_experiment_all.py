@@ -8,6 +8,8 @@ from commands import fails
 
 from analyzer.cli.experiment import EXPERIMENTS
 
+pytestmark = pytest.mark.early
+
 NAMES = [each.name for each in EXPERIMENTS]
 
 

@@ -9,9 +9,12 @@ import sys
 import termios
 
 import encoder_decoders
+import pytest
 from commands import ROOT, fails, superweight
 from gguf_files import write_llama_gguf
 from models import PROMPT
+
+pytestmark = pytest.mark.early
 
 
 def test_verify_json_is_the_contract(planted):

@@ -43,6 +43,8 @@ from analyzer.scan.records import ScanSettings
 from analyzer.source.hub.hub import HubSource
 from analyzer.source.opening import open_model
 
+pytestmark = pytest.mark.early
+
 # What is read
 
 

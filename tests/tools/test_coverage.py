@@ -7,6 +7,8 @@ from coverage import Row, check, counts, prepare, table, truth_of
 from scan_census import compare_scanned, differences, patterns
 from tiny_models import Kind, NotBuildable, all_kinds, build
 
+pytestmark = pytest.mark.early
+
 # Of these a verification is right too: dense, with a norm after the MLP, mixtures, with states beside the stream,
 # hybrids, padded to a window, with blocks for images alone, with towers of unknown names, multimodal, with experts
 # that are modules of their own, with tokens before rows, with

@@ -19,6 +19,8 @@ from analyzer.checkpoint.shards import INDEX
 from analyzer.verify.activations.detection import detect
 from analyzer.verify.settings import Thresholds, evaluation_text
 
+pytestmark = pytest.mark.early
+
 SAMPLE = sample_model_folder()
 needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the sample model is not built: tools/sample_model.py")
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."

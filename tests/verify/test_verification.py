@@ -37,6 +37,8 @@ from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.verify.activations.detection import Thresholds
 
+pytestmark = pytest.mark.early
+
 
 @pytest.fixture(scope="module")
 def planted_folder(tmp_path_factory):
