@@ -1,6 +1,7 @@
 """Put the published record of super weights into the catalog: a table of what others report -> catalog/<family>.json.
 
     python tools/published_record.py ../shared/data/published_coordinates.csv catalog
+    python tools/published_record.py ../shared/data/published_more.csv catalog
 
 It can run again: what is there already stays, entries are not touched, and the same table leaves every file as it was.
 Nothing is guessed: a source, or a row marked as a conflict, that the tables below do not know is an error.
@@ -38,6 +39,12 @@ SU = ("Su et al. 2025, Table 8", "paper", "https://arxiv.org/abs/2507.23279", ""
 CYITA = ("cyita/LLMSuperWeight", "code", "https://github.com/cyita/LLMSuperWeight", "")
 CENSUS_URL = "https://github.com/Georgakopoulos-Soares-lab/superweights"
 CENSUS = ("Georgakopoulos-Soares census", "census", CENSUS_URL, "")
+GROB = (
+    "fabianandresgrob/super_weights",
+    "code",
+    "https://github.com/fabianandresgrob/super_weights/tree/c23c230",
+    "",
+)
 
 
 def _saying(source: Source, note: str) -> Source:
@@ -116,7 +123,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "Georgakopoulos-Soares-lab/superweights audit/census_master.csv": (CENSUS,),
     "Georgakopoulos README retraction 9": (("Georgakopoulos-Soares README, retraction 9", "census", CENSUS_URL, ""),),
     "Georgakopoulos ratio argmax": (("Georgakopoulos-Soares activation ratio", "census", CENSUS_URL, ""),),
+    "fabianandresgrob/super_weights@c23c230": (GROB,),
 }
+
+# The repositories of whose results the table names the file, beside their URL.
+WITH_FILES = ("lea19019/arctos", "fabianandresgrob/super_weights ")
 
 # Rows without a coordinate: what their source says in its place.
 NO_COORDINATE = {
@@ -127,11 +138,15 @@ NO_COORDINATE = {
 
 @dataclass(frozen=True)
 class Conflict:
-    """Coordinates of one model on which sources contradict each other, and how; both sides are kept."""
+    """Coordinates of one model on which sources contradict each other, and how; both sides are kept.
+
+    Of those that are `settled` the standing is `reported` again, by the rule of docs/catalog.md.
+    """
 
     model: str
     coordinates: frozenset[tuple[int, int, int | None]]  # (layer, row, col)
     reason: str
+    settled: frozenset[tuple[int, int, int | None]] = frozenset()
 
 
 _LLAMA_31 = frozenset({(1, 788, 2427), (1, 1384, 2427), (1, 4062, 2427)})
@@ -144,7 +159,9 @@ CONFLICTS = (
         "allenai/OLMo-1B-0724-hf",
         frozenset({(1, 1764, 8041), (2, 1764, 8041)}),
         "The paper says layer 1, its code layer 2. The weight at layer 1 is 0.0018 and zeroing it does nothing, the "
-        "one at layer 2 is large: likely a typo in the paper.",
+        "one at layer 2 is large: likely a typo in the paper. A detector of others, fabianandresgrob/super_weights, "
+        "finds the one at layer 2, and not that at layer 1.",
+        settled=frozenset({(2, 1764, 8041)}),
     ),
     Conflict(
         "HuggingFaceTB/SmolLM2-1.7B",
@@ -212,6 +229,7 @@ def reported_item(row: dict[str, str]) -> dict[str, Any]:
     conflict = next(
         (c for c in CONFLICTS if layer is not None and c.model == model and (layer, line, col) in c.coordinates), None
     )
+    disputed = conflict is not None and (layer, line, col) not in conflict.settled
     if conflict is None and "CONFLICT" in row["notes"]:
         raise ValueError(f"the conflict of {model} {layer},{line},{col} is not in CONFLICTS")
     if layer is None and row["source"] not in NO_COORDINATE:
@@ -224,16 +242,16 @@ def reported_item(row: dict[str, str]) -> dict[str, Any]:
         "row": line,
         "col": col,
         "value": float(row["value"]) if row["value"] else None,
-        "standing": "none_reported" if layer is None else "disputed" if conflict else "reported",
+        "standing": "none_reported" if layer is None else "disputed" if disputed else "reported",
         "reason": NO_COORDINATE[row["source"]] if layer is None else conflict.reason if conflict else None,
         "sources": list(_sources(row, remark)),
     }
 
 
 def _sources(row: dict[str, str], remark: str) -> list[dict[str, str | None]]:
-    """Return a row's sources; the last has the row's notes, what it adds to the model's name, and arctos's own file."""
-    paths = [path.strip().removeprefix("github ") for path in row["source_url"].split(" ; ")]
-    file = next((f"file: {path}" for path in paths if path.startswith("lea19019/arctos")), "")
+    """Return a row's sources; the last has the row's notes, what it adds to the model's name, and its own file."""
+    paths = [re.sub("^(github |https://github.com/)", "", path.strip()) for path in row["source_url"].split(" ; ")]
+    file = next((f"file: {path}" for path in paths if path.startswith(WITH_FILES)), "")
     *first, (name, kind, url, said) = SOURCES[row["source"]]
     notes = [said, row["notes"].strip(), remark.strip("()"), file]
     last = (name, kind, url, "; ".join(note for note in notes if note))

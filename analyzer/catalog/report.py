@@ -11,6 +11,7 @@ import tabulate
 from analyzer.base.errors import shown
 from analyzer.base.text import WIDTH, count_of, fill, model_title, short_commit
 from analyzer.catalog.documents import Entry, Reported, increase_of, place_of
+from analyzer.catalog.reported import DISPUTES
 from analyzer.verify.records import SuperActivation, SuperWeight
 from analyzer.verify.report import activations_table, weights_table
 
@@ -64,11 +65,11 @@ def render_reported(reported: Sequence[tuple[str, Reported]]) -> str:
         if any(item["layer"] is not None for item in items):
             sections.append(_reported_table([item for item in items if item["layer"] is not None]))
         sections += [fill(f"No coordinate: {shown(item['reason'], 300)}.") for item in items if item["layer"] is None]
-        disputed: dict[str, list[Reported]] = {}
+        reasons: dict[tuple[str, str], list[Reported]] = {}
         for item in items:
-            if item["standing"] == "disputed":
-                disputed.setdefault(item["reason"], []).append(item)
-        sections += [fill(f"Disputed: {_places(them)}: {shown(why, 500)}") for why, them in disputed.items()]
+            if item["layer"] is not None and item["reason"]:
+                reasons.setdefault((DISPUTES[item["standing"]], item["reason"]), []).append(item)
+        sections += [fill(f"{word}: {_places(them)}: {shown(why, 500)}") for (word, why), them in reasons.items()]
         sections.append(_sources(items))
     return "\n\n".join(sections)
 

@@ -8,6 +8,7 @@ from typing import Any
 from analyzer.catalog.documents import Entry, Reported, is_super, reported_key
 
 NONE_FOUND = "none found"  # the reason where a source looked for super weights and there were none
+DISPUTES = {"disputed": "Disputed", "reported": "No longer disputed"}  # by standing, what its reason is about
 FIELDS = (
     "model",
     "revision",
@@ -28,7 +29,8 @@ def merged(old: Iterable[Reported], new: Iterable[Reported]) -> list[Reported]:
     """Return what both report, one item a coordinate of a model's revision, in order.
 
     Nothing is lost: sources are added to those that are there (one of the same name and URL is brought up to date), a
-    coordinate once disputed stays so, and where two values contradict each other the first is kept, as disputed.
+    coordinate once disputed stays so unless the new item has a reason why not, and where two values contradict each
+    other the first is kept, as disputed.
     """
     items = {reported_key(item): item for item in old}
     for item in new:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analyzer.catalog.documents import Document, Entry, Reported, increase_of, is_super, place_of
+from analyzer.catalog.reported import DISPUTES
 from analyzer.site.drawing import LEAST_LAYERS, MAX_SIZE, Drawing, Sizes, draw
 
 # What is known of a weight or of a model, the surest first: the page's marks, legends and filter.
@@ -71,10 +72,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """What others report on one model: coordinates, why some are disputed, what is said in place of one."""
+    """What others report on one model: coordinates, why some are or were disputed, what is said in place of one."""
 
     items: tuple[Reported, ...]
-    disputes: tuple[tuple[str, str], ...]
+    disputes: tuple[tuple[str, str, str], ...]
     absences: tuple[str, ...]
     sources: tuple[Source, ...]
     experts: bool
@@ -215,15 +216,15 @@ def _sizes(entry: Entry) -> Sizes:
 def _others(reported: Sequence[Reported], entries: Sequence[Entry]) -> Others:
     """Return what others report on one model; its sizes are known where this tool has analysed it."""
     items = tuple(item for item in reported if item["layer"] is not None)
-    disputes: dict[str, list[str]] = {}
+    disputes: dict[tuple[str, str], list[str]] = {}
     for item in items:
-        if item["standing"] == "disputed":
-            disputes.setdefault(item["reason"], []).append(place_of(item))
+        if item["reason"]:
+            disputes.setdefault((DISPUTES[item["standing"]], item["reason"]), []).append(place_of(item))
     sizes = _sizes(entries[0]) if entries else Sizes()
     says = sizes.layers is not None or len({item["layer"] for item in items}) >= LEAST_LAYERS
     return Others(
         items=items,
-        disputes=tuple((", ".join(dict.fromkeys(places)), reason) for reason, places in disputes.items()),
+        disputes=tuple((word, ", ".join(dict.fromkeys(places)), reason) for (word, reason), places in disputes.items()),
         absences=tuple(item["reason"] for item in reported if item["layer"] is None),
         sources=_sources(reported),
         experts=any(item["expert"] is not None for item in items),

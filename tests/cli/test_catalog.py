@@ -24,7 +24,7 @@ def test_list_and_show_keep_what_others_report_apart(here):
         assert fact in shown
     assert "verified " not in shown.replace("not verified here", "")
     disputed = " ".join(here("catalog", "show", "OLMo-1B-0724-hf", "--catalog", CATALOG).stdout.split())
-    assert "Disputed: 1,1764,8041 and 2,1764,8041: The paper says layer 1" in disputed
+    assert "Disputed: 1,1764,8041: The paper says layer 1" in disputed
     nothing = here("catalog", "show", "bigscience/bloom-7b1", "--catalog", CATALOG).stdout
     assert "No coordinate: none found." in nothing
 
@@ -47,14 +47,19 @@ def test_validate_counts_both(here):
 def test_export_of_coordinates_and_of_a_recipe(here):
     command = ["catalog", "export", "mistral-7b-v0.1", "--catalog", CATALOG, "--format"]
     exported = json.loads(here(*command, "json").stdout)
-    (weight,) = (c for c in exported["coordinates"] if c["col"] is not None)
+    (weight,) = (c for c in exported["coordinates"] if c["col"] is not None and c["commit"])
     assert (weight["layer"], weight["row"], weight["col"], weight["value"]) == (1, 2070, 7310, -0.2734375)
     assert (weight["standing"], weight["module"]) == ("reported", "model.layers.1.mlp.down_proj")
     rows = list(csv.DictReader(here(*command, "csv").stdout.splitlines()))
-    assert [(row["row"], row["col"]) for row in rows] == [("2070", ""), ("2070", "7310")]
+    assert [(row["row"], row["col"]) for row in rows] == [
+        ("2070", "7310"),
+        ("53", "2187"),
+        ("2070", ""),
+        ("2070", "7310"),
+    ]
     recipe = here(*command, "llm-compressor").stdout
     modifier = yaml.safe_load(recipe)["quantization_stage"]["quantization_modifiers"]["QuantizationModifier"]
-    assert modifier["ignore"] == ["lm_head", "model.layers.1.mlp.down_proj"]
+    assert modifier["ignore"] == ["lm_head", "model.layers.1.mlp.down_proj", "model.layers.31.mlp.down_proj"]
     assert "cannot express single weights" in recipe
 
 
@@ -72,7 +77,7 @@ def test_export_can_be_narrowed(here):
     ):
         done = here(*command, form)
         assert done.returncode == 0
-        assert done.stderr == "warning: no coordinate of that standing: 2 reported, 0 disputed\n"
+        assert done.stderr == "warning: no coordinate of that standing: 4 reported, 0 disputed\n"
         assert done.stdout == nothing if nothing else done.stdout.count("\n") == 1
     command = ["catalog", "export", "bigscience/bloom-7b1", "--catalog", CATALOG, "--format", "llm-compressor"]
     assert "knows no such coordinate of bigscience/bloom-7b1" in here(*command).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def weights_asked(
         return _foremost(judged, f"from the catalog, verified at {short_commit(entry['commit'])}", most)
     reported = [asdict(each) for each in known if each.standing == "reported" and each.col is not None]
     if reported:
-        judged = [Judged(_coordinate_of(each), None, 0.0) for each in reported]
+        sources = Counter(_coordinate_of(each) for each in reported for _ in each["sources"])
+        judged = [Judged(coordinate, None, 0.0) for coordinate, _ in sources.most_common()]
         return _foremost(judged, "from the catalog, as others report them", most)
     if static:
         raise ForwardError(
@@ -125,7 +127,8 @@ def _foremost(known: Sequence[Judged], said: str, most: int) -> tuple[tuple[Coor
     kept = sorted(critical or known, key=lambda each: -each.rise)[:most]
     if len(kept) < len(known):
         kind = " critical" if critical else ""
-        said += f": {len(kept)}{kind} of {len(known)}, the costliest first (--weight names any)"
+        first = "the costliest" if any(each.rise for each in known) else "those of most sources"
+        said += f": {len(kept)}{kind} of {len(known)}, {first} first (--weight names any)"
     return tuple(each.coordinate for each in kept), said
 
 

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from catalogs import REPORTED, WEIGHT, entry
+from catalogs import REPORTED, SOURCE, WEIGHT, entry
 from models import PLANTED, random_llama, save, settings
 
 from analyzer.base.errors import ArchitectureError, CatalogError, ForwardError, SettingsError
@@ -69,6 +69,11 @@ def test_what_others_report_comes_after(planted, tmp_path):
     found, said = asked(planted, catalog=tmp_path)
     assert [c.row for c in found] == [2]
     assert said == "from the catalog, as others report them"
+    another = {**REPORTED, "row": 5, "revision": "v2", "sources": [SOURCE, {**SOURCE, "name": "Another"}]}
+    save_reported(tmp_path, "x", [another, *({**REPORTED, "row": row} for row in (3, 4, 6))])
+    found, said = asked(planted, catalog=tmp_path)
+    assert [c.row for c in found] == [5, 2, 3, 4]
+    assert said.endswith("as others report them: 4 of 5, those of most sources first (--weight names any)")
 
 
 def test_else_a_verification_finds_them(planted, tmp_path, monkeypatch):
