@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from analyzer.diff.records import UnreadOf
     from analyzer.verify.records import VerifyResult
 
+DIFFERS = 3  # the exit status where what was compared differs
 MAX_SHOWN = 20  # kinds of names that were not read
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from analyzer.cli.catalog.check import catalog_check
 from analyzer.cli.catalog.export import catalog_export
 from analyzer.cli.catalog.list import catalog_list
 from analyzer.cli.catalog.publish import catalog_publish
@@ -14,7 +15,7 @@ from analyzer.cli.catalog.validate import catalog_validate
 
 @click.group()
 def catalog() -> None:
-    """List, show, export, validate and publish catalog entries.
+    """List, show, check, export, validate and publish catalog entries.
 
     \b
     Example:
@@ -22,5 +23,13 @@ def catalog() -> None:
     """
 
 
-for command in (catalog_list, catalog_show, catalog_export, catalog_site, catalog_validate, catalog_publish):
+for command in (
+    catalog_list,
+    catalog_show,
+    catalog_check,
+    catalog_export,
+    catalog_site,
+    catalog_validate,
+    catalog_publish,
+):
     catalog.add_command(command)
