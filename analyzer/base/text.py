@@ -26,6 +26,7 @@ WORDS = {
     "down projections",
     "arm",
     "what",
+    "most changed",
     "task",
     "metric",
 }

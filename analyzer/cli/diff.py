@@ -19,11 +19,12 @@ from analyzer.cli.options import (
     token_option,
     top_option,
 )
-from analyzer.cli.output import check_picture, print_json, printing, warn_of
+from analyzer.cli.output import DIFFERS, check_picture, print_json, printing, warn_of
 
 if TYPE_CHECKING:
     from analyzer.base.records import Unread
     from analyzer.diff.records import DiffResult, History
+    from analyzer.diff.tensors.records import TensorDiff
     from analyzer.scan.records import ScanSettings
 
 
@@ -43,6 +44,16 @@ def _revisions(_ctx: click.Context, param: click.Parameter, value: str | None) -
     metavar="a,b,c",
     help="In place of B: follow the outliers of the model A through these branches, tags or commits.",
 )
+@click.option(
+    "--all-tensors", is_flag=True, help="In place of that: how far every tensor of both moved, in one pass over them."
+)
+@click.option("--exit-code", is_flag=True, help="Exit with 3 where something differs, with 0 where nothing does.")
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="GLOB",
+    help="With --all-tensors: these may differ, and the exit status is 3 where others do; may be given again.",
+)
 @scan_options(top_option, score_option, cache_option)
 @token_option
 @known_option
@@ -59,6 +70,9 @@ def diff(
     old: str,
     new: str | None,
     revisions: list[str],
+    all_tensors: bool,
+    exit_code: bool,
+    expect: tuple[str, ...],
     as_csv: bool,
     as_json: bool,
     plot: Path | None,
@@ -77,11 +91,14 @@ def diff(
       superweight diff EleutherAI/pythia-410m@step1000 EleutherAI/pythia-410m@step143000
       superweight diff EleutherAI/pythia-410m --revisions step1000,step143000 --plot steps.png
       superweight diff before.json after.json
+      superweight diff ./before ./after --all-tensors --expect 'model.layers.*.mlp.*'
     """
     from analyzer.base.records import plain
     from analyzer.diff.records import History
     from analyzer.diff.reports.report import render_diff, render_history
-    from analyzer.diff.reports.table import diff_csv, history_csv
+    from analyzer.diff.reports.table import diff_csv, history_csv, tensors_csv
+    from analyzer.diff.reports.tensors import render_tensors
+    from analyzer.diff.tensors.comparing import compare_tensors
     from analyzer.diff.versions import compare_models, compare_revisions
 
     if (new is None) == (not revisions):
@@ -90,17 +107,25 @@ def diff(
         raise click.UsageError("give either --csv or --json")
     if plot and not revisions:
         raise click.UsageError("--plot draws --revisions")
+    if revisions and (all_tensors or exit_code):
+        raise click.UsageError("--all-tensors and --exit-code are of two versions, not of --revisions")
+    if expect and not all_tensors:
+        raise click.UsageError("--expect names tensors: give --all-tensors too")
     check_picture(plot)
-    result: DiffResult | History
+    result: DiffResult | History | TensorDiff
     more: dict[str, Any] = {}
     with progress_bars(quiet) as progress:
-        if new is not None:
-            result = compare_models(old, new, settings, token=token, catalog=folder, progress=progress)
-            text = diff_csv(result) if as_csv else render_diff(result)
-            more = {"identical": result.identical}
-        else:
+        if new is None:
             result = compare_revisions(old, revisions, settings, token=token, catalog=folder, progress=progress)
             text = history_csv(result) if as_csv else render_history(result)
+        elif all_tensors:
+            result = compare_tensors(old, new, expect=expect, token=token, progress=progress)
+            text = tensors_csv(result) if as_csv else render_tensors(result)
+        else:
+            result = compare_models(old, new, settings, token=token, catalog=folder, progress=progress)
+            text = diff_csv(result) if as_csv else render_diff(result)
+    if not isinstance(result, History):
+        more = {"identical": result.identical}
 
     def show() -> None:
         if as_json:
@@ -114,13 +139,30 @@ def diff(
 
             plot_history(result, plot)
     _warn(result)
+    if exit_code or expect:
+        click.get_current_context().exit(_status(result))
 
 
-def _warn(result: DiffResult | History) -> None:
+def _status(result: DiffResult | History | TensorDiff) -> int:
+    """Return the exit status: what differs goes before what could not be read, and so cannot be called the same."""
     from analyzer.diff.records import DiffResult
+    from analyzer.diff.tensors.records import TensorDiff
+
+    if isinstance(result, TensorDiff):
+        return DIFFERS if result.unexpected else 0
+    assert isinstance(result, DiffResult)
+    if result.identical and result.unread:
+        click.echo("error: what was not read may differ: give --all-tensors", err=True)
+        return 1
+    return 0 if result.identical else DIFFERS
+
+
+def _warn(result: DiffResult | History | TensorDiff) -> None:
+    from analyzer.diff.records import DiffResult, History
 
     if isinstance(result, DiffResult):
         warn_of(result.unread, where=[f"the {each.side} one" for each in result.unread])
+    if not isinstance(result, History):
         return
     of_unread: dict[Unread, list[str]] = {}
     for revision in result.revisions:

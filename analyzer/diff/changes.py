@@ -57,12 +57,11 @@ def _in_one_piece(matrix: Matrix) -> bool:
     return matrix.encoding.expand[0] == 1 or (matrix.data.shape[1] <= matrix.most_units and not matrix.apart)
 
 
-class Comparison:
-    """Compares two versions of one matrix from their tiles, which may come in any order and from several threads.
+class Meeting:
+    """Brings tiles of two versions of one matrix together, which may come in any order and from several threads.
 
     A tile waits for those of the other version that cover the same weights. So memory is bounded by how far one version
-    is ahead of the other. Each stretch that a tile of either shares is summed in float64, and these sums exactly: the
-    result depends on the matrices alone.
+    is ahead of the other. What each stretch that two tiles share is cut into depends on the matrices alone.
     """
 
     def __init__(self, old: Matrix, new: Matrix) -> None:
@@ -70,10 +69,6 @@ class Comparison:
         self._matrices = (old, new)
         self._waiting: tuple[dict[int, _Piece], dict[int, _Piece]] = ({}, {})
         self._meeting = threading.Lock()
-        self._largest: tuple[float, int | None, float, float] = (0.0, None, 0.0, 0.0)  # change, -place, old, new
-        self._squares: list[float] = []
-        self._excluded: list[float] = []
-        self._same = True
 
     def take(self, side: int, tile: Tile, bits: Unsigned) -> None:
         """Take a tile of the old version (`side` 0) or the new one (1); its decoded bits, [lines, numbers along]."""
@@ -98,16 +93,35 @@ class Comparison:
         for start, old, new in shared:
             self._compare(start, old, new)
 
+    def _compare(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
+        for first in range(0, old_bits.size, CHUNK_NUMBERS):
+            chunk = slice(first, first + CHUNK_NUMBERS)
+            self._compare_chunk(start + first, old_bits[chunk], new_bits[chunk])
+
+    def _compare_chunk(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
+        """Take the same numbers of both versions, the first of which is `start` as the files have them."""
+        raise NotImplementedError
+
+
+class Comparison(Meeting):
+    """Compares two versions of one matrix: what changed, and which weight changed most.
+
+    Each chunk is summed in float64, and these sums exactly: the result depends on the matrices alone.
+    """
+
+    def __init__(self, old: Matrix, new: Matrix) -> None:
+        """See Meeting."""
+        super().__init__(old, new)
+        self._largest: tuple[float, int | None, float, float] = (0.0, None, 0.0, 0.0)  # change, -place, old, new
+        self._squares: list[float] = []
+        self._excluded: list[float] = []
+        self._same = True
+
     def result(self) -> MatrixChange:
         """Return how the versions differ, once all tiles of both were taken."""
         _, negative_place, old, new = self._largest
         place = None if negative_place is None else -negative_place
         return MatrixChange(self._same, place, old, new, exact_sum(self._squares), exact_sum(self._excluded))
-
-    def _compare(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
-        for first in range(0, old_bits.size, CHUNK_NUMBERS):
-            chunk = slice(first, first + CHUNK_NUMBERS)
-            self._compare_chunk(start + first, old_bits[chunk], new_bits[chunk])
 
     def _compare_chunk(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
         old_format, new_format = (matrix.encoding.decoded for matrix in self._matrices)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from analyzer.base.records import Coordinate, Outliers
-from analyzer.diff.pairs import NEW, OLD, Pair, PairScan
+from analyzer.diff.pairs import Pair, PairScan
 from analyzer.diff.records import Change, LargestChange, LayerChange
+from analyzer.diff.together import NEW, OLD
 from analyzer.projections.projection import DownProjection
 
 

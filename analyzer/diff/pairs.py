@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from analyzer.base.progress import Progress, counted
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.diff.changes import Comparison, MatrixChange, comparable
+from analyzer.diff.together import NEW, OLD, Both, contents_of, in_step
 from analyzer.numbers.encoding import Tile
 from analyzer.numbers.floats import Unsigned
 from analyzer.projections.projection import DownProjection, num_layers_of
@@ -19,9 +19,7 @@ from analyzer.scan.kept import ResultCache
 from analyzer.scan.outliers import TensorSummary
 from analyzer.scan.records import ScanResult
 from analyzer.scan.scanner import TensorScanner, gather
-from analyzer.source.streaming import Want, in_parallel, stream
-
-OLD, NEW = 0, 1
+from analyzer.source.streaming import Want, stream
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,11 @@ def scan_pair(
         )
         for side in (OLD, NEW)
     )
-    contents = _contents(checkpoints, both, progress)
+    files = [
+        {checkpoint.tensors[pair[side].matrix.data.tensor].filename for pair in both}
+        for side, checkpoint in enumerate(checkpoints)
+    ]
+    contents = contents_of(checkpoints, files, progress)
     found: dict[int, Pair] = {}
 
     def wants() -> Iterator[Want]:
@@ -93,7 +95,7 @@ def scan_pair(
                 reading = _Reading(pair, partial(found.__setitem__, number), cache)
                 yield from reading.wants(readers, top, advance)
 
-    stream(_Both(checkpoints), wants())
+    stream(Both(checkpoints), wants())
     pairs = tuple(found[number] for number in range(len(both)))
     read = [(pair, pair.summaries) for pair in pairs if pair.summaries is not None and not pair.same]
     scans = [
@@ -162,7 +164,7 @@ class _Reading:
             sum(part.stop - part.start for part in reader.parts(each))
             for reader, each in zip(readers, self._projections, strict=True)
         ]
-        yield from _in_step(sides, sizes)
+        yield from in_step(sides, sizes)
 
     def _watch(self, side: int) -> Callable[[int, Tile, Unsigned], None] | None:
         comparison = self._comparison
@@ -177,56 +179,3 @@ class _Reading:
         if change and self._cache and self._key:
             self._cache.save_body(self._key, asdict(change))
         self._finish(Pair(self._projections, False, (self._summaries[OLD], self._summaries[NEW]), change))
-
-
-class _Both:
-    """Two sources as one to read from: the names of their files begin with the side."""
-
-    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
-        self._sources = [checkpoint.source for checkpoint in checkpoints]
-        self.readers = max(source.readers for source in self._sources)
-        self.block_bytes = max(source.block_bytes for source in self._sources)
-
-    def read(self, filename: str, start: int, stop: int) -> bytes | bytearray:
-        """See Readable.read."""
-        return self._sources[int(filename[0])].read(filename[1:], start, stop)
-
-
-def _in_step(sides: Sequence[Iterator[Want]], sizes: Sequence[int]) -> Iterator[Want]:
-    """Yield the wants of both sides, always of that of which less has been wanted."""
-    done = [0, 0]
-    waiting = [next(side, None) for side in sides]
-    while left := [side for side in (OLD, NEW) if waiting[side] is not None]:
-        side = min(left, key=lambda side: done[side] / sizes[side])
-        want = waiting[side]
-        assert want is not None
-        done[side] += want.stop - want.start
-        yield replace(want, filename=f"{side}{want.filename}")
-        waiting[side] = next(sides[side], None)
-
-
-def _contents(
-    checkpoints: Sequence[Checkpoint], pairs: Sequence[tuple[DownProjection, DownProjection]], progress: Progress
-) -> Sequence[Mapping[str, str | None]]:
-    """Return each side's content hashes by file.
-
-    A local file has none, but where the other side has a file of its size with one, hashing it costs less than reading
-    that. Only files with down projections of both are looked at.
-    """
-    known: list[dict[str, str | None]] = []
-    for side, checkpoint in enumerate(checkpoints):
-        files = {checkpoint.tensors[pair[side].matrix.data.tensor].filename for pair in pairs}
-        known.append({name: checkpoint.source.content(name) for name in sorted(files)})
-    hashing = []
-    for side, checkpoint in enumerate(checkpoints):
-        other = checkpoints[1 - side].source
-        sizes = {other.sizes[name] for name, content in known[1 - side].items() if content is not None}
-        names = [name for name, content in known[side].items() if content is None]
-        hashing += [(side, name) for name in names if checkpoint.source.sizes[name] in sizes]
-    advance = counted(progress, "hash", sum(checkpoints[side].source.sizes[name] for side, name in hashing))
-    digests = in_parallel(
-        lambda each: checkpoints[each[0]].sha256(each[1], advance), hashing, threads=os.cpu_count() or 1
-    )
-    for (side, name), digest in zip(hashing, digests, strict=True):
-        known[side][name] = digest
-    return known

@@ -17,9 +17,10 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.diff.comparison import compare
 from analyzer.diff.history import follow, followed
 from analyzer.diff.layers import layers_of_pairs
-from analyzer.diff.pairs import NEW, OLD, scan_pair
+from analyzer.diff.pairs import scan_pair
 from analyzer.diff.records import DiffResult, History
 from analyzer.diff.sides import Side, known_weights, parse_side, side_of_scan
+from analyzer.diff.together import NEW, OLD
 from analyzer.projections.down_projections import find_projections
 from analyzer.projections.projection import DownProjection, down_projection_bytes
 from analyzer.projections.weights import read_weights

@@ -62,6 +62,10 @@ class FolderSource:
         """See Source.content: reading a local file again is as fast as hashing it."""
         return None
 
+    def identity(self, filename: str) -> str:
+        """Return what tells the state of a file here from any other, by whatever path it was reached."""
+        return self._files.identity(self._folder / filename)
+
     def folder(self, weights: Collection[str]) -> Path:
         """See Source.folder."""
         self._handed_out = True

@@ -40,6 +40,11 @@ class LocalFiles:
         """Take this for the state of a file, unless one was seen before."""
         self._seen.setdefault(path, identity(status))
 
+    def identity(self, path: Path) -> str:
+        """Return what tells the state of a file that was seen from any other, by whatever path; it counts as used."""
+        self._used.add(path)
+        return "file:" + ",".join(map(str, self._seen[path]))
+
     def hand_out(self, path: Path) -> None:
         """Let a library read a file by itself: what it reads is of the state that was seen if `check` says so."""
         self._used.add(path)

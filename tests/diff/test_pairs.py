@@ -7,7 +7,8 @@ from checkpoints import DTYPES, LLAMA_DOWN, edited, random_downs, write_config, 
 
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.diff.layers import layers_of_pairs
-from analyzer.diff.pairs import _Both, _in_step, scan_pair
+from analyzer.diff.pairs import scan_pair
+from analyzer.diff.together import Both, in_step
 from analyzer.projections.down_projections import down_projections
 from analyzer.scan.kept import ResultCache
 from analyzer.scan.scanner import scan
@@ -224,7 +225,7 @@ def test_both_sides_are_read_in_step():
     def wants(size, count):
         return [Want("f", number * size, (number + 1) * size, lambda _: None) for number in range(count)]
 
-    read = list(_in_step([iter(wants(10, 30)), iter(wants(60, 10))], [300, 600]))
+    read = list(in_step([iter(wants(10, 30)), iter(wants(60, 10))], [300, 600]))
     assert len(read) == 40
     done = [0, 0]
     for want in read:
@@ -238,7 +239,7 @@ def test_both_sides_are_read_in_step():
 def test_as_many_readers_as_the_more_patient_side_wants(hub, folder):
     hub.add("owner/tiny", folder)
     sides = [Checkpoint(open_model("owner/tiny")), Checkpoint(FolderSource(folder))]
-    assert _Both(sides).readers == _Both(sides[::-1]).readers == sides[0].source.readers
+    assert Both(sides).readers == Both(sides[::-1]).readers == sides[0].source.readers
 
 
 def test_a_second_comparison_reads_nothing(hub, tmp_path):

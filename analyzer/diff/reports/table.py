@@ -10,11 +10,16 @@ from typing import Any
 from analyzer.base.errors import shown
 from analyzer.base.records import plain
 from analyzer.diff.records import DiffResult, History
+from analyzer.diff.tensors.records import TensorDiff
 
 DIFF_COLUMNS = (
     "what", "kind", "tower", "layer", "mlp", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value",
     "new_value", "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
     "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
+)  # fmt: skip
+TENSOR_COLUMNS = (
+    "name", "state", "expected", "old_shape", "new_shape", "old_dtype", "new_dtype", "relative_change", "cosine",
+    "unchanged", "nonfinite", "note",
 )  # fmt: skip
 HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "mlp", "expert", "row", "col", "known", "rank", "value")
 
@@ -50,6 +55,20 @@ def history_csv(history: History) -> str:
             for revision, value, rank in zip(history.revisions, weight.values, weight.ranks, strict=True)
         ),
     )
+
+
+def tensors_csv(result: TensorDiff) -> str:
+    """Return a comparison of all tensors as one table, a line for each; `expected` where one differs."""
+    unexpected = set(result.unexpected)
+    rows = []
+    for tensor in result.tensors:
+        shapes = {
+            f"{side}_shape": None if shape is None else "x".join(map(str, shape))
+            for side, shape in (("old", tensor.old_shape), ("new", tensor.new_shape))
+        }
+        expected = tensor.name not in unexpected if tensor.differs else None
+        rows.append({**plain(tensor), **shapes, "expected": expected})
+    return _csv(TENSOR_COLUMNS, rows)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -1,0 +1,1 @@
+"""Two versions of a model, tensor by tensor."""
