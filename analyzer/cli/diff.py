@@ -18,6 +18,7 @@ from analyzer.cli.options import (
     score_option,
     token_option,
     top_option,
+    verify_options,
 )
 from analyzer.cli.output import DIFFERS, check_picture, print_json, printing, warn_of
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from analyzer.base.records import Unread
     from analyzer.diff.records import DiffResult, History
     from analyzer.diff.tensors.records import TensorDiff
+    from analyzer.diff.tuned.records import TunedDiff
     from analyzer.scan.records import ScanSettings
+    from analyzer.verify.settings import VerifySettings
 
 
 def _revisions(_ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
@@ -54,7 +57,9 @@ def _revisions(_ctx: click.Context, param: click.Parameter, value: str | None) -
     metavar="GLOB",
     help="With --all-tensors: these may differ, and the exit status is 3 where others do; may be given again.",
 )
-@scan_options(top_option, score_option, cache_option)
+@click.option("--verify", is_flag=True, help="In place of that: run both, and judge the known weights of A in each.")
+@scan_options(top_option, score_option, cache_option, name="scanning")
+@verify_options()
 @token_option
 @known_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print one table as CSV on stdout, nothing else.")
@@ -73,18 +78,21 @@ def diff(
     all_tensors: bool,
     exit_code: bool,
     expect: tuple[str, ...],
+    verify: bool,
     as_csv: bool,
     as_json: bool,
     plot: Path | None,
     folder: Path | None,
     quiet: bool,
-    settings: ScanSettings,
+    scanning: ScanSettings,
+    settings: VerifySettings,
     token: str | None,
 ) -> None:
     """Show what changed between two versions: super weights, outliers, and where in the network.
 
     A and B are models, revisions of one (owner/name@revision), folders, GGUF files, or results saved with --json. Files
     that two models share are not read. The super weights are those of saved results, or those that the catalog knows.
+    --prompt, --text, --prompts, --tower, --device and --dtype are of --verify.
 
     \b
     Examples:
@@ -92,14 +100,19 @@ def diff(
       superweight diff EleutherAI/pythia-410m --revisions step1000,step143000 --plot steps.png
       superweight diff before.json after.json
       superweight diff ./before ./after --all-tensors --expect 'model.layers.*.mlp.*'
+      superweight diff mistralai/Mistral-7B-v0.1 ./my-chat-model --verify
     """
+    from analyzer.analyze.tuning import verify_known
     from analyzer.base.records import plain
     from analyzer.diff.records import History
     from analyzer.diff.reports.report import render_diff, render_history
-    from analyzer.diff.reports.table import diff_csv, history_csv, tensors_csv
+    from analyzer.diff.reports.table import diff_csv, history_csv, tensors_csv, tuned_csv
     from analyzer.diff.reports.tensors import render_tensors
+    from analyzer.diff.reports.tuned import render_tuned
     from analyzer.diff.tensors.comparing import compare_tensors
+    from analyzer.diff.tuned.comparison import compare_answers
     from analyzer.diff.versions import compare_models, compare_revisions
+    from analyzer.source.opening import open_model
 
     if (new is None) == (not revisions):
         raise click.UsageError("give either B or --revisions")
@@ -107,22 +120,30 @@ def diff(
         raise click.UsageError("give either --csv or --json")
     if plot and not revisions:
         raise click.UsageError("--plot draws --revisions")
-    if revisions and (all_tensors or exit_code):
-        raise click.UsageError("--all-tensors and --exit-code are of two versions, not of --revisions")
+    if revisions and (all_tensors or verify or exit_code):
+        raise click.UsageError("--all-tensors, --verify and --exit-code are of two versions, not of --revisions")
+    if verify and all_tensors:
+        raise click.UsageError("give either --all-tensors or --verify")
     if expect and not all_tensors:
         raise click.UsageError("--expect names tensors: give --all-tensors too")
     check_picture(plot)
-    result: DiffResult | History | TensorDiff
+    result: DiffResult | History | TensorDiff | TunedDiff
     more: dict[str, Any] = {}
     with progress_bars(quiet) as progress:
         if new is None:
-            result = compare_revisions(old, revisions, settings, token=token, catalog=folder, progress=progress)
+            result = compare_revisions(old, revisions, scanning, token=token, catalog=folder, progress=progress)
             text = history_csv(result) if as_csv else render_history(result)
         elif all_tensors:
             result = compare_tensors(old, new, expect=expect, token=token, progress=progress)
             text = tensors_csv(result) if as_csv else render_tensors(result)
+        elif verify:
+            base, tuned = (open_model(name, token=token) for name in (old, new))
+            verified = verify_known(base, tuned, settings, catalog=folder, progress=progress)
+            answers = (plain(verified.old), plain(verified.new))
+            result = compare_answers(*answers, verified.known, notes=[verified.note])
+            text = tuned_csv(result) if as_csv else render_tuned(result)
         else:
-            result = compare_models(old, new, settings, token=token, catalog=folder, progress=progress)
+            result = compare_models(old, new, scanning, token=token, catalog=folder, progress=progress)
             text = diff_csv(result) if as_csv else render_diff(result)
     if not isinstance(result, History):
         more = {"identical": result.identical}
@@ -143,21 +164,21 @@ def diff(
         click.get_current_context().exit(_status(result))
 
 
-def _status(result: DiffResult | History | TensorDiff) -> int:
+def _status(result: DiffResult | History | TensorDiff | TunedDiff) -> int:
     """Return the exit status: what differs goes before what could not be read, and so cannot be called the same."""
-    from analyzer.diff.records import DiffResult
+    from analyzer.diff.records import DiffResult, History
     from analyzer.diff.tensors.records import TensorDiff
 
     if isinstance(result, TensorDiff):
         return DIFFERS if result.unexpected else 0
-    assert isinstance(result, DiffResult)
-    if result.identical and result.unread:
+    assert not isinstance(result, History)
+    if isinstance(result, DiffResult) and result.identical and result.unread:
         click.echo("error: what was not read may differ: give --all-tensors", err=True)
         return 1
     return 0 if result.identical else DIFFERS
 
 
-def _warn(result: DiffResult | History | TensorDiff) -> None:
+def _warn(result: DiffResult | History | TensorDiff | TunedDiff) -> None:
     from analyzer.diff.records import DiffResult, History
 
     if isinstance(result, DiffResult):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from analyzer.base.errors import shown
 from analyzer.base.records import plain
 from analyzer.diff.records import DiffResult, History
 from analyzer.diff.tensors.records import TensorDiff
+from analyzer.diff.tuned.records import Judged, TunedDiff
 
 DIFF_COLUMNS = (
     "what", "kind", "tower", "layer", "mlp", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value",
@@ -21,6 +23,10 @@ TENSOR_COLUMNS = (
     "name", "state", "expected", "old_shape", "new_shape", "old_dtype", "new_dtype", "relative_change", "cosine",
     "unchanged", "nonfinite", "note",
 )  # fmt: skip
+TUNED_COLUMNS = (
+    "tower", "layer", "mlp", "expert", "row", "col", "known",
+    *(f"{side}_{field.name}" for side in ("old", "new") for field in fields(Judged)),
+)  # fmt: skip
 HISTORY_COLUMNS = ("revision", "commit", "tower", "layer", "mlp", "expert", "row", "col", "known", "rank", "value")
 
 
@@ -29,19 +35,19 @@ def diff_csv(result: DiffResult) -> str:
     rows: list[dict[str, Any]] = []
     for what, changes in (("super weight", result.super_weights), ("outlier", result.outliers)):
         for change in changes:
-            fields = {
+            sides = {
                 f"{side}_{key}": value
                 for side, said in (("old", change.old), ("new", change.new))
                 for key, value in (said or {}).items()
             }
-            row = {**plain(change), "what": what, **plain(fields)}
+            row = {**plain(change), "what": what, **plain(sides)}
             rows.append(row)
     for layer in result.layers:
-        fields = plain(layer)
-        largest = fields.pop("largest_change") or {}
+        row = plain(layer)
+        largest = row.pop("largest_change") or {}
         place = {key: largest.get(key) for key in ("mlp", "expert", "row", "col")}
         values = {"old_value": largest.get("old"), "new_value": largest.get("new")}
-        rows.append({**fields, **place, **values, "what": "layer", "kind": layer.state})
+        rows.append({**row, **place, **values, "what": "layer", "kind": layer.state})
     return _csv(DIFF_COLUMNS, rows)
 
 
@@ -69,6 +75,16 @@ def tensors_csv(result: TensorDiff) -> str:
         expected = tensor.name not in unexpected if tensor.differs else None
         rows.append({**plain(tensor), **shapes, "expected": expected})
     return _csv(TENSOR_COLUMNS, rows)
+
+
+def tuned_csv(result: TunedDiff) -> str:
+    """Return known weights in two models as one table, a line for each."""
+    rows = []
+    for weight in result.weights:
+        row = plain(weight)
+        sides = {f"{side}_{key}": value for side in ("old", "new") for key, value in row.pop(side).items()}
+        rows.append({**row, **sides})
+    return _csv(TUNED_COLUMNS, rows)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
