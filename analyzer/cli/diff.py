@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from analyzer.base.errors import shown
 from analyzer.base.progress import progress_bars
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from analyzer.diff.tuned.records import TunedDiff
     from analyzer.scan.records import ScanSettings
     from analyzer.verify.settings import VerifySettings
+
+
+VERIFYING = ("prompt", "text", "prompts", "tower", "device", "dtype")
+SCANNING = ("top", "score", "use_cache")
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _revisions(_ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
@@ -124,6 +133,9 @@ def diff(
         raise click.UsageError("--all-tensors, --verify and --exit-code are of two versions, not of --revisions")
     if verify and all_tensors:
         raise click.UsageError("give either --all-tensors or --verify")
+    for names, used in ((VERIFYING, verify), (SCANNING, not verify and not all_tensors)):
+        if not used and (given := next(filter(_is_given, names), None)):
+            raise click.UsageError(f"--{given.replace('use_cache', 'no-cache')} changes nothing here: leave it out")
     if expect and not all_tensors:
         raise click.UsageError("--expect names tensors: give --all-tensors too")
     check_picture(plot)

@@ -83,8 +83,8 @@ superweight catalog list --catalog catalog
 - `verdict`, `note`, `tool`, `dtype`: of the analysis: whether it confirmed any, where the weights came from, what it
   was made by, and in which precision.
 - `change`: how much its block changes the super activation that it is behind.
-- `reason`: why it is not confirmed (`survives`, `grows`, `late`, `share`, `channel`), why it is disputed, or what is
-  reported in place of a coordinate.
+- `reason`: why it is not confirmed (`survives`, `grows`, `late`, `share`, `channel`), why it is or was disputed, or
+  what is reported in place of a coordinate.
 - `module`, `model_type`: what transformers calls the module that holds the weight, and the model's architecture.
 - `sources`, `source_kinds`, `source_urls`, `source_notes`: who reports it, an item for each source.
 """

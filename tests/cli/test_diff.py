@@ -80,6 +80,11 @@ def test_what_was_not_read_is_not_called_the_same(here, partly_known):
         ["a", "b", "--expect", "x"],
         ["a", "--revisions", "x,y", "--exit-code"],
         ["a", "--revisions", "x,y", "--all-tensors"],
+        ["a", "--revisions", "x,y", "--verify"],
+        ["a", "b", "--verify", "--all-tensors"],
+        ["a", "b", "--device", "cpu"],
+        ["a", "b", "--all-tensors", "--top", "3"],
+        ["a", "b", "--verify", "--no-cache"],
     ],
 )
 def test_options_that_do_not_go_together(here, wrong):

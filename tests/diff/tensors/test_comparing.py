@@ -1,6 +1,7 @@
 """All tensors of two versions, against NumPy on both read whole; what is read of what both share, of the Hub too."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -205,6 +206,22 @@ def test_the_same_file_is_not_read(hub, tmp_path):
     beside = ("config.json", "model.safetensors.index.json")
     small = 2 * sum((tmp_path / "new" / name).stat().st_size for name in beside)
     assert itself.bytes_read == headers + small
+
+
+def test_memory_is_bounded_by_blocks_and_not_by_tensors(tmp_path, monkeypatch):
+    monkeypatch.undo()  # tiles as they are
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    values = np.random.default_rng(0).normal(0, 1, (4096, 4096)).astype(DTYPES["BF16"])
+    paths = [tmp_path / "old", tmp_path / "new"]
+    for path in paths:
+        write_model(path, {LLAMA_DOWN.format(0): values})
+        values[0, 0] = 9
+    tracemalloc.start()
+    _, found = compared(*paths)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found[LLAMA_DOWN.format(0)].unchanged == 1 - 1 / values.size
+    assert peak < values.nbytes / 2
 
 
 def test_patterns_say_what_may_differ(tmp_path):
