@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from catalogs import REPORTED, WEIGHT, entry
-from checkpoints import LLAMA_DOWN, edited, random_downs, tensor_ranges, write_llama, write_tensors
+from checkpoints import LLAMA_DOWN, edited, random_downs, tensor_ranges, write_config, write_llama, write_tensors
 from safetensors.numpy import load_file
 
 from analyzer.analyze.integrity import check_known
@@ -114,6 +114,20 @@ def test_what_is_stored_in_a_way_that_is_not_read_is_not_called_absent(tmp_path)
     result = check_known(str(tmp_path / "tiny"), catalog=tmp_path / "catalog")
     assert states(result) == [["same"], ["unreadable"]]
     assert "aqlm" in result.unreadable[0]
+
+
+def test_a_weight_that_names_no_tower_is_of_the_language(tmp_path):
+    names = ("model.language_model.layers.{}.mlp.down_proj.weight", "model.vision_tower.layers.{}.mlp.down_proj.weight")
+    vision = random_downs(seed=1)
+    tensors = {names[0].format(layer): down for layer, down in enumerate(DOWNS)}
+    tensors |= {names[1].format(layer): down for layer, down in enumerate(vision)}
+    write_tensors(tmp_path / "tiny", tensors)
+    write_config(tmp_path / "tiny", model_type="x", text_config={"hidden_size": 8, "num_hidden_layers": 3})
+    known = weight(0, 7, 19), weight(0, 7, 19, float(vision[0][7, 19]), tower="vision")
+    save_weights(tmp_path / "catalog", "sha256:" + "a" * 64, *known, model="tiny")
+    result = check_known(str(tmp_path / "tiny"), catalog=tmp_path / "catalog")
+    assert states(result) == [["same"], ["same"]]
+    assert {each.tower for each in result.weights} == {None, "vision"}
 
 
 def test_statuses_and_what_is_printed(here, tmp_path):
