@@ -2,6 +2,9 @@
 
 AnalyzerError
 ├── SourceError          a folder, repository or network that cannot be read
+│   ├── GoneError        there is no such model, revision or file
+│   ├── GatedError       the Hub grants no access, or not to this token
+│   └── NetworkError     the network, or a server on it, fails: it may be over later
 ├── CheckpointError      config, index or shards that are missing or contradict each other
 │   └── HeaderError      a safetensors or GGUF header that breaks its format
 ├── ArchitectureError    no down projection can be told from the tensor names
@@ -10,7 +13,8 @@ AnalyzerError
 ├── CatalogError         a catalog file that cannot be read, written or validated
 ├── PlotError            a picture, or a page of results, that cannot be written
 ├── SettingsError        a setting that has no such value
-└── ResultError          a saved result that cannot be compared
+├── ResultError          a saved result that cannot be compared
+└── SurveyError          a list, a plan or a survey's folder that cannot be used
 """
 
 from __future__ import annotations
@@ -24,6 +28,18 @@ class AnalyzerError(Exception):
 
 class SourceError(AnalyzerError):
     """A folder, repository or network that cannot be read."""
+
+
+class GoneError(SourceError):
+    """There is no such model, revision or file."""
+
+
+class GatedError(SourceError):
+    """The Hub grants no access, or not to this token."""
+
+
+class NetworkError(SourceError):
+    """The network, or a server on it, fails: it may be over later."""
 
 
 class CheckpointError(AnalyzerError):
@@ -64,6 +80,10 @@ class SettingsError(AnalyzerError):
 
 class ResultError(AnalyzerError):
     """A saved result that cannot be compared."""
+
+
+class SurveyError(AnalyzerError):
+    """A list, a plan or a survey's folder that cannot be used."""
 
 
 # What libraries say where the system gave them no memory, or no thread.

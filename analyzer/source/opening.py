@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike, fspath
 from pathlib import Path
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GoneError, SourceError, shown
 from analyzer.source.folder import FolderSource
 from analyzer.source.hub.cache import cached_model, open_cached
 from analyzer.source.single_file import GGUF_SUFFIX, FileSource, only_gguf
@@ -83,7 +83,7 @@ def _open_whole(
     if exists:
         raise SourceError(f"{shown(model)} is a file: give the folder that holds the checkpoint, or a .gguf file")
     if not HUB_ID.fullmatch(name):
-        raise SourceError(f"there is no folder or file {shown(model)}, and it is not a Hub id of the form owner/name")
+        raise GoneError(f"there is no folder or file {shown(model)}, and it is not a Hub id of the form owner/name")
     if at_revision and revision is not None and revision != at_revision:
         raise SourceError(f"{shown(model)} and --revision {shown(revision)} name two revisions: give one")
     if model_id is not None and model_id != name:

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GoneError, shown
 from analyzer.source.folder import FolderSource
 from analyzer.source.source import is_plain_path
 
@@ -31,7 +31,7 @@ def open_cached(folder: Path, model: str, *, revision: str | None, subfolder: st
     """Return the source for a revision of the model that a folder of the Hub's cache holds; null where it holds none.
 
     The revision is a branch, a tag, a commit or its first characters; without one it is the main branch or else the
-    only snapshot. Raises SourceError where the folder holds other revisions.
+    only snapshot. Raises GoneError where the folder holds other revisions.
     """
     snapshots = _snapshots(folder)
     if not snapshots:
@@ -44,7 +44,7 @@ def open_cached(folder: Path, model: str, *, revision: str | None, subfolder: st
     if commit is None:
         names = ", ".join(shown(name, 40) for name in snapshots[:MAX_SHOWN_SNAPSHOTS])
         more = f" and {len(snapshots) - MAX_SHOWN_SNAPSHOTS} more" if len(snapshots) > MAX_SHOWN_SNAPSHOTS else ""
-        raise SourceError(
+        raise GoneError(
             f"the Hub's cache of {model} has no {f'revision {shown(revision)}' if revision else 'main branch'}, only "
             f"{names}{more}: give one of them as --revision"
         )

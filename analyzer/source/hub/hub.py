@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GoneError, NetworkError, SourceError, shown
 from analyzer.source.hub.cache import cache_folder, open_cached
 from analyzer.source.hub.patience import PASSING, Passing, in_time, patiently
 from analyzer.source.hub.refusals import hub_errors
@@ -43,7 +43,7 @@ def open_hub(model: str, *, revision: str | None, subfolder: str | None, token: 
         validate_repo_id(model)
     source = open_cached(cache_folder(model), model, revision=revision, subfolder=subfolder)
     if source is None:
-        raise SourceError(
+        raise GoneError(
             f"there is no folder {model}, nor such a model in the Hub's cache, and HF_HUB_OFFLINE is set: unset it, or "
             "download the model first"
         )
@@ -70,9 +70,9 @@ class HubSource:
         with self._refusals():
             info = self._list(model)
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
-            raise SourceError(f"the Hub named no commit for {model}: try again, or give --revision")
+            raise NetworkError(f"the Hub named no commit for {model}: try again, or give --revision")
         if info.siblings is None:
-            raise SourceError(f"the Hub did not list the files of {model}: a proxy may be in the way")
+            raise NetworkError(f"the Hub did not list the files of {model}: a proxy may be in the way")
         self.commit: str | None = info.sha
         self.model = info.id if isinstance(info.id, str) and HUB_ID.fullmatch(info.id) else model
         self.notes: tuple[str, ...] = (f"{model} is now called {self.model}",) if self.model != model else ()

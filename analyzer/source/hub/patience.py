@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import NetworkError, shown
 
 if TYPE_CHECKING:
     import httpx2
@@ -75,7 +75,7 @@ class Passing(Exception):  # noqa: N818 - never leaves this file
 def patiently(attempt: Callable[[], T], name: str, *, pauses: int | None = None) -> T:
     """Return what `attempt` returns, tried again after each passing fault until pauses or patience run out.
 
-    `pauses` is how many of PAUSES there are, by default all. Raises SourceError that begins with `name`.
+    `pauses` is how many of PAUSES there are, by default all. Raises NetworkError that begins with `name`.
     """
     import httpx2
 
@@ -89,17 +89,17 @@ def patiently(attempt: Callable[[], T], name: str, *, pauses: int | None = None)
             fault = error
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
             if distrusted := certificate_fault(error):
-                raise SourceError(f"{name}: {origin_of(error.request.url)} {distrusted}") from error
+                raise NetworkError(f"{name}: {origin_of(error.request.url)} {distrusted}") from error
             fault = Passing.of_network(error)
         if tries == fault.tries or (fault.stays and str(fault) == before):
             break
         asked += fault.wait_s
         if asked > MAX_WAIT_S:
-            raise SourceError(f"{name}: {fault} and asks to wait {fault.wait_s:.0f} s: try again then") from fault
+            raise NetworkError(f"{name}: {fault} and asks to wait {fault.wait_s:.0f} s: try again then") from fault
         if pause is not None:
             time.sleep(max(pause, fault.wait_s))
             waited += max(pause, fault.wait_s)
-    raise SourceError(f"{name}: {fault}; tried {tries} times over {waited:.0f} s: {fault.advice}") from fault
+    raise NetworkError(f"{name}: {fault}; tried {tries} times over {waited:.0f} s: {fault.advice}") from fault
 
 
 def in_time(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GatedError, GoneError, NetworkError, SourceError, shown
 from analyzer.source.hub.patience import certificate_fault, first_words, origin_of
 
 if TYPE_CHECKING:
@@ -35,28 +35,26 @@ def hub_errors(
         yield
     except errors.LocalEntryNotFoundError as error:  # neither downloaded before nor to be had now
         if constants.HF_HUB_OFFLINE:
-            raise SourceError(
+            raise GoneError(
                 f"{name} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it, or download the model first"
             ) from error
         if untrusted := certificate_fault(error):
-            raise SourceError(f"cannot download {name}: {constants.ENDPOINT} {untrusted}") from error
+            raise NetworkError(f"cannot download {name}: {constants.ENDPOINT} {untrusted}") from error
         reason = shown(error.__cause__ or error)
-        raise SourceError(f"cannot download {name} from {constants.ENDPOINT} ({reason}): check the network") from error
+        raise NetworkError(f"cannot download {name} from {constants.ENDPOINT} ({reason}): check the network") from error
     except errors.HfHubHTTPError as error:
-        raise SourceError(
-            _elsewhere(name, error.response)
-            or _bad_token(name, error, token)
-            or _refusal(model, revision, path, commit, error)
-        ) from error
+        if line := _elsewhere(name, error.response) or _bad_token(name, error, token):
+            raise GatedError(line) from error
+        raise _refusal(model, revision, path, commit, error) from error
     except errors.OfflineModeIsEnabled as error:
         raise SourceError(f"cannot reach the Hub for {name}: HF_HUB_OFFLINE is set, unset it") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{shown(name)} is not a Hub id of the form owner/name") from error
     except (httpx2.LocalProtocolError, UnicodeEncodeError) as error:  # whose messages hold the token
-        raise SourceError("the token has characters that no token has: check --token, or HF_TOKEN") from error
+        raise GatedError("the token has characters that no token has: check --token, or HF_TOKEN") from error
     except httpx2.HTTPError as error:
         reason = shown(error) or type(error).__name__
-        raise SourceError(f"cannot reach {constants.ENDPOINT} for {name} ({reason}): check the network") from error
+        raise NetworkError(f"cannot reach {constants.ENDPOINT} for {name} ({reason}): check the network") from error
     except OSError as error:
         certificates = os.environ.get("SSL_CERT_FILE")
         if certificates and (isinstance(error, ssl.SSLError) or not Path(certificates).is_file()):
@@ -65,36 +63,38 @@ def hub_errors(
             ) from error
         raise SourceError(f"cannot download {name}: {shown(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # what the client's parser lets out
-        raise SourceError(
+        raise NetworkError(
             f"{constants.ENDPOINT} did not answer for {name} as the Hub does: a proxy may be in the way"
         ) from error
 
 
 def _refusal(
     model: str, revision: str | None, path: str | None, commit: str | None, error: huggingface_hub.errors.HfHubHTTPError
-) -> str:
-    """Return what to say of a refusal, of a model that was listed where `commit` is known."""
+) -> SourceError:
+    """Return the error that a refusal is, of a model that was listed where `commit` is known."""
     from huggingface_hub import constants, errors
 
     name = f"{model}@{revision}" if revision else model
     status, said = error.response.status_code, _said(error)
     match error:
         case errors.GatedRepoError():  # before RepositoryNotFoundError, of which it is one
-            return f"{name} is gated: accept its terms at {constants.ENDPOINT}/{model}, then {LOGIN}"
+            return GatedError(f"{name} is gated: accept its terms at {constants.ENDPOINT}/{model}, then {LOGIN}")
         case errors.RevisionNotFoundError():
-            return f"{model} has no revision {shown(revision)} on the Hub"
+            return GoneError(f"{model} has no revision {shown(revision)} on the Hub")
         case errors.RepositoryNotFoundError() if commit is None:
-            return f"there is no folder {name}, and no such model on the Hub (if it is private, {LOGIN})"
+            return GoneError(f"there is no folder {name}, and no such model on the Hub (if it is private, {LOGIN})")
         case errors.DisabledRepoError():
-            return f"{name} was disabled on the Hub"
+            return GoneError(f"{name} was disabled on the Hub")
         case errors.RemoteEntryNotFoundError():
-            return f"{name} has no file {shown(path)} at commit {commit}, though it lists one: try again later"
+            return GoneError(
+                f"{name} has no file {shown(path)} at commit {commit}, though it lists one: try again later"
+            )
     thing = f"{name}, file {shown(path)}" if path else name
     if status in (401, 403) and commit is None:
-        return f"the Hub refused access to {name} (HTTP {status}{said}): {LOGIN}"
+        return GatedError(f"the Hub refused access to {name} (HTTP {status}{said}): {LOGIN}")
     if status in (401, 403):
-        return f"the Hub refused {thing} (HTTP {status}{said}), though it lists the model: try again later"
-    return f"the Hub answered HTTP {status} for {thing}{said}: try again later"
+        return GatedError(f"the Hub refused {thing} (HTTP {status}{said}), though it lists the model: try again later")
+    return NetworkError(f"the Hub answered HTTP {status} for {thing}{said}: try again later")
 
 
 def _bad_token(name: str, error: huggingface_hub.errors.HfHubHTTPError, token: str | None) -> str | None:

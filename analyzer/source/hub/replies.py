@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import NetworkError, shown
 from analyzer.source.hub.patience import PASSING, Passing, origin_of, said_by
 from analyzer.source.hub.signed_urls import HubFile
 
@@ -37,37 +37,37 @@ def is_elsewhere(response: httpx2.Response) -> bool:
 def check_reply(name: str, commit: str | None, response: httpx2.Response, file: HubFile, start: int, stop: int) -> None:
     """Accept only bytes `start` to `stop` (exclusive) of the file and commit that were pinned.
 
-    `name` is what errors call the file. Raises SourceError where the reply is of another file, commit or kind,
+    `name` is what errors call the file. Raises NetworkError where the reply is of another file, commit or kind,
     Passing where the range is another one.
     """
     hops = [*response.history, response]
     for hop in hops:
         got_commit = hop.headers.get("X-Repo-Commit", commit)
         if got_commit != commit:
-            raise SourceError(f"{name} was answered with commit {shown(got_commit)} in place of {commit}: scan again")
+            raise NetworkError(f"{name} was answered with commit {shown(got_commit)} in place of {commit}: scan again")
     _check_range(name, response, start, stop, file.size)
     linked = next((hop.headers["X-Linked-Etag"] for hop in hops if "X-Linked-Etag" in hop.headers), None)
     if file.sha256 and linked and re.fullmatch(r"[0-9a-f]{64}", _opaque(linked)) and _opaque(linked) != file.sha256:
-        raise SourceError(
+        raise NetworkError(
             f"{name} is not the file of its listing (sha256 {_opaque(linked)[:12]}… in place of "
             f"{file.sha256[:12]}…): it changed, scan again"
         )
     for origin, tag in ((origin_of(response.url), response.headers.get("ETag")), ("linked", linked)):
         known = file.tags.setdefault(origin, _opaque(tag)) if tag else None
         if tag and known != _opaque(tag):
-            raise SourceError(
+            raise NetworkError(
                 f"{name} changed while it was read (ETag {shown(_opaque(tag))} after {shown(known)}): scan again"
             )
 
 
 def total_size(name: str, response: httpx2.Response) -> int:
-    """Return the size of a whole file as the reply to a request for a range of it tells; SourceError where it does not.
+    """Return the size of a whole file as a reply to a request for a range of it tells; else raises NetworkError.
 
     `name` is what the error calls the file.
     """
     total = _total(response)
     if not re.fullmatch(r"\d{1,18}", total, re.ASCII):
-        raise SourceError(
+        raise NetworkError(
             f"{name}: neither the listing nor the server's reply tells how many bytes it has: a proxy may be in the way"
         )
     return int(total)
@@ -85,23 +85,25 @@ def without_body(response: httpx2.Response) -> httpx2.Response:
 def _check_range(name: str, response: httpx2.Response, start: int, stop: int, size: int | None) -> None:
     """Accept a reply whose body is this range: it says so, or it is the whole file, all of which was asked for."""
     if response.status_code == 416:
-        raise SourceError(f"{name} has no bytes {start} to {stop - 1}: it changed since it was listed, scan again")
+        raise NetworkError(f"{name} has no bytes {start} to {stop - 1}: it changed since it was listed, scan again")
     whole = response.status_code == 200 and (start, stop) == (0, size)
     kind = response.headers.get("Content-Type", "")
     packed = response.headers.get("Content-Encoding", "identity") != "identity"
     if not (whole or response.status_code == 206) or packed or kind.startswith("text/html"):
-        raise SourceError(
+        raise NetworkError(
             f"{name}: the server did not answer with the range that was asked for (HTTP {response.status_code}"
             f"{', ' + shown(kind, 40) if kind else ''}): a proxy may be in the way"
         )
     got, total = response.headers.get("Content-Range"), _total(response)
     if not whole and got is None:
-        raise SourceError(
+        raise NetworkError(
             f"{name}: the server answered HTTP 206 and did not say with which range (no Content-Range): "
             "a proxy may be in the way"
         )
     if total.isascii() and total.isdigit() and total != str(size):
-        raise SourceError(f"{name} has {shown(total, 20)} bytes, not the {size} of its listing: it changed, scan again")
+        raise NetworkError(
+            f"{name} has {shown(total, 20)} bytes, not the {size} of its listing: it changed, scan again"
+        )
     if not whole and got not in (f"bytes {start}-{stop - 1}/{size}", f"bytes {start}-{stop - 1}/*"):
         raise Passing(
             f"the server did not answer with the range that was asked for ({shown(got, 60)} in place of "
