@@ -11,6 +11,7 @@ from analyzer.cli.catalog.group import catalog
 from analyzer.cli.diff import diff
 from analyzer.cli.experiment import experiment
 from analyzer.cli.scan import scan
+from analyzer.cli.survey.group import survey
 from analyzer.cli.verify import verify
 
 
@@ -27,5 +28,5 @@ def cli() -> None:
     """
 
 
-for command in (scan, verify, analyze, experiment, diff, cache, catalog):
+for command in (scan, verify, analyze, experiment, diff, cache, catalog, survey):
     cli.add_command(command)

@@ -66,6 +66,7 @@ COLUMNS = {
     "source_urls": "list",
     "source_notes": "list",
 }
+TABLE_KEY = ["model", "commit", "do"]  # of a survey's rows, what must not be lost
 _COORDINATE = ("layer", "expert", "row", "col", "value")
 _SOURCES = {"sources": "name", "source_kinds": "kind", "source_urls": "url", "source_notes": "note"}
 
@@ -164,6 +165,25 @@ def is_same_table(table: bytes, other: bytes) -> bool:
         return bool(one.read().equals(two.read()))
     except (pa.ArrowException, OSError, ValueError):
         return False
+
+
+def lost_rows(old: bytes, new: bytes) -> str | None:
+    """Return what one Parquet file tells of and another does not, by TABLE_KEY; null where nothing would be lost.
+
+    A file that is none of these counts as lost.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        before, after = (
+            {tuple(row.values()) for row in pq.read_table(pa.BufferReader(data), columns=TABLE_KEY).to_pylist()}
+            for data in (old, new)
+        )
+    except (pa.ArrowException, OSError, ValueError):
+        return "a file that is no such table"
+    lost = sorted(before - after, key=str)
+    return " ".join(shown(part, 80) for part in lost[0] if part is not None) if lost else None
 
 
 def keys_of(documents: Mapping[str, Document]) -> dict[tuple[Any, ...], str]:

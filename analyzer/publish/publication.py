@@ -22,7 +22,17 @@ from analyzer.catalog.documents import (
 )
 from analyzer.catalog.files import files as catalog_files
 from analyzer.publish.card import counts_of, is_own_card, summary_of
-from analyzer.publish.dataset import CARD, FOLDER, SCHEMA, TABLE, dataset_files, is_same_table, lost_between, rows_of
+from analyzer.publish.dataset import (
+    CARD,
+    FOLDER,
+    SCHEMA,
+    TABLE,
+    dataset_files,
+    is_same_table,
+    lost_between,
+    lost_rows,
+    rows_of,
+)
 from analyzer.publish.repository import Repository, quiet_client
 
 
@@ -62,15 +72,18 @@ def publish(
     dry_run: bool = False,
     private: bool = False,
     replace: bool = False,
+    tables: Mapping[str, bytes] | None = None,
 ) -> Publication:
     """Bring a dataset repository to what the catalog is; without a change to its data nothing is uploaded.
 
-    The repository is created where there is none, `private` or not. What it holds and the catalog lacks, and a card
-    that was not made here, is overwritten with `replace` only. Raises CatalogError where the catalog is not valid or
-    something would be lost, SourceError where the Hub says no.
+    `tables` are Parquet files that go beside it, by path, with the columns of TABLE_KEY; where there are some, the
+    catalog may be missing. The repository is created where there is none, `private` or not. What it holds and the
+    catalog lacks, and a card that was not made here, is overwritten with `replace` only. Raises CatalogError where the
+    catalog is not valid or something would be lost, SourceError where the Hub says no.
     """
-    documents, originals = _read(folder)
-    wanted = dataset_files(documents, originals, repo_id)
+    tables = tables or {}
+    documents, originals = _read(folder) if not tables or _has_files(folder) else ({}, {})
+    wanted = {**(dataset_files(documents, originals, repo_id) if documents else {}), **tables}
     with quiet_client():
         repository = Repository(repo_id, token)
         found = repository.look()
@@ -79,13 +92,13 @@ def publish(
                 f"{repository.name} exists and is public, and --private is for one that is created: "
                 f"make it private at {repository.url}/settings, or leave --private out"
             )
-        changes = _differences(repository, documents, wanted, replace)
+        changes = _differences(repository, documents, wanted, tables, replace)
         if changes and not dry_run:
             repository.check_token()
             if not found:
                 repository.create(private)
-                changes = _differences(repository, documents, wanted, replace)
-        message = f"superweight catalog: {summary_of(documents)}"
+                changes = _differences(repository, documents, wanted, tables, replace)
+        message = f"superweight catalog: {summary_of(documents)}" if documents else "superweight survey: its table"
         info = None
         if changes and not dry_run:
             upload = {change.path: wanted[change.path] for change in changes if change.path in wanted}
@@ -106,6 +119,10 @@ def publish(
     )
 
 
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and bool(catalog_files(folder))
+
+
 def _read(folder: Path) -> tuple[dict[str, Document], dict[str, bytes]]:
     """Return the catalog's documents by family, and the very bytes that they were read from by file name."""
     documents, originals = {}, {SCHEMA_FILE: schema_text().encode("utf-8")}
@@ -124,14 +141,19 @@ def _read(folder: Path) -> tuple[dict[str, Document], dict[str, bytes]]:
 
 
 def _differences(
-    repository: Repository, documents: Mapping[str, Document], wanted: Mapping[str, bytes], replace: bool
+    repository: Repository,
+    documents: Mapping[str, Document],
+    wanted: Mapping[str, bytes],
+    tables: Mapping[str, bytes],
+    replace: bool,
 ) -> list[Change]:
     """Return what differs from the files wanted; only such files are ever downloaded.
 
     Raises CatalogError where the difference is something that must not be lost.
     """
     there = repository.files
-    ours = {path for path in there if path in wanted or re.fullmatch(f"{FOLDER}[^/]+[.]json", path)}
+    catalogs = f"{FOLDER}[^/]+[.]json"
+    ours = {path for path in there if path in wanted or (documents and re.fullmatch(catalogs, path))}
     differ = {path for path in ours if path not in wanted or not there[path].holds(wanted[path])}
     _check_catalog(repository, documents, sorted(path for path in differ if path.startswith(FOLDER)), replace)
     if (
@@ -140,6 +162,13 @@ def _differences(
         and is_same_table(repository.fetch(TABLE), wanted[TABLE])
     ):
         differ.remove(TABLE)
+    for path in sorted(differ & tables.keys() if not replace else ()):
+        data = repository.fetch(path) if there[path].size <= MAX_FILE_BYTES else b""
+        if lost := lost_rows(data, tables[path]):
+            raise CatalogError(
+                f"{repository.name}/{shown(path, 80)} has what is not here: {lost}; bring it together, or lose it with "
+                "--replace"
+            )
     if TABLE in differ and CARD not in there and not replace:
         raise CatalogError(f"{repository.name} has a {TABLE} of its own: --replace overwrites it")
     if (

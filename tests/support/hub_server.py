@@ -83,6 +83,7 @@ class HubServer:
         self.most_at_once = 0  # requests
         self.repositories = {}
         self.renamed = {}  # old id -> new id
+        self.listed = {}  # model -> what its listing says of it: tags, downloads
         self.lost = set()  # files that are listed but not there
         self.tamper = lambda request, reply: reply
         self.delay = 0.0  # seconds before each reply
@@ -213,6 +214,8 @@ class HubServer:
         for old, new in self.renamed.items():
             if f"/{old}/" in request.path or request.path.startswith(f"/api/models/{old}"):
                 return Reply(307, {"Location": request.path.replace(old, new, 1)}, b"Redirecting")
+        if parts.path == "/api/models":
+            return self._list(parse_qs(parts.query), request.path)
         if match := re.fullmatch(
             r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?",
             parts.path,
@@ -255,6 +258,23 @@ class HubServer:
                 return Reply(307, {"Location": location, "X-Repo-Commit": commit}, b"Redirecting")
             return self._resolve(repository.history[commit][path], path, commit, request)
         return _refusal(404, "", "Sorry, we can't find the page you are looking for.")
+
+    def _list(self, query, path, page=2):
+        """Answer with the models that pass the filters, so many a page; the link to the next one is a header."""
+        names = [name for name in self.repositories if not name.startswith("datasets/")]
+        about = {name: {"tags": [], "downloads": 0, **self.listed.get(name, {})} for name in names}
+        names = [name for name in names if query.get("search", [""])[0].lower() in name.lower()]
+        names = [name for name in names if query.get("author", [name.partition("/")[0]])[0] == name.partition("/")[0]]
+        names = [name for name in names if set(query.get("filter", [])) <= set(about[name]["tags"])]
+        if query.get("sort") == ["downloads"]:
+            names.sort(key=lambda name: -about[name]["downloads"])
+        start = int(query.get("cursor", ["0"])[0])
+        reply = _json([{"id": name, **about[name]} for name in names[start : start + page]])
+        if names[start + page :]:
+            bare = re.sub(r"[?&]cursor=\d+", "", path)
+            url = f"{self.url}{bare}{'&' if '?' in bare else '?'}cursor={start + page}"
+            reply = reply.with_headers(Link=f'<{url}>; rel="next"')
+        return reply
 
     def _find(self, model, revision, request):
         repository = self.repositories.get(model)

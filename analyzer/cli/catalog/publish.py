@@ -11,7 +11,10 @@ from analyzer.cli.options import catalog_option, json_option, quiet_option, toke
 from analyzer.cli.output import print_json
 
 
-def _dataset_id(_ctx: click.Context, param: click.Parameter, value: str) -> str:
+def dataset_id(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Let through the name of a dataset on the Hub, owner/name."""
+    if value is None:
+        return None
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -26,7 +29,7 @@ def _dataset_id(_ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 @click.command("publish")
 @click.option(
-    "--repo-id", required=True, metavar="OWNER/NAME", callback=_dataset_id, help="Dataset on the Hub, made if missing."
+    "--repo-id", required=True, metavar="OWNER/NAME", callback=dataset_id, help="Dataset on the Hub, made if missing."
 )
 @catalog_option
 @click.option("--dry-run", is_flag=True, help="Show what would change, and upload nothing; needs no token.")

@@ -1,0 +1,1 @@
+"""The commands of `superweight survey`, one file each."""

@@ -1,0 +1,160 @@
+"""What the options of `superweight survey` do: what is planned, left out, tried again, and given up."""
+
+import io
+import json
+import signal
+import time
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+COUNT = 6
+
+
+def summary(said):
+    return {key: value for key, value in json.loads(said).items() if value and key not in ("out", "bytes")}
+
+
+def test_what_would_run_is_told_from_headers_alone(town, tmp_path):
+    town.hub.forget()
+    command = ["run", town.list_file, "--out", tmp_path, "--max-bytes", "1.2kB", "--dry-run", "--quiet"]
+    plan = json.loads(town.run(*command, "--json"))
+    expected = [2 * 8 * (20 + 8 * number) * 2 for number in range(3)]
+    assert ([unit["bytes"] for unit in plan["units"]], plan["bytes"], plan["others"]) == (expected, sum(expected), 3)
+    assert town.hub.body_bytes["cdn"] < 10_000
+    text = town.run(*command)
+    assert text.splitlines()[0] == "Would run 3 units, 2.69 kB; 3 are done, failed or left out."
+    assert text.splitlines()[2].split()[:3] == ["640", "B", "model-0"]
+    assert not (tmp_path / "scan").exists()
+
+
+@pytest.mark.slow
+def test_what_failed_is_tried_again_where_one_says_so(town, tmp_path):
+    refused = [True]
+
+    def away(request, reply):
+        gone = refused[0] and "/owner/model-1/resolve" in request.path
+        return replace(reply, status=403, headers={"X-Error-Code": "Forbidden"}, body=b"") if gone else reply
+
+    (tmp_path / "list.txt").write_text(f"owner/model-1\n{town.root / 'model-0'}\n")
+    command = ["run", tmp_path / "list.txt", "--out", tmp_path, "--quiet", "--json"]
+    try:
+        town.hub.tamper = away
+        assert summary(town.run(*command)) == {"done": 1, "not_opened": 1}
+        refused[0] = False
+        assert summary(town.run(*command)) == {"before": 1, "not_opened": 1}
+        status = json.loads(town.run("status", tmp_path, "--json"))
+        assert [(each["model"], each["failure"], each["attempts"]) for each in status["failures"]] == [
+            ("owner/model-1", "gated", 1)
+        ]
+        assert summary(town.run(*command, "--retry-failed")) == {"done": 1, "before": 1}
+        status = json.loads(town.run("status", tmp_path, "--json"))
+        assert (status["total"], status["done"], status["failures"]) == (2, 2, [])
+    finally:
+        town.hub.tamper = lambda request, reply: reply
+    assert summary(town.run(*command, "--again")) == {"done": 2}
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_what_runs_and_a_second_gives_it_up(town, tmp_path):
+    held = [True]
+
+    def hold(request, reply):
+        while held[0] and request.origin == "cdn":
+            time.sleep(0.05)
+        return reply
+
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text(town.run("plan", town.list_file))
+    command = ["run", plan, "--out", tmp_path, "--quiet"]
+    try:
+        town.hub.tamper = hold
+        for presses in (2, 1):
+            held[0] = True
+            process = town.start(*command)
+            while not list(tmp_path.glob("scan/*/*.claim")) or town.hub._at_once == 0:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert "in hand; Ctrl-C again gives them up" in process.stderr.readline()
+            if presses == 2:
+                process.send_signal(signal.SIGINT)
+            else:
+                held[0] = False
+            assert town.end(process, status=130) == "\ninterrupted\n"  # the line that ^C began
+            found = len(list(tmp_path.glob("scan/*/*.json")))
+            assert list(tmp_path.rglob("*.claim")) == []
+            assert found < COUNT
+        assert found >= 1
+    finally:
+        held[0] = False
+        town.hub.tamper = lambda request, reply: reply
+    assert sum(summary(town.run(*command, "--json")).values()) == COUNT
+
+
+def test_a_plan_of_what_the_hub_lists(town):
+    town.hub.listed = {
+        "owner/model-1": {"tags": ["transformers", "safetensors"], "downloads": 5},
+        "owner/model-3": {"tags": ["transformers"], "downloads": 7},
+        "owner/model-5": {"tags": ["transformers", "safetensors"], "downloads": 9},
+    }
+    said = town.run("plan", "--hub", "--author", "owner", "--library", "transformers", "--sort", "downloads")
+    assert [json.loads(line).get("model") for line in said.splitlines()[1:]] == [
+        *("owner/model-5", "owner/model-3", "owner/model-1"),
+    ]
+    said = town.run("plan", "--hub", "--tag", "safetensors", "--search", "MODEL", "--limit", 1)
+    (pin,) = (json.loads(line) for line in said.splitlines()[1:])
+    assert pin["commit"] == town.hub.repositories[pin["model"]].resolve("main")
+    assert pin["scan_bytes"] == 2 * 8 * 28 * 2
+    said = town.run("plan", "--hub", "--author", "nobody", status=1)
+    assert said == "error: the Hub lists no such model: give other filters\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plan"], "give either LIST or --hub"),
+        (["plan", "x.txt", "--author", "me"], "go with --hub"),
+        (["run", "x.txt", "--out", "o", "--prompt", "Hi"], "--prompt is not an option of `superweight scan`"),
+        (["run", "x.txt", "--out", "o", "--do", "verify", "--layers", "1"], "--layers is not an option of"),
+        (["run", "x.txt", "--out", "o", "--do", "analyze", "--early-stop"], "--early-stop is not an option of"),
+        (["run", "x.txt", "--out", "o", "--max-bytes", "much"], "is no number of bytes"),
+        (["run", "x.txt", "--out", "o", "--shard", "4/3"], "is no part of several"),
+        (["collect", "o", "--private"], "go with --publish"),
+        (["collect", "o", "--publish", "me"], "has no owner"),
+    ],
+)
+def test_wrong_usage(here, arguments, line):
+    done = here("survey", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line in " ".join(done.stderr.split())
+
+
+def test_what_cannot_be_used_is_one_line(here, tmp_path):
+    def refused(*arguments):
+        done = here("survey", *arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        return done.stderr
+
+    (tmp_path / "file").write_text("owner/name\n")
+    assert "is no list of models" in refused("run", tmp_path / "none", "--out", tmp_path / "out")
+    assert "cannot write to the folder" in refused("run", tmp_path / "file", "--out", tmp_path / "file" / "x")
+    assert "is no survey's folder" in refused("status", tmp_path)
+    assert "is no survey's folder" in refused("collect", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_table_is_published_and_nothing_of_another_lost(town, whole, tmp_path):
+    command = ["collect", whole, "--catalog", tmp_path / "none", "--publish", "me/survey", "--token", "writer"]
+    town.hub.uploads.tokens = {"writer": ("me", "write")}
+    said = town.run(*command)
+    assert "data/survey.parquet" in said
+    repository = town.hub.repositories["datasets/me/survey"]
+    held = repository.history[repository.branches["main"]]["data/survey.parquet"]
+    assert held == (whole / "survey.parquet").read_bytes()
+    assert pq.read_table(io.BytesIO(held)).num_rows == 3 * COUNT
+    assert "Nothing has changed" in town.run(*command)
+    town.run("run", town.list_file, "--out", tmp_path / "part", "--shard", "1/3", "--quiet")
+    command[1] = tmp_path / "part"
+    assert "datasets/me/survey/data/survey.parquet has what is not here: " in town.run(*command, status=1)
+    assert "data/survey.parquet" in town.run(*command, "--replace")
