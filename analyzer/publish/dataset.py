@@ -168,19 +168,23 @@ def is_same_table(table: bytes, other: bytes) -> bool:
 
 
 def lost_rows(old: bytes, new: bytes) -> str | None:
-    """Return what one Parquet file tells of and another does not, by TABLE_KEY; null where nothing would be lost.
+    """Return what one Parquet file has found and another has not, by TABLE_KEY; null where nothing would be lost.
 
-    A file that is none of these counts as lost.
+    What has failed may be done by now. A file that is no such table counts as lost.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         before, after = (
-            {tuple(row.values()) for row in pq.read_table(pa.BufferReader(data), columns=TABLE_KEY).to_pylist()}
+            {
+                tuple(row[name] for name in TABLE_KEY)
+                for row in pq.read_table(pa.BufferReader(data), columns=[*TABLE_KEY, "failure"]).to_pylist()
+                if row["failure"] is None
+            }
             for data in (old, new)
         )
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         return "a file that is no such table"
     lost = sorted(before - after, key=str)
     return " ".join(shown(part, 80) for part in lost[0] if part is not None) if lost else None

@@ -25,7 +25,7 @@ from analyzer.base.atomic import check_writable, write_whole
 from analyzer.base.errors import SurveyError, shown
 from analyzer.survey.units import JOBS, PIN, Failure, Job, Unit
 
-RESULT, FAILURE, CLAIM = ".json", ".failed.json", ".claim"
+RESULT, FAILURE, CLAIM, ASIDE = ".json", ".failed.json", ".claim", ".aside"
 BEAT_S = 10.0
 STALE_S = 120.0  # of a claim that nobody has touched
 JOB_FOLDER, UNITS_FOLDER = "jobs", "units"
@@ -93,7 +93,7 @@ class Folder:
 
     def now(self) -> float:
         """Return the time by the clock of who keeps the folder: machines that share it may disagree."""
-        probe = self.root / f".{MINE}.now"
+        probe = _aside(self.root)
         probe.touch()
         try:
             return probe.stat().st_mtime
@@ -155,7 +155,12 @@ class Folder:
         return None
 
     def sweep(self) -> None:
-        """Take away the claims of processes that are no more."""
+        """Take away the claims of processes that are no more, and what else they have begun."""
+        now = self.now()
+        for path in (*self.root.glob(f".*{ASIDE}"), *self.root.glob(f"*/*/.*{ASIDE}")):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > STALE_S:
+                    path.unlink()
         for do in (PIN, *JOBS):
             for path in (self.root / do).glob(f"*/*{CLAIM}"):
                 self._set_aside(path)
@@ -166,7 +171,7 @@ class Folder:
             before = path.read_bytes()
             if not _is_dead(path) and self.now() - path.stat().st_mtime < STALE_S:
                 return False
-            aside = path.with_name(f".{MINE}-{secrets.token_hex(4)}.old")
+            aside = _aside(path.parent)
             path.rename(aside)
             if aside.read_bytes() != before:  # somebody else's, who was quicker
                 with suppress(OSError):
@@ -200,9 +205,14 @@ class Claim:
                 self._path.unlink()
 
 
+def _aside(folder: Path) -> Path:
+    """Return a name in a folder that nobody else takes."""
+    return folder / f".{MINE}-{secrets.token_hex(4)}{ASIDE}"
+
+
 def _create(path: Path, content: bytes) -> bool:
     """Write a file that is not there yet, with all of its content at once; false where it is there."""
-    begun = path.with_name(f".{MINE}-{secrets.token_hex(4)}.new")
+    begun = _aside(path.parent)
     begun.write_bytes(content)
     try:
         os.link(begun, path)

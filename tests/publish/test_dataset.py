@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import markdown_it
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from analyzer.publish.dataset import (
     is_same_table,
     keys_of,
     lost_between,
+    lost_rows,
     rows_of,
     table_of,
 )
@@ -223,3 +225,21 @@ def test_a_sources_note_must_not_be_lost_either():
     other = {**REPORTED, "sources": [{**REPORTED["sources"][0], "name": "B"}]}
     assert lost_between(of("x"), document(reported=[other])) == ["the source A paper of me/model-1b 1,2,3"]
     assert lost_between(of("x"), document()) == ["what is reported of me/model-1b 1,2,3"]
+
+
+def survey_table(*rows):
+    """Return a survey's table of these models, each at a commit, and failed or not."""
+    names = ("model", "commit", "do", "failure")
+    data = io.BytesIO()
+    pq.write_table(pa.table({name: [row[at] for row in rows] for at, name in enumerate(names)}), data)
+    return data.getvalue()
+
+
+def test_of_a_surveys_table_what_was_found_must_not_be_lost():
+    one, two = ("me/a", "abc", "scan", None), ("me/a", "abd", "scan", None)
+    away = ("me/b", None, "pin", "network")
+    assert lost_rows(survey_table(one, away), survey_table(one, two)) is None  # what failed is done, or given up
+    assert lost_rows(survey_table(one, two), survey_table(one, away)) == "me/a abd scan"
+    assert lost_rows(survey_table(one), survey_table(("me/a", "abc", "scan", "timeout"))) == "me/a abc scan"
+    for broken in (b"", b"PAR1", b"{}"):
+        assert lost_rows(broken, survey_table(one)) == "a file that is no such table"

@@ -1,12 +1,13 @@
 """Units through an engine that is made up: what is told meanwhile, and what ends it."""
 
 import io
+import itertools
 import signal
 
 import pytest
 
 from analyzer.base.errors import SurveyError
-from analyzer.survey.running import run_units
+from analyzer.survey.running import Tally, run_units
 from analyzer.survey.schedule import Schedule
 from analyzer.survey.telling import Teller, line_of
 from analyzer.survey.units import DONE, FAILED, STOPPED, Failure, Outcome, Unit
@@ -50,6 +51,14 @@ def test_all_units_are_counted_as_they_end():
     assert engine.stopped == 1
 
 
+def test_what_the_network_fails_is_tried_again_after_a_pause():
+    hours = itertools.count(0, 60)
+    engine = Instant(lambda n: (FAILED, Failure("network", "away")) if n == 0 else (DONE,))
+    tally = run_units([unit(0), unit(1)], engine, clock=lambda: next(hours))
+    assert (tally.done, dict(tally.failed)) == (2, {})
+    assert [each.model for each in engine.begun] == ["owner/m0", "owner/m1", "owner/m0"]
+
+
 def test_what_ends_the_survey_is_raised():
     engine = Instant(lambda n: SurveyError("the disk is full"))
     with pytest.raises(SurveyError, match="the disk is full"):
@@ -71,8 +80,6 @@ def test_a_ctrl_c_is_no_end_at_once():
 
 def test_the_line_of_a_survey_in_the_middle():
     schedule = Schedule([unit(n) for n in range(6)], slots=4)
-    from analyzer.survey.running import Tally
-
     tally = Tally(6, 600_000_000, 0.0)
     assert line_of("scan", tally, schedule, 0) == "scan: 0 of 6 done, 0 failed; 0 B of 600 MB; waiting"
     begun = [schedule.take(now) for now in (0, 10, 20, 30)]
@@ -87,8 +94,6 @@ def test_the_line_of_a_survey_in_the_middle():
 def test_lines_come_now_and_then_where_there_is_no_terminal(monkeypatch):
     stream, now = io.StringIO(), [0.0]
     monkeypatch.setattr("sys.stderr", stream)
-    from analyzer.survey.running import Tally
-
     schedule, tally = Schedule([unit(0)], slots=1), Tally(1, 100, 0.0)
     for quiet in (False, True):
         teller = Teller("scan", quiet=quiet, clock=lambda: now[0])

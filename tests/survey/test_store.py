@@ -111,8 +111,12 @@ def test_the_claims_of_the_dead_are_swept_away(survey):
     assert survey.path(UNIT, CLAIM).exists()
     process.kill()
     process.wait()
+    begun = [survey.path(UNIT, CLAIM).with_name(f".{name}.aside") for name in ("new", "old")]
+    for path in begun:
+        path.touch()
+    os.utime(begun[1], (time.time() - STALE_S - 1,) * 2)
     survey.sweep()
-    assert list(survey.path(UNIT, CLAIM).parent.iterdir()) == []
+    assert list(survey.path(UNIT, CLAIM).parent.iterdir()) == [begun[0]]  # somebody may be about to claim
 
 
 def test_a_file_system_without_links_has_claims_too(survey, monkeypatch):

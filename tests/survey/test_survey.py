@@ -17,6 +17,7 @@ from analyzer.analyze.scanning import scan_model
 from analyzer.scan.records import ScanSettings
 from analyzer.source.opening import open_model
 
+pytestmark = pytest.mark.early
 COUNT = 6
 
 

@@ -138,13 +138,8 @@ def survey_run(
 
 def _check(ctx: click.Context, do: str) -> None:
     """Refuse options that are not of the job."""
-    given = [name for name in (*OF_SCAN, *OF_VERIFY) if ctx.get_parameter_source(name) is not None]
-    given = [name for name in given if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    wrong = [
-        name
-        for name in given
-        if name in (OF_VERIFY if do == "scan" else OF_SCAN) or (name, do) == ("early_stop", "analyze")
-    ]
+    others = {"scan": OF_VERIFY, "verify": OF_SCAN, "analyze": (*OF_SCAN, "early_stop")}[do]
+    wrong = [name for name in others if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if wrong:
         option = next(each.opts[0] for each in ctx.command.params if each.name == wrong[0])
         raise click.UsageError(f"{option} is not an option of `superweight {do}`: leave it out, or give another --do")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyzer.base.errors import SurveyError, shown
@@ -58,7 +59,7 @@ def rows_of(
     How long it took and how often it was tried is no part of them.
     """
     named = {
-        "model": unit.model,
+        "model": Path(unit.model).name if Path(unit.model).is_absolute() else unit.model,  # no path of this machine
         "revision": unit.revision,
         "commit": unit.commit,
         "do": unit.do,

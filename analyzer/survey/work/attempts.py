@@ -102,6 +102,7 @@ def _run(
     environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
     if terms.token is not None:
         environment["HF_TOKEN"] = terms.token
+    before = folder.written(unit, RESULT)
     command = [sys.executable, "-m", "analyzer.survey.work.job"]
     text = json.dumps(message).encode() + b"\n"
     ended = run_within(command, text, terms.limits, environment=environment, stopped=stopped, beat=claim.beat)
@@ -112,9 +113,10 @@ def _run(
             f"the disk has no room for what is found of {unit.model}, or for its weights: make room (see "
             f"{folder.root} and HF_HUB_CACHE), then run it again"
         )
-    failure = folder.failure(unit) if ended == HAS_FAILED else None
-    if ended == OK and folder.written(unit, RESULT) is not None:
+    found = folder.written(unit, RESULT)
+    if found is not None and (ended == OK or found != before):  # it may have been ended just after that
         return Outcome(unit.key, DONE)
+    failure = folder.failure(unit) if ended == HAS_FAILED else None
     return Outcome(unit.key, FAILED, failure or folder.save_failure(unit, *_end_of(ended, terms.limits)))
 
 
@@ -126,9 +128,6 @@ def _end_of(ended: int | str, limits: Limits) -> tuple[str, str]:
         most = byte_size(limits.memory or 0)
         return MEMORY, f"it took more than the {most} of --max-memory: give it more, and --retry-failed"
     if ended == -signal.SIGKILL:
-        return (
-            MEMORY,
-            "the system killed it (SIGKILL), as a rule for want of memory: run fewer, or take a larger machine",
-        )
+        return MEMORY, "the system killed it (SIGKILL), as a rule for want of memory: take a larger machine"
     how = f"by signal {-int(ended)}" if int(ended) < 0 else f"with status {ended}"
     return BUG, f"its process ended {how} and left no result: SUPERWEIGHT_DEBUG=1 shows what it says"

@@ -1,6 +1,7 @@
 """The process of one unit: what it writes is what the job itself returns, and each way to fail has its class."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from dataclasses import asdict, replace
 import psutil
 import pytest
 from checkpoints import random_downs, write_llama
+from gguf_files import write_llama_gguf
 from safetensors.numpy import load_file, save_file
 
 from analyzer.analyze.scanning import scan_model
@@ -65,6 +67,21 @@ def test_a_pin_of_the_hub_stays_when_the_branch_goes_on(survey, hub, folder):
     assert [result[key] for key in ("tensors", "outliers")] == json.loads(
         json.dumps([expected[key] for key in ("tensors", "outliers")])
     )
+
+
+def test_a_file_of_a_repository_and_a_folder_of_the_cache_keep_their_place(survey, hub, folder, tmp_path):
+    (tmp_path / "gguf").mkdir()
+    write_llama_gguf(tmp_path / "gguf" / "a.gguf", "Q8_0")
+    commit = hub.add("owner/files", tmp_path / "gguf")
+    for name in ("owner/files", "owner/files@main:a.gguf"):
+        pin = pin_of(survey, name)
+        assert (pin.name, pin.model) == (f"owner/files@{commit}:a.gguf", "owner/files:a.gguf")
+        assert do_unit(survey, pin.unit(JOB)) == OK
+    snapshot = tmp_path / "models--owner--kept" / "snapshots" / ("c" * 40)
+    shutil.copytree(folder, snapshot)
+    pin = pin_of(survey, tmp_path / "models--owner--kept")
+    assert (pin.name, pin.model, pin.commit) == (str(tmp_path / "models--owner--kept"), "owner/kept", "c" * 40)
+    assert do_unit(survey, pin.unit(JOB)) == OK
 
 
 def test_what_cannot_be_told_from_headers_is_left_to_the_job(survey, folder):
