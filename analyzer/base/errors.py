@@ -2,7 +2,7 @@
 
 AnalyzerError
 ├── SourceError          a folder, repository or network that cannot be read
-│   ├── GoneError        there is no such model, revision or file
+│   ├── GoneError        there is no such model, revision or file, or no longer
 │   ├── GatedError       the Hub grants no access, or not to this token
 │   └── NetworkError     the network, or a server on it, fails: it may be over later
 ├── CheckpointError      config, index or shards that are missing or contradict each other
@@ -31,7 +31,7 @@ class SourceError(AnalyzerError):
 
 
 class GoneError(SourceError):
-    """There is no such model, revision or file."""
+    """There is no such model, revision or file, or no longer as it was."""
 
 
 class GatedError(SourceError):

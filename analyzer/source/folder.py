@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GoneError, SourceError, shown
 from analyzer.source.local_files import LocalFiles
 from analyzer.source.sizes import Sizes
 from analyzer.source.source import MEBIBYTE, is_plain_path
@@ -79,7 +79,7 @@ class FolderSource:
         self._files.check()
         for path in self._folder.iterdir() if self._handed_out else ():
             if path.name.endswith(BESIDE) and path.name not in self.sizes and path.is_file():
-                raise SourceError(f"{shown(path)} is new since the model was opened: run it again")
+                raise GoneError(f"{shown(path)} is new since the model was opened: run it again")
 
     def _listed(self) -> Iterator[tuple[str, int]]:
         """Yield the regular files of the folder; a link that leads nowhere, or in a circle, is none."""

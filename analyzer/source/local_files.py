@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analyzer.base.errors import SourceError, shown
+from analyzer.base.errors import GoneError, SourceError, shown
 
 MAX_HELD = 64  # a process may have few files open, 256 on some systems; others are opened for each read
 CAN_HOLD = hasattr(os, "pread")  # reads of several threads at once
@@ -72,7 +72,7 @@ class LocalFiles:
             try:
                 self._compare(path, path.stat())
             except OSError as error:
-                raise SourceError(f"{shown(path)} was read, and is gone ({error.strerror}): {_ADVICE}") from error
+                raise GoneError(f"{shown(path)} was read, and is gone ({error.strerror}): {_ADVICE}") from error
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[int]:
@@ -87,7 +87,7 @@ class LocalFiles:
 
     def _compare(self, path: Path, status: os.stat_result) -> None:
         if self._seen.setdefault(path, identity(status)) != identity(status):
-            raise SourceError(f"{shown(path)} changed while it was read: {_ADVICE}")
+            raise GoneError(f"{shown(path)} changed while it was read: {_ADVICE}")
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
