@@ -7,10 +7,11 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
+from analyzer.analyze.stored import facts_of
 from analyzer.analyze.verifying import verify_with_scan
 from analyzer.base.progress import Progress
 from analyzer.catalog.documents import Entry
-from analyzer.catalog.entries import make_entry
+from analyzer.catalog.entries import kept_weights, make_entry
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.source.source import Source
@@ -54,6 +55,7 @@ def analyze_model(
         everything = sorted((*done.runnable.projections, *beside), key=lambda each: each.place)
         scanned = scan_projections(checkpoint, everything, scan, progress)
     verified = replace(done.result, commit=source.commit or content_hash(checkpoint))
+    stored = facts_of(done.runnable, done.parameters, [weight.coordinate for weight in kept_weights(verified)])
     checkpoint.source.check_unchanged()  # the hash, too, is of what was analyzed
     default = VerifySettings()
     chosen = (settings.prompt, settings.text, settings.tower, scan.score, scan.top)
@@ -67,7 +69,7 @@ def analyze_model(
         "top": scan.top,
         "thresholds": {**asdict(settings.thresholds), **PARAMETERS},
     }
-    return Analysis(scanned, verified, make_entry(scanned, verified, method=method, note=note))
+    return Analysis(scanned, verified, make_entry(scanned, verified, method=method, note=note, stored=stored))
 
 
 def content_hash(checkpoint: Checkpoint) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from analyzer.analyze.running import Runnable, open_runnable
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.progress import Progress
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Place
 from analyzer.projections.projection import MAIN_TOWERS
 from analyzer.projections.weights import read_weights
 from analyzer.scan.ranks import nearest_weights, static_ranks
@@ -25,12 +25,14 @@ from analyzer.verify.settings import VerifySettings
 class Verified:
     """A verification with what it was made from.
 
-    `scanned`, of the tower that ran, is null with early_stop and where weights were asked for.
+    `scanned`, of the tower that ran, is null with early_stop and where weights were asked for. `parameters` has the
+    stock model's parameter that holds each down projection.
     """
 
     runnable: Runnable
     scanned: ScanResult | None
     result: VerifyResult
+    parameters: Mapping[Place, str]
 
 
 def verify_model(
@@ -90,7 +92,8 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
         runner, prepared, Statics(source.model, candidates, rank, nearest, shape, asked), settings, progress
     )
     checkpoint.source.check_unchanged()
-    return Verified(runnable, scanned, result)
+    parameters = {place: runner.blocks.targets[projection.name] for place, projection in by_place.items()}
+    return Verified(runnable, scanned, result, parameters)
 
 
 def values_in(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordinate, float]:

@@ -6,20 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyzer import __version__
-from analyzer.base.records import plain
+from analyzer.base.records import Coordinate, plain
 from analyzer.catalog.documents import Entry as Entry
 from analyzer.scan.records import Outlier, ScanResult
-from analyzer.verify.records import VerifyResult
+from analyzer.verify.records import SuperWeight, VerifyResult
 
 SIGNIFICANT_DIGITS = 5  # of measured numbers; a weight's value is kept exactly
 
 
-def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, Any], note: str | None) -> Entry:
+def kept_weights(result: VerifyResult) -> list[SuperWeight]:
+    """Return the weights that an entry has, in its order: the rejected only where they are critical."""
+    kept = [w for w in result.super_weights if w.status != "rejected" or w.is_super]
+    return sorted(kept, key=lambda w: w.coordinate.sort_key)
+
+
+def make_entry(
+    scan: ScanResult,
+    result: VerifyResult,
+    *,
+    method: Mapping[str, Any],
+    note: str | None,
+    stored: Mapping[Coordinate, Mapping[str, Any]] | None = None,
+) -> Entry:
     """Return the catalog's entry for one analysis, whose commit is a content hash for a local folder.
 
-    Rejected candidates are left out, but for those that are critical.
+    `stored` has what is told of a weight beside the verification, as analyze/stored.py gives it.
     """
-    kept = [w for w in result.super_weights if w.status != "rejected" or w.is_super]
+    stored = stored or {}
     return {
         "model": result.model,
         "commit": result.commit,
@@ -35,7 +48,7 @@ def make_entry(scan: ScanResult, result: VerifyResult, *, method: Mapping[str, A
         "super_activations": _rounded(plain(result.super_activations)),
         "late_activations": _rounded(plain(result.late_activations)),
         "super_weights": [
-            {**_rounded(plain(w)), "value": w.value} for w in sorted(kept, key=lambda w: w.coordinate.sort_key)
+            {**_rounded({**plain(w), **stored.get(w.coordinate, {})}), "value": w.value} for w in kept_weights(result)
         ],
         "columns": _rounded(plain(result.columns)),
         "joint": _rounded(plain(result.joint)),

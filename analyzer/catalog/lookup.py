@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from analyzer.base.errors import CatalogError, shown
 from analyzer.base.records import Coordinate
@@ -21,6 +22,8 @@ from analyzer.catalog.files import (
     read_documents,
 )
 
+PLACED = ("tower", "mlp", "module", "parameter")
+STORED = ("row_rank", "rank_in_128", "rank_in_32", "row_others_max")
 NEAR = 0.5  # how alike two names must be for one to be meant by the other
 
 
@@ -30,6 +33,8 @@ class KnownCoordinate:
 
     `standing` is `verified` (found by this tool at `commit`), `reported` or `disputed` (by others; `commit` is then
     their revision, or null). `col` is null where a whole row is reported, `value` and `effect` where none is known.
+    `module` and what follows it are as an entry has them (`analyze/stored.py`), null where it has none; of what is
+    reported only the module is known, where an entry has one of the same place.
     """
 
     model: str
@@ -45,6 +50,17 @@ class KnownCoordinate:
     model_type: str | None
     tower: str | None = None
     mlp: int | None = None
+    module: str | None = None
+    parameter: str | None = None
+    row_rank: int | None = None
+    rank_in_128: int | None = None
+    rank_in_32: int | None = None
+    row_others_max: float | None = None
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where it is; of a whole row, its first weight."""
+        return Coordinate(self.layer, self.expert, self.row, self.col or 0, self.tower, self.mlp)
 
 
 def coordinates_of(model: str, *, folder: str | PathLike[str] | None = None) -> list[KnownCoordinate]:
@@ -91,12 +107,17 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
             sources=(f"{entry['method']['tool']} {entry['method']['version']}",),
             model_type=entry["model_type"],
             **{key: weight[key] for key in ("layer", "expert", "row", "col", "value", "effect")},
-            **{key: weight[key] for key in ("tower", "mlp") if key in weight},
+            **{key: weight[key] for key in (*PLACED, *STORED) if key in weight},
         )
         for _, entry in entries
         for weight in entry["super_weights"]
         if is_super(weight)
     ]
+    modules: dict[Any, dict[str, Any]] = {
+        (c.model.lower(), c.tower, c.layer, c.expert): {"module": c.module, "parameter": c.parameter}
+        for c in known
+        if c.mlp is None
+    }
     known += [
         KnownCoordinate(
             model=item["model"],
@@ -106,6 +127,7 @@ def coordinates_in(documents: Mapping[str, Document], model: str) -> list[KnownC
             model_type=types.get(item["model"].lower()),
             **{key: item[key] for key in ("layer", "expert", "row", "col", "value", "standing")},
             **{key: item[key] for key in ("tower", "mlp") if key in item},
+            **modules.get((item["model"].lower(), item.get("tower"), item["layer"], item["expert"]), {}),
         )
         for _, item in reported
         if item["layer"] is not None

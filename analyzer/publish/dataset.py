@@ -18,7 +18,7 @@ from analyzer.catalog.documents import (
     place_of,
     reported_key,
 )
-from analyzer.catalog.export import module_of
+from analyzer.catalog.exports.modules import module_of
 from analyzer.catalog.lookup import KnownCoordinate, entries_in, reported_in
 from analyzer.publish.card import card_of
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
@@ -15,6 +16,20 @@ from analyzer.projections.projection import DownProjection
 from analyzer.projections.weights import read_weights
 from analyzer.scan.outliers import TopK, count_before
 from analyzer.source.streaming import Want, stream
+
+RUNS = (128, 32)  # how many weights of a row quantizers give one scale, beside all of them
+
+
+def group_ranks(row: NDArray[np.float64], col: int) -> dict[str, int]:
+    """Return how a weight of a row, [cols], ranks by magnitude among those it may share a scale with, 1 the largest.
+
+    `row_rank` is that in the whole row, `rank_in_128` and `rank_in_32` those in its runs of so many, where these divide
+    the row.
+    """
+    magnitudes = np.abs(row)
+    groups = {"row_rank": magnitudes}
+    groups |= {f"rank_in_{run}": magnitudes[col // run * run :][:run] for run in RUNS if len(row) % run == 0}
+    return {name: 1 + int((group > magnitudes[col]).sum()) for name, group in groups.items()}
 
 
 def static_ranks(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from analyzer.catalog.export import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, export_recipe, module_of
+from analyzer.catalog.exports.modules import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, module_of
+from analyzer.catalog.exports.recipe import export_recipe
 from analyzer.catalog.lookup import coordinates_of
 
 CATALOG = Path(__file__).parents[2] / "catalog"

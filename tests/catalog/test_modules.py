@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from analyzer.catalog.export import MODULES
+from analyzer.catalog.exports.modules import MODULES
 
 
 @pytest.mark.parametrize("model_type", MODULES)

@@ -1,5 +1,6 @@
 """Ranks of given weights, and the weights nearest to one, by brute force."""
 
+import numpy as np
 import pytest
 from checkpoints import (
     random_downs,
@@ -15,7 +16,7 @@ from rankings import by_layer, sort_all
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.projections.down_projections import down_projections
-from analyzer.scan.ranks import nearest_weights, static_ranks
+from analyzer.scan.ranks import group_ranks, nearest_weights, static_ranks
 from analyzer.scan.scanner import scan
 from analyzer.source.folder import FolderSource
 
@@ -71,3 +72,12 @@ def test_static_ranks_by_brute_force(tmp_path, tied_downs, write):
     outliers = scan(checkpoint, projections, top=30).outliers
     assert {o.coordinate: o.rank for o in outliers} == {c: rank for c, rank in ranks.items() if rank <= 30}
     assert static_ranks(checkpoint, projections, []) == {}
+
+
+def test_a_weight_ranks_in_its_row_and_in_the_runs_that_divide_it():
+    row = np.zeros(256)
+    row[[3, 40, 200]] = 2.0, -3.0, 9.0
+    assert group_ranks(row, 3) == {"row_rank": 3, "rank_in_128": 2, "rank_in_32": 1}
+    assert group_ranks(row, 40) == {"row_rank": 2, "rank_in_128": 1, "rank_in_32": 1}
+    assert group_ranks(row[:96], 3) == {"row_rank": 2, "rank_in_32": 1}
+    assert group_ranks(row[:5], 3) == {"row_rank": 1}

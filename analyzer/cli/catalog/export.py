@@ -15,9 +15,10 @@ from analyzer.cli.output import print_json
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["llm-compressor", "json", "csv"]),
+    type=click.Choice(["llm-compressor", "gptqmodel", "torchao", "llama.cpp", "channels", "prefix", "json", "csv"]),
     required=True,
-    help="A recipe that leaves whole modules alone, or every coordinate.",
+    help="What a quantizer takes to leave matrices alone, massive channels by layer, the tokens of a suggested prefix, "
+    "or every coordinate.",
 )
 @click.option(
     "--standing",
@@ -29,26 +30,46 @@ from analyzer.cli.output import print_json
 @click.option("--critical", is_flag=True, help="Of the verified ones, only those whose zeroing costs the model.")
 @known_option
 def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: bool, folder: Path | None) -> None:
-    """Write the coordinates of a model that a quantizer should protect to stdout.
+    """Write what a quantizer or a runtime should protect of a model to stdout.
+
+    What protecting does not change is said on stderr, with the figures.
 
     \b
     Examples:
       superweight catalog export mistralai/Mistral-7B-v0.1 --format llm-compressor > recipe.yaml
-      superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format csv --critical
+      superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format llama.cpp --critical > types.txt
     """
-    from analyzer.catalog.export import export_csv, export_recipe, export_rows, said_of_none, selected
+    from analyzer.catalog.exports.channels import channels_of, prefix_of
+    from analyzer.catalog.exports.coordinates import export_csv, export_rows, said_of_none, selected
+    from analyzer.catalog.exports.pointless import pointless
+    from analyzer.catalog.exports.quantizers import gptqmodel_rules, llama_cpp_types, torchao_config
+    from analyzer.catalog.exports.recipe import export_recipe
     from analyzer.catalog.files import known_documents
-    from analyzer.catalog.lookup import coordinates_in, names_of
+    from analyzer.catalog.lookup import coordinates_in, lookup, names_of
 
     documents = known_documents(folder)
-    names, known = names_of(documents, model), coordinates_in(documents, model)
-    coordinates = selected(known, standings=standings, critical=critical)
-    if form == "llm-compressor":
-        click.echo(export_recipe(" and ".join(names), coordinates), nl=False)
+    names = names_of(documents, model)
+    if form in ("channels", "prefix"):
+        entries = [entry for _, entry in lookup(documents, model)[0]]
+        print_json((channels_of if form == "channels" else prefix_of)(names[0], entries))
         return
-    if not coordinates:
-        click.echo(f"warning: {said_of_none(known)}", err=True)
-    if form == "json":
-        print_json({"model": names[0] if len(names) == 1 else names, "coordinates": export_rows(coordinates)})
+    known = coordinates_in(documents, model)
+    coordinates = selected(known, standings=standings, critical=critical)
+    if form in ("json", "csv"):
+        if not coordinates:
+            click.echo(f"warning: {said_of_none(known)}", err=True)
+        if form == "json":
+            print_json({"model": names[0] if len(names) == 1 else names, "coordinates": export_rows(coordinates)})
+        else:
+            click.echo(export_csv(coordinates), nl=False)
+        return
+    named = " and ".join(names)
+    if form == "llm-compressor":
+        click.echo(export_recipe(named, coordinates), nl=False)
+        return  # it says itself what is pointless
+    if form == "llama.cpp":
+        click.echo(llama_cpp_types(named, coordinates), nl=False)
     else:
-        click.echo(export_csv(coordinates), nl=False)
+        print_json((gptqmodel_rules if form == "gptqmodel" else torchao_config)(named, coordinates))
+    for note in pointless(coordinates):
+        click.echo(f"note: {note}", err=True)

@@ -1,0 +1,55 @@
+"""Which of a model's known coordinates are exported, and full lists of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from analyzer.catalog.exports.modules import module_of
+from analyzer.catalog.lookup import KnownCoordinate
+
+COLUMNS = (
+    "model", "commit", "layer", "expert", "row", "col", "value", "standing", "effect", "module", "sources",
+)  # fmt: skip
+
+
+def selected(
+    coordinates: Iterable[KnownCoordinate], *, standings: Collection[str], critical: bool
+) -> list[KnownCoordinate]:
+    """Return the coordinates of these standings, all if none is given; `critical` leaves out inert verified ones."""
+    return [
+        each
+        for each in coordinates
+        if (not standings or each.standing in standings)
+        and (not critical or each.standing != "verified" or each.effect == "critical")
+    ]
+
+
+def said_of_none(coordinates: Sequence[KnownCoordinate]) -> str:
+    """Return in words why nothing of these known coordinates was selected."""
+    if not coordinates:
+        return "no coordinate is known"
+    count = Counter(each.standing for each in coordinates)
+    critical = sum(each.effect == "critical" for each in coordinates)
+    verified = f"{count['verified']} verified, {critical} of them critical, " if count["verified"] else ""
+    return f"no coordinate of that standing: {verified}{count['reported']} reported, {count['disputed']} disputed"
+
+
+def export_rows(coordinates: Sequence[KnownCoordinate]) -> list[dict[str, Any]]:
+    """Return the coordinates with the names of their modules, as JSON has them."""
+    rows = ({**asdict(each), "sources": list(each.sources), "module": module_of(each)} for each in coordinates)
+    return [{column: row[column] for column in COLUMNS} for row in rows]
+
+
+def export_csv(coordinates: Sequence[KnownCoordinate]) -> str:
+    """Return the coordinates as CSV, with sources joined by semicolons and nothing for what is not known."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in export_rows(coordinates):
+        writer.writerow({**row, "sources": "; ".join(row["sources"])})
+    return text.getvalue()
