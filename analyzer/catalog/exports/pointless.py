@@ -20,8 +20,7 @@ def pointless(coordinates: Sequence[KnownCoordinate]) -> list[str]:
         return []
     extremes = [each for each in known if each.row_rank == 1]
     shown = "; ".join(
-        f"{each.coordinate} is {each.value:.5g}, the next of its row {each.row_others_max:.5g}"
-        for each in extremes[:SHOWN]
+        f"{each.coordinate} is {each.value:g}, the next of its row {each.row_others_max:g}" for each in extremes[:SHOWN]
     )
     ranks = {128: [each.rank_in_128 for each in known], 32: [each.rank_in_32 for each in known]}
     runs = [f"{of.count(1)} of their run of {run}" for run, of in ranks.items() if any(of)]

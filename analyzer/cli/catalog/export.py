@@ -39,6 +39,7 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
       superweight catalog export mistralai/Mistral-7B-v0.1 --format llm-compressor > recipe.yaml
       superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format llama.cpp --critical > types.txt
     """
+    from analyzer.base.text import fill
     from analyzer.catalog.exports.channels import channels_of, prefix_of
     from analyzer.catalog.exports.coordinates import export_csv, export_rows, said_of_none, selected
     from analyzer.catalog.exports.pointless import pointless
@@ -72,4 +73,4 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
     else:
         print_json((gptqmodel_rules if form == "gptqmodel" else torchao_config)(named, coordinates))
     for note in pointless(coordinates):
-        click.echo(f"note: {note}", err=True)
+        click.echo(fill(f"note: {note}"), err=True)
