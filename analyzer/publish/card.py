@@ -78,8 +78,9 @@ superweight catalog list --catalog catalog
 - `activation_collapse`: the part of the super activation that vanishes with it.
 - `loss`, `loss_zeroed`, `loss_increase`: before and after zeroing it, over `loss_tokens` tokens; `control_loss_max`:
   with the worst of its control weights zeroed in its place.
-- `static_rank`: its rank by magnitude in all down projections. `round`: more than 1 where it showed only when others
-  had been zeroed.
+- `static_rank`: its rank by magnitude in all down projections; `row_rank`, `rank_in_128`, `rank_in_32` those in its row
+  and in its runs of so many there, `row_others_max` the largest magnitude beside it in the row.
+- `round`: more than 1 where it showed only when others had been zeroed.
 - `verdict`, `note`, `tool`, `dtype`: of the analysis: whether it confirmed any, where the weights came from, what it
   was made by, and in which precision.
 - `change`: how much its block changes the super activation that it is behind.

@@ -19,7 +19,7 @@ from analyzer.catalog.documents import (
     reported_key,
 )
 from analyzer.catalog.exports.modules import module_of
-from analyzer.catalog.lookup import KnownCoordinate, entries_in, reported_in
+from analyzer.catalog.lookup import PLACED, KnownCoordinate, entries_in, reported_in
 from analyzer.publish.card import card_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ COLUMNS = {
     "control_loss_max": "double",
     "loss_tokens": "int64",
     "static_rank": "int64",
+    "row_rank": "int32",
+    "rank_in_128": "int32",
+    "rank_in_32": "int32",
+    "row_others_max": "double",
     "round": "int64",
     "verdict": "string",
     "reason": "string",
@@ -111,7 +115,7 @@ def _verified_row(family: str, entry: Entry, weight: Mapping[str, Any]) -> dict[
         **{key: entry[key] for key in ("model", "model_type", "verdict", "note")},
         **{column: [] for column in _SOURCES},
     }
-    return _complete(row)
+    return _complete(row, {key: weight[key] for key in PLACED if key in weight})
 
 
 def _reported_row(family: str, item: Reported, model_type: str | None) -> dict[str, Any]:
@@ -120,11 +124,11 @@ def _reported_row(family: str, item: Reported, model_type: str | None) -> dict[s
     return _complete({**same, **sources, "family": family, "model_type": model_type})
 
 
-def _complete(row: dict[str, Any]) -> dict[str, Any]:
+def _complete(row: dict[str, Any], placed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     row = {column: row.get(column) for column in COLUMNS}
     if row["layer"] is not None:
         known = {key: row[key] for key in ("model", "standing", "effect", "model_type", *_COORDINATE)}
-        row["module"] = module_of(KnownCoordinate(**known, commit=row["revision"], sources=()))
+        row["module"] = module_of(KnownCoordinate(**known, **placed or {}, commit=row["revision"], sources=()))
     return row
 
 

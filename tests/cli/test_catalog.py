@@ -63,6 +63,28 @@ def test_export_of_coordinates_and_of_a_recipe(here):
     assert "cannot express single weights" in recipe
 
 
+def test_exports_for_quantizers_of_an_entry_with_modules_and_ranks(here):
+    command = ["catalog", "export", "SmolLM2-135M-Instruct-Q4_1", "--catalog", CATALOG, "--critical", "--format"]
+    rules = here(*command, "gptqmodel")
+    layers = (2, 9, 11)
+    assert list(json.loads(rules.stdout)) == [rf"-:^model\.layers\.{layer}\.mlp\.down_proj$" for layer in layers]
+    assert "note: Of 6 weights as stored, 3 are the largest of their row" in rules.stderr
+    config = json.loads(here(*command, "torchao").stdout)["_data"]["fqn_to_config"]
+    assert [name for name in config if config[name] is None][1:] == [
+        f"model.layers.{layer}.mlp.down_proj" for layer in layers
+    ]
+    lines = here(*command, "llama.cpp").stdout.splitlines()
+    assert lines == [rf"^blk\.{layer}\.ffn_down\.weight$=f16" for layer in layers]
+    command = ["catalog", "export", "mistral-7b-v0.1", "--catalog", CATALOG, "--format"]
+    for form, nothing in (("channels", "massive channels"), ("prefix", "prefix")):
+        done = here(*command, form)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"has no {nothing} of mistralai/Mistral-7B-v0.1: run `superweight analyze`" in done.stderr
+    assert here(*command, "llama.cpp").stdout.startswith("^blk\\.1\\.ffn_down\\.weight$=f16\n")
+    command[2] = "mistral-7c"
+    assert "has no entry for mistral-7c" in here(*command, "torchao").stderr
+
+
 def test_export_can_be_narrowed(here):
     def layers(*options):
         command = ["catalog", "export", "SmolLM2-135M-Instruct-Q4_1", "--catalog", CATALOG, "--format", "json"]

@@ -69,6 +69,8 @@ def test_the_table_says_what_the_json_says(files):
                     "loss", "loss_zeroed", "control_loss_max", "loss_tokens", "static_rank", "round",
                 ):  # fmt: skip
                     assert row[name] == weight[name], name
+                for name in ("module", "row_rank", "rank_in_128", "rank_in_32", "row_others_max"):
+                    assert name not in weight or row[name] == weight[name], name
                 assert row["loss_increase"] == pytest.approx(weight["loss_zeroed"] - weight["loss"], abs=1e-9)
                 assert row["sources"] == []
                 seen.append("verified")
