@@ -17,7 +17,15 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
-from analyzer.model.ends import Answer, SlicedHead, embed_by_rows, states_of
+from analyzer.model.ends import (
+    Answer,
+    LogitsPart,
+    SlicedHead,
+    divergences_of,
+    embed_by_rows,
+    likelihoods_of,
+    states_of,
+)
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.loading.ahead import ReadAhead
 from analyzer.model.loading.staging import staging_to
@@ -221,26 +229,29 @@ class BlockwiseModel:
         return logits[0]
 
     def likelihoods(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32.
+        """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32."""
+        return likelihoods_of(self._sliced_logits(hidden), targets)
+
+    def divergences(self, untouched: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how what is said after hidden [n, hidden_size] differs from that after the untouched: divergences_of.
+
+        The head runs for both.
+        """
+        return divergences_of(self._sliced_logits(untouched, hidden), hidden)
+
+    def _sliced_logits(self, *hidden: torch.Tensor) -> Iterator[LogitsPart]:
+        """Yield the logits after each of these hidden [n, hidden_size], part by part.
 
         The stock model's own head runs over slices of the vocabulary, where it takes them (`sliced`).
         """
         head = output_head(self.model)
         slices = head.slices if self.sliced and isinstance(head, SlicedHead) else [range(self.vocabulary)]
-        total = torch.full(targets.shape, -torch.inf, device=hidden.device)
-        wanted = torch.full(targets.shape, torch.nan, device=hidden.device)
         for rows in slices:
-            step = max(1, LOGIT_BYTES // (4 * len(rows)))
+            step = max(1, LOGIT_BYTES // (4 * len(rows) * len(hidden)))
             with head.only(rows) if len(slices) > 1 else nullcontext():
-                for start in range(0, len(targets), step):
+                for start in range(0, len(hidden[0]), step):
                     part = slice(start, start + step)
-                    logits = self.head(hidden[None, part]).float()
-                    total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=-1))
-                    places = targets[part] - rows.start
-                    here = (places >= 0) & (places < logits.shape[1])
-                    found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-                    wanted[part] = torch.where(here, found, wanted[part])
-        return total - wanted
+                    yield part, rows.start, [self.head(each[None, part]).float() for each in hidden]
 
     def _leave_aside(self) -> None:
         """Make what text does not reach empty, on the device: some models ask their first parameter where they are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from analyzer.model.weights import StoredWeights
 
 ASKED = [getattr(torch.Tensor, name).__get__ for name in ("dtype", "device")]  # of a weight that is not read for that
 HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
+LogitsPart = tuple[slice, int, Sequence[torch.Tensor]]
+"""A part of all logits: of which states, from which token of the vocabulary on, [states, tokens] of each of several."""
 
 
 def embed_by_rows(
@@ -111,6 +113,46 @@ class SlicedHead(torch.nn.Module):
             if self._device.type != "cpu":
                 self._stored = self._stored.to(self._device)
         return self._stored[rows.start : rows.stop].to(self._dtype)
+
+
+def likelihoods_of(parts: Iterable[LogitsPart], targets: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each target [n], in nats: there never is a tensor of all logits."""
+    total, wanted = torch.full(targets.shape, -torch.inf), torch.full(targets.shape, torch.nan)
+    total, wanted = total.to(targets.device), wanted.to(targets.device)
+    for part, first, (logits,) in parts:
+        total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=-1))
+        wanted[part] = _logits_at(targets[part] - first, logits, wanted[part])
+    return total - wanted
+
+
+def divergences_of(parts: Iterable[LogitsPart], states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the divergence KL(first || second) of what two models say after n states, [n] in nats, and who agrees.
+
+    That is where the likeliest token is the same, [n]. With p the probabilities of the first and z the logits, the
+    divergence is the sum of p (z1 - z2), less the difference of the log-sum-exps. What p is, the whole vocabulary
+    tells: the sum is scaled again with each slice.
+    """
+    none = torch.full(states.shape[:1], -torch.inf, device=states.device)
+    totals, largest, mean = [none.clone(), none.clone()], [none.clone(), none.clone()], torch.zeros_like(none)
+    likeliest = [torch.zeros_like(none, dtype=torch.long), torch.zeros_like(none, dtype=torch.long)]
+    for part, first, logits in parts:
+        before = totals[0][part].clone()
+        for place, each in enumerate(logits):
+            totals[place][part] = torch.logaddexp(totals[place][part], each.logsumexp(dim=-1))
+            most, where = each.max(dim=-1)
+            likeliest[place][part] = torch.where(most > largest[place][part], where + first, likeliest[place][part])
+            largest[place][part] = torch.maximum(largest[place][part], most)
+        p = (logits[0] - totals[0][part, None]).exp()
+        terms = torch.where(p > 0, p * (logits[0] - logits[1]), 0.0)  # a logit may be minus infinity in both
+        mean[part] = mean[part] * (before - totals[0][part]).exp() + terms.sum(dim=-1)
+    return (mean - totals[0] + totals[1]).clamp(min=0), likeliest[0] == likeliest[1]
+
+
+def _logits_at(places: torch.Tensor, logits: torch.Tensor, else_: torch.Tensor) -> torch.Tensor:
+    """Return the logit at each place [n] of logits [n, tokens], something else where it is not among them."""
+    here = (places >= 0) & (places < logits.shape[1])
+    found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(here, found, else_)
 
 
 class Answer(torch.nn.Module):

@@ -152,7 +152,17 @@ def _one(weight: SuperWeight) -> Iterator[str]:
         parts.append(
             "too little to be critical" if control is None else f"the worst of its controls gives {control:.3f}"
         )
+    if weight.kl_divergence is not None and weight.top1_agreement is not None:
+        parts.append(_beside(weight.kl_divergence, weight.top1_agreement, destroyed=bool(weight.destroyed)))
     yield fill(f"{'; '.join(parts)}.")
+
+
+def _beside(divergence: float, agreement: float, *, destroyed: bool) -> str:
+    """Return what else is said of what was zeroed, as one part of a sentence."""
+    words = f"the likeliest token stays at {percent(agreement)} of the tokens, with a KL divergence of {divergence:.3g} nats"
+    return words + (
+        ", and the model is destroyed: it knows less of the text than its unigrams tell" if destroyed else ""
+    )
 
 
 def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:

@@ -11,7 +11,7 @@ from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses import Comparison, token_losses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
@@ -69,7 +69,9 @@ def verify(
     weights, measuring = in_order(found.weights), None
     if not early_stop:
         if runner.has_loss:
-            measuring = Measuring(partial(token_losses, runner), prepared.windows, progress, causal=causal)
+            comparison = Comparison()
+            run = partial(token_losses, runner, comparison=comparison)
+            measuring = Measuring(run, prepared.windows, progress, causal=causal, comparison=comparison)
         if statics.asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)
         else:

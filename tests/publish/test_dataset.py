@@ -71,6 +71,8 @@ def test_the_table_says_what_the_json_says(files):
                     assert row[name] == weight[name], name
                 for name in ("module", "row_rank", "rank_in_128", "rank_in_32", "row_others_max"):
                     assert name not in weight or row[name] == weight[name], name
+                for name in ("kl_divergence", "top1_agreement", "destroyed"):  # which older entries lack
+                    assert row[name] == weight.get(name), name
                 assert row["loss_increase"] == pytest.approx(weight["loss_zeroed"] - weight["loss"], abs=1e-9)
                 assert row["sources"] == []
                 seen.append("verified")

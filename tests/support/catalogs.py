@@ -5,7 +5,7 @@ from analyzer.catalog.files import save_entry, save_reported
 WEIGHT = {
     "layer": 1, "expert": None, "row": 2, "col": 3, "value": 4.5, "share": 0.9, "static_rank": 1,
     "status": "confirmed", "effect": "critical", "activation_collapse": 0.9, "loss": 1.0, "loss_zeroed": 2.0,
-    "control_loss_max": 1.0, "loss_tokens": 10,
+    "control_loss_max": 1.0, "loss_tokens": 10, "kl_divergence": 0.5, "top1_agreement": 0.75, "destroyed": False,
 }  # fmt: skip
 SOURCE = {"name": "A paper", "kind": "paper", "url": "https://example.org/p", "note": None}
 REPORTED = {

@@ -164,3 +164,12 @@ def test_each_channel_has_one_line_with_its_number_of_positions():
         ["507", "0", "6"],
         ["3", "0", "1"],
     ]
+
+
+def test_what_else_zeroing_does_is_said_beside_the_loss():
+    beside = replace(WEIGHT, kl_divergence=1.8312, top1_agreement=0.513, destroyed=False)
+    text = " ".join(render_verify(replace(RESULT, super_weights=(beside,))).split())
+    assert "the likeliest token stays at 51% of the tokens, with a KL divergence of 1.83 nats." in text
+    assert "destroyed" not in text
+    gone = " ".join(render_verify(replace(RESULT, super_weights=(replace(beside, destroyed=True),))).split())
+    assert "nats, and the model is destroyed: it knows less of the text than its unigrams tell." in gone

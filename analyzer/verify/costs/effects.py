@@ -56,7 +56,7 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"], least)
     alone = [weight.coordinate for weight in found if weight.coordinate not in in_group]
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
-    measuring.look(costly, measuring.last, "evaluation text")
+    measuring.look(costly, measuring.last, "evaluation text", compare=True)
     suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= least]
     controls = _controls_of(measuring, suspects, [weight.coordinate for weight in found], statics)
     return [
@@ -82,7 +82,7 @@ def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: S
     """Return weights with their losses and effects, each over the whole text, and with controls. Raises alike."""
     _check_finite(measuring, statics)
     coordinates = [weight.coordinate for weight in asked]
-    measuring.look([zeroing([c]) for c in coordinates], measuring.last, "weights asked for")
+    measuring.look([zeroing([c]) for c in coordinates], measuring.last, "weights asked for", compare=True)
     controls = _controls_of(measuring, coordinates, coordinates, statics)
     return [_with_effect(measuring, weight, controls[weight.coordinate]) for weight in asked]
 
@@ -139,6 +139,7 @@ def _with_effect(
 ) -> SuperWeight:
     """Return a weight with its losses and its effect: without any control it is inert."""
     cost = measuring.of(zeroing([weight.coordinate]))
+    divergence, agreement, destroyed = beside_loss(measuring, zeroing([weight.coordinate]))
     near, random = controls or ([], [])
     worst = max((each.delta for each in (*near, *random)), default=None)
     over = worst is not None and cost.delta >= CRITICAL_OVER_CONTROLS * max(worst, 0.0)
@@ -159,7 +160,18 @@ def _with_effect(
         control_loss_max=loss_of([*near, *random]),
         control_loss_nearest=loss_of(near),
         control_loss_random=loss_of(random),
+        kl_divergence=divergence,
+        top1_agreement=agreement,
+        destroyed=destroyed,
     )
+
+
+def beside_loss(measuring: Measuring, intervention: Intervention) -> tuple[float | None, float | None, bool | None]:
+    """Return the KL divergence, the agreement and whether the model is destroyed, null where it was not compared."""
+    compared = measuring.compared(intervention)
+    if compared is None:
+        return None, None, None
+    return *compared, measuring.of(intervention).loss_zeroed > measuring.unigram_loss
 
 
 def _as_group(weight: SuperWeight, cost: Estimate, size: int) -> SuperWeight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.verify.costs.intervals import UNKNOWN, Estimate, estimate, unseen
 
 if TYPE_CHECKING:
+    from analyzer.forward.losses import Comparison
     from analyzer.model.tokens import Window
 
 # Of the first window, which the first looks are at: as many as tell a control from what costs many times as much, and
@@ -35,9 +37,17 @@ class Measuring:
     the model is not `causal` all are at whole windows.
     """
 
-    def __init__(self, run: TokenLosses, windows: Sequence[Window], progress: Progress, *, causal: bool) -> None:
-        """Run the untouched text."""
-        self._run, self._windows, self._progress = run, windows, progress
+    def __init__(
+        self,
+        run: TokenLosses,
+        windows: Sequence[Window],
+        progress: Progress,
+        *,
+        causal: bool,
+        comparison: Comparison | None = None,
+    ) -> None:
+        """Run the untouched text. `run` puts into the `comparison` what it asks for."""
+        self._run, self._windows, self._progress, self._comparison = run, windows, progress, comparison
         self._looks = _looks(windows, causal=causal)
         self.last = len(self._looks) - 1
         """The number of the look at the whole text; they are counted from 0."""
@@ -47,10 +57,17 @@ class Measuring:
         self.look([UNTOUCHED], self.last, "evaluation text")
         self.loss = self.of(UNTOUCHED).loss
         """The untouched model's loss over the whole text, in nats per token."""
+        self.unigram_loss = _entropy([target for window in windows for target in window.targets])
+        """What one would lose who knew of each judged token but how often it is one in this text."""
 
-    def look(self, interventions: Iterable[Intervention], number: int, what: str) -> None:
-        """Run interventions on the part of the text that this look is at, but for windows that they were run on."""
+    def look(self, interventions: Iterable[Intervention], number: int, what: str, *, compare: bool = False) -> None:
+        """Run interventions on the part of the text that this look is at, but for windows that they were run on.
+
+        To `compare` them with the untouched model at the last look, those that were not compared are run again.
+        """
         asked = list(dict.fromkeys(interventions))
+        if compare and self._comparison is not None:
+            self._comparison.asked |= set(asked)
         todo = [
             (intervention, place, self._windows[place].prefix(tokens))
             for place, tokens in self._looks[number]
@@ -81,6 +98,19 @@ class Measuring:
         error = ERROR / 2 ** self._times[intervention]
         return estimate(before, [seen[place] for place in places], error, self._tokens)
 
+    def compared(self, intervention: Intervention) -> tuple[float, float] | None:
+        """Return the mean KL divergence of the untouched model from this, and how often their likeliest token agrees.
+
+        Over the whole text; null where it was not compared. The divergence is infinite where it is no number.
+        """
+        found = {} if self._comparison is None else self._comparison.found
+        parts = [found.get((window, intervention)) for window in self._windows]
+        kept = [part for part in parts if part is not None]
+        if len(kept) < len(parts):
+            return None
+        divergence, agrees = (np.concatenate(each).mean(dtype=np.float64) for each in zip(*kept, strict=True))
+        return float(divergence) if math.isfinite(divergence) else math.inf, float(agrees)
+
     def first_to_say(self, least: float) -> int:
         """Return the number of the first look that may say of a cost that it is below `least`, in nats per token.
 
@@ -90,8 +120,15 @@ class Measuring:
         return next((number for number, n in enumerate(counts) if unseen(n, self._tokens) < least), self.last)
 
     def _missing(self, intervention: Intervention, place: int, tokens: int) -> bool:
-        wanted = len(self._windows[place].prefix(tokens).places)
-        return len(self._seen.get(intervention, {}).get(place, ())) < wanted
+        window = self._windows[place].prefix(tokens)
+        uncompared = self._comparison is not None and self._comparison.lacks(window, intervention)
+        return uncompared or len(self._seen.get(intervention, {}).get(place, ())) < len(window.places)
+
+
+def _entropy(tokens: Sequence[int]) -> float:
+    """Return the entropy of tokens by how often each is there, in nats."""
+    counts = np.array(list(Counter(tokens).values()), np.float64)
+    return float(-(counts / counts.sum() * np.log(counts / counts.sum())).sum())
 
 
 def _looks(windows: Sequence[Window], *, causal: bool) -> list[list[tuple[int, int]]]:
