@@ -10,10 +10,10 @@ from analyzer.analyze.running import Runnable, open_runnable
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.progress import Progress
-from analyzer.base.records import Coordinate, Place
+from analyzer.base.records import Coordinate, Place, Unit
 from analyzer.projections.projection import MAIN_TOWERS
 from analyzer.projections.weights import read_weights
-from analyzer.scan.ranks import nearest_weights, static_ranks
+from analyzer.scan.ranks import nearest_units, nearest_weights, static_ranks
 from analyzer.scan.records import Outlier, ScanResult, ScanSettings
 from analyzer.source.source import Source
 from analyzer.verify.preparation import Statics, prepare
@@ -60,10 +60,10 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     early_stop = settings.early_stop
     runnable = open_runnable(source, tower=settings.tower, download=not early_stop)
     checkpoint, projections = runnable.checkpoint, runnable.projections
-    asked = values_in(runnable, settings.weights)
+    asked, units = values_in(runnable, settings.weights), units_in(runnable, settings.units)
     scanned: ScanResult | None = None
     candidates: list[Outlier] = []
-    if not early_stop and not asked:
+    if not early_stop and not settings.is_asked:
         scanned = scan_projections(checkpoint, projections, scan, progress)
         candidates += scanned.outliers
         other = replace(scan, score="gain" if scan.score == "magnitude" else "magnitude")
@@ -87,10 +87,15 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     def shape(coordinate: Coordinate) -> tuple[int, int]:
         return by_place[coordinate.place].shape
 
+    def near(unit: Unit, count: int) -> list[Unit]:
+        return nearest_units(checkpoint, by_place[unit.place], unit, count)
+
+    def experts(unit: Unit) -> list[Unit]:
+        return [Unit(place) for place in sorted(by_place) if place[:3] == unit.place[:3] and place[3] >= 0]
+
     prepared = prepare(settings, tokens, source.model)
-    result = verify(
-        runner, prepared, Statics(source.model, candidates, rank, nearest, shape, asked), settings, progress
-    )
+    statics = Statics(source.model, candidates, rank, nearest, shape, near, experts, asked, units)
+    result = verify(runner, prepared, statics, settings, progress)
     checkpoint.source.check_unchanged()
     parameters = {place: runner.blocks.targets[projection.name] for place, projection in by_place.items()}
     return Verified(runnable, scanned, result, parameters)
@@ -101,15 +106,25 @@ def values_in(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordin
 
     Raises ArchitectureError where the model has no such weight, or it cannot be followed.
     """
+    return read_weights(runnable.checkpoint, runnable.projections, [_followed(runnable, c) for c in weights])
+
+
+def units_in(runnable: Runnable, units: Sequence[Unit]) -> list[Unit]:
+    """Return rows, columns and experts that were asked for, of the tower that runs. Raises like values_in."""
+    found = [unit._replace(place=_followed(runnable, unit.first).place) for unit in units]
+    read_weights(runnable.checkpoint, runnable.projections, [unit.first for unit in found])
+    return list(dict.fromkeys(found))
+
+
+def _followed(runnable: Runnable, wanted: Coordinate) -> Coordinate:
+    """Return a weight of the tower that runs where it names none. Raises ArchitectureError where its tower does not."""
     tower = runnable.projections[0].tower
-    wanted = [
-        c._replace(tower=tower) if c.tower is None or (tower is None and c.tower in MAIN_TOWERS) else c for c in weights
-    ]
+    if wanted.tower is None or (tower is None and wanted.tower in MAIN_TOWERS):
+        wanted = wanted._replace(tower=tower)
     beside = {p.place: "its tower does not run" for p in runnable.others}
     beside |= {p.place: "its tower is another than the one judged (--tower)" for p in runnable.before}
-    for coordinate in wanted:
-        if coordinate.place in beside:
-            raise ArchitectureError(
-                f"{runnable.checkpoint.source.model}: {coordinate} cannot be verified: {beside[coordinate.place]}"
-            )
-    return read_weights(runnable.checkpoint, runnable.projections, wanted)
+    if wanted.place in beside:
+        raise ArchitectureError(
+            f"{runnable.checkpoint.source.model}: {wanted} cannot be verified: {beside[wanted.place]}"
+        )
+    return wanted

@@ -72,6 +72,48 @@ class Coordinate(NamedTuple):
         return f"{tower}{self.layer}{mlp}{expert},{self.row},{self.col}"
 
 
+UNIT = re.compile(r"(?P<place>.*),(?:(?P<row>\d{1,9}),any|any,(?P<col>\d{1,9}))", re.ASCII)
+
+
+class Unit(NamedTuple):
+    """A whole row of a down projection, a whole column, or a whole expert: `row`, `col`, or neither is given."""
+
+    place: Place
+    row: int | None = None
+    col: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Unit:
+        """Return the row or column that str() makes this text of. Raises ValueError where it is none."""
+        found = UNIT.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"{text!r} is no row and no column")
+        row, col = (None if part is None else int(part) for part in found.group("row", "col"))
+        return cls(Coordinate.parse(f"{found['place']},0,0").place, row, col)
+
+    @classmethod
+    def parse_expert(cls, text: str) -> Unit:
+        """Return the expert that str() makes this text of. Raises ValueError where it is none."""
+        at = Coordinate.parse(f"{text.strip()},0,0")
+        if at.expert is None:
+            raise ValueError(f"{text!r} is no expert")
+        return cls(at.place)
+
+    @property
+    def kind(self) -> str:
+        """What it is: a "row", a "column" or an "expert"."""
+        return "row" if self.row is not None else "expert" if self.col is None else "column"
+
+    @property
+    def first(self) -> Coordinate:
+        """One of its weights, at 0 of what it has all of."""
+        return Coordinate.at(self.place, self.row or 0, self.col or 0)
+
+    def __str__(self) -> str:
+        place = str(Coordinate.at(self.place, 0, 0)).removesuffix(",0,0")
+        return place + {"row": f",{self.row},any", "column": f",any,{self.col}", "expert": ""}[self.kind]
+
+
 Fields = Mapping[str, Any]
 """What a result says of one weight, by name."""
 Outliers = Mapping[Coordinate, Fields]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -112,6 +113,16 @@ def big(value: float) -> str:
 def percent(part: float | None) -> str:
     """Return a part as a percentage, a dash where it is not known."""
     return "-" if part is None else f"{part:.0%}"
+
+
+def signed(difference: float) -> str:
+    """Return a difference of losses with its sign."""
+    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
+
+
+def plus_minus(difference: float, high: float) -> str:
+    """Return a difference with half the width of its interval, as far as that is known."""
+    return signed(difference) + (f" ±{high - difference:.3f}" if math.isfinite(high) else "")
 
 
 def cell(value: object) -> str:

@@ -52,6 +52,7 @@ def make_entry(
         ],
         "columns": _rounded(plain(result.columns)),
         "joint": _rounded(plain(result.joint)),
+        **{name: _rounded(plain(found)) for name in ("units", "interactions") if (found := getattr(result, name))},
         "outliers": [{**_rounded(_outlier_fields(o)), "value": o.value} for o in scan.outliers],
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from analyzer.base.errors import shown
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.base.settings import DEVICE, DTYPES, SCORES, is_text
 from analyzer.verify.settings import PAPER_PROMPT
 
@@ -82,11 +82,20 @@ early_stop_option = click.option(
 )
 
 
-def _coordinates(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[Coordinate, ...]:
-    try:
-        return tuple(map(Coordinate.parse, values))
-    except ValueError as error:
-        raise click.BadParameter(f"{shown(error)}: give [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL", param=param) from error
+def _parsed(parse: Callable[[str], Any], grammar: str) -> Callable[..., tuple[Any, ...]]:
+    """Return the callback of an option whose values are made of text by `parse`, which raises ValueError."""
+
+    def parsed(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[Any, ...]:
+        try:
+            return tuple(map(parse, values))
+        except ValueError as error:
+            raise click.BadParameter(f"{shown(error)}: give {grammar}", param=param) from error
+
+    return parsed
+
+
+def _weight_or_unit(text: str) -> Coordinate | Unit:
+    return Unit.parse(text) if "any" in text.rpartition(":")[2] else Coordinate.parse(text)
 
 
 weight_options = (
@@ -95,8 +104,17 @@ weight_options = (
         "weights",
         multiple=True,
         metavar="COORDINATE",
-        callback=_coordinates,
-        help="Look at this weight, [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, and search for none; may be given again.",
+        callback=_parsed(_weight_or_unit, "[TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, ROW or COL may be any"),
+        help="Look at this weight, [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, and search for none; with any as COL at "
+        "the whole row, with any as ROW at the whole column. May be given again.",
+    ),
+    click.option(
+        "--expert",
+        "experts",
+        multiple=True,
+        metavar="EXPERT",
+        callback=_parsed(Unit.parse_expert, "[TOWER:]LAYER[.MLP],EXPERT"),
+        help="The same with a whole expert, [TOWER:]LAYER[.MLP],EXPERT: what it gives is zeroed, the router kept.",
     ),
     click.option(
         "--weights-of", metavar="MODEL", callback=check_text, help="The same with what the catalog knows of a model."
@@ -146,6 +164,11 @@ _verify_options = (
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
     ),
+    click.option(
+        "--more",
+        is_flag=True,
+        help="Of critical weights also: halved, zeroed two at a time, and their whole rows and columns.",
+    ),
     *device_options,
 )
 
@@ -170,11 +193,15 @@ def verify_options(*more: Decorator) -> Decorator:
         prompts: Path | None,
         weights_of: str | None = None,
         folder: Path | None = None,
+        experts: Sequence[Unit] = (),
         **chosen: Any,
     ) -> Any:
         from analyzer.catalog.lookup import weights_known_of
         from analyzer.verify.settings import VerifySettings, read_prompts, read_text
 
+        asked = chosen.pop("weights", ())
+        chosen["weights"] = tuple(each for each in asked if isinstance(each, Coordinate))
+        chosen["units"] = (*(each for each in asked if isinstance(each, Unit)), *experts)
         if weights_of is not None:
             known = weights_known_of(weights_of, folder=folder)
             chosen["weights"] = tuple(dict.fromkeys((*chosen["weights"], *known)))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | None, **where: Any) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
 
-    The weights come block by block: a model may be larger than memory. With --weight or --weights-of it says what these
-    weights are and do here, and searches for none.
+    The weights come block by block: a model may be larger than memory. With --weight, --weights-of or --expert it says
+    what these are and do here, and searches for none.
 
     \b
     Examples:
@@ -31,6 +31,8 @@ def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | No
       superweight verify HuggingFaceTB/SmolLM2-135M --json | jq '.super_weights[0]'
       superweight verify mistralai/Mistral-7B-v0.1 --early-stop
       superweight verify ./my-model --weight 11,507,1229 --weight 28,507,678
+      superweight verify ./my-model --weight 11,507,any --weight 11,any,1229
+      superweight verify ./my-mixture --expert 1,68 --expert 2,92
       superweight verify ./my-chat-model --weights-of mistralai/Mistral-7B-v0.1
     """
     from analyzer.analyze.verifying import verify_model

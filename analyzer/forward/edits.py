@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Protocol
 
 from analyzer.base.errors import ForwardError, shown
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,40 @@ class PlacedEdit(_OfWeight):
         WeightEdit(self.coordinate, self.at), WeightEdit(self.coordinate, self.elsewhere)  # or it is refused
         if not isinstance(self.positions, frozenset) or not all(map(_is_index, self.positions)):
             raise ForwardError(f"{shown(repr(self.positions))} are no positions: give a frozenset of integers from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEdit:
+    """A row or a column of a down projection, or what an expert gives, times a factor; by 0 it is zeroed.
+
+    The router's choice stays as it is. Raises ForwardError where either is no such thing.
+    """
+
+    unit: Unit
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        unit = self.unit
+        one = isinstance(unit, Unit) and None in (unit.row, unit.col) and _is_coordinate(unit.first)
+        if not one or (unit.kind == "expert" and unit.first.expert is None):
+            raise ForwardError(f"{shown(repr(unit))} is no row, column or expert: give a Unit of one of these")
+        if not _is_finite(self.factor):
+            raise ForwardError(f"{unit.kind} {unit} times {shown(repr(self.factor))}: give a finite number")
+
+    @property
+    def layer(self) -> int:
+        """The layer of the down projection."""
+        return self.unit.first.layer
+
+    @property
+    def key(self) -> Unit:
+        """The unit."""
+        return self.unit
+
+    @property
+    def weights(self) -> tuple[Coordinate, ...]:
+        """One of the unit, which tells whether the model has it."""
+        return (self.unit.first,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +199,9 @@ class Intervention:
 UNTOUCHED = Intervention()
 
 
-def zeroing(coordinates: Iterable[Coordinate]) -> Intervention:
-    """Return the intervention that sets these weights to zero."""
-    return Intervention(tuple(WeightEdit(coordinate) for coordinate in coordinates))
+def zeroing(places: Iterable[Coordinate | Unit]) -> Intervention:
+    """Return the intervention that sets these weights to zero, or these rows, columns and experts."""
+    return Intervention(tuple(UnitEdit(at) if isinstance(at, Unit) else WeightEdit(at) for at in places))
 
 
 def scaling(factors: Mapping[Coordinate, float]) -> Intervention:

@@ -21,7 +21,8 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate, Place
 from analyzer.forward.blocks.experts import watched_experts
 from analyzer.forward.blocks.mlps import Block, Passage, Record
-from analyzer.forward.edits import InputEdit, Intervention, PlacedEdit, StreamEdit, WeightEdit
+from analyzer.forward.blocks.units import Product, units_of
+from analyzer.forward.edits import InputEdit, Intervention, PlacedEdit, StreamEdit, UnitEdit, WeightEdit
 from analyzer.forward.linears import changed_inputs, changing, linears_of
 from analyzer.forward.trace import Entry, factors_of
 from analyzer.model.rows import is_stacked, tokens_come_first
@@ -43,6 +44,7 @@ def intercepted(
     of a kind that is not done here.
     """
     edited: dict[Place, list[tuple[int, WeightEdit | PlacedEdit]]] = {}
+    units = units_of(interventions)
     streams: dict[int, list[tuple[int, StreamEdit]]] = {}
     for batch_row, intervention in enumerate(interventions):
         for edit in intervention.edits:
@@ -50,23 +52,33 @@ def intercepted(
                 streams.setdefault(edit.layer, []).append((batch_row, edit))
             elif isinstance(edit, WeightEdit | PlacedEdit):
                 edited.setdefault(edit.coordinate.place, []).append((batch_row, edit))
-            elif not isinstance(edit, InputEdit):
+            elif not isinstance(edit, InputEdit | UnitEdit):
                 raise ForwardError(f"{type(edit).__name__} is a kind of edit that this version cannot do")
 
     def change(
-        place: Place, which: torch.Tensor, entered: torch.Tensor, left: torch.Tensor, *, padded: bool = False
+        place: Place,
+        which: torch.Tensor,
+        entered: torch.Tensor,
+        left: torch.Tensor,
+        product: Product,
+        *,
+        padded: bool = False,
     ) -> torch.Tensor:
         """Return the output [n, hidden_size] of the tokens at the places `which` [n] with the edits in place.
 
-        Where these are all tokens of a block, each row may be `padded` to a window.
+        `product` is what makes it of `entered`. Where these are all tokens of a block, each row may be `padded` to a
+        window.
         """
-        here = edited.get(place)
-        if not here:
+        here, whole = edited.get(place, ()), units.get(place, {})
+        if not here and not whole:
             return left
         left = left.clone()
         in_hand = torch.tensor(rows(), device=which.device)
         width = len(which) // len(in_hand) if padded else tokens
         batch_rows, positions = in_hand[which // width], which % width
+        for batch_row, edits in whole.items():
+            if (mine := batch_rows == batch_row).any():
+                left[mine] = product.with_units(edits, entered[mine], left[mine])
         for batch_row, edit in here:
             mine, c = batch_rows == batch_row, edit.coordinate
             removed = values[c] * _removed(edit, positions[mine])
@@ -87,7 +99,7 @@ def intercepted(
         writers = [(writer, each.is_latent) for each in blocks for mlp in each.mlps for writer in mlp.writers]
         for writer, is_latent in writers:
             keep = asked = None if is_latent else record
-            if asked is None and not any(place in edited for place in writer.places):
+            if asked is None and not any(place in edited or place in units for place in writer.places):
                 continue
             if writer.downs:
                 stack.enter_context(watched_experts(writer, change, asked))
@@ -110,12 +122,12 @@ def _removed(edit: WeightEdit | PlacedEdit, positions: torch.Tensor) -> torch.Te
 
 
 def _linear_hook(place: Place, change: Callable[..., torch.Tensor], record: Record | None) -> Callable[..., Any]:
-    def hook(_module: object, args: Any, output: Any) -> Any:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
         # [rows, T, channels]; some models flatten the first two, or give a scale beside it.
         given = _first(output)
         entered, left = args[0].reshape(-1, args[0].shape[-1]), given.reshape(-1, given.shape[-1])
         which = torch.arange(left.shape[0], device=left.device)
-        left = change(place, which, entered, left, padded=True)
+        left = change(place, which, entered, left, Product(lambda taken: _first(module.forward(taken))), padded=True)
         if record is not None:
             record(Passage(place, which, entered, left, torch.ones(left.shape[0], device=left.device)))
         left = left.reshape(given.shape)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from analyzer.base.errors import ForwardError
+from analyzer.base.records import Place
+from analyzer.forward.blocks.mlps import Passage
+from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.interception import intercepted
+from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.rows import tokens_come_first
+from analyzer.model.tokens import Window
 
 OnStream = Callable[[int, torch.Tensor], None]
 """Called with a layer and the residual stream after it, [rows, T, hidden_size], edits in place."""
@@ -37,6 +43,31 @@ def observed(runner: Runner, *, stream: OnStream | None = None, attention: OnAtt
             if stream is not None:
                 stack.callback(block.module.register_forward_hook(watched.ends).remove)
         yield
+
+
+def expert_outputs(runner: Runner, windows: Sequence[Window]) -> dict[Place, tuple[float, int]]:
+    """Return of each expert the largest magnitude that its down projection gives over all tokens, and how many it has.
+
+    Before the router's weight, but for a model that weighs what goes into its experts. Runs the text once. Experts that
+    write a latent are left out.
+    """
+    blocks = [block for block in runner.stack if not block.is_latent]
+    writers = [writer for block in blocks for mlp in block.mlps for writer in mlp.writers]
+    found = {place: (0.0, 0) for writer in writers for place in writer.places if place[3] >= 0}
+
+    def record(passage: Passage) -> None:
+        given = passage.entered.any(dim=1)  # where all experts are handed all tokens, others are zeros
+        if passage.place in found and given.any():
+            largest, tokens = found[passage.place]
+            here = float(passage.left[given].abs().max())
+            found[passage.place] = max(largest, here), tokens + int(given.sum())
+
+    def watch(numbers: Sequence[int]) -> AbstractContextManager[object]:
+        rows, tokens = [UNTOUCHED] * len(numbers), runner.length(windows[numbers[0]].ids)
+        return intercepted(runner.stack, rows, {}, lambda: runner.blocks.rows.in_hand, tokens, record)
+
+    token_losses(runner, [(window, UNTOUCHED) for window in windows], watch=watch)
+    return found
 
 
 class _Watched:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.numbers.encoding import Tile
 from analyzer.numbers.floats import Int64, Unsigned
@@ -105,3 +106,38 @@ def nearest_weights(
 
     stream(checkpoint.source, checkpoint.read_matrix(matrix, use))
     return [coordinate._replace(row=int(place) // cols, col=int(place) % cols) for place in ranking.places]
+
+
+def nearest_units(checkpoint: Checkpoint, projection: DownProjection, unit: Unit, count: int) -> list[Unit]:
+    """Return the rows, or columns, of a projection whose norms are nearest to that of a unit, nearest first.
+
+    Costs one pass over the projection. Raises SourceError where bytes cannot be read.
+    """
+    is_row = unit.row is not None
+    squares = _squares(checkpoint, projection)[0 if is_row else 1]
+    own = unit.row if unit.row is not None else unit.col
+    away = np.abs(np.sqrt(squares) - np.sqrt(squares[own]))
+    order = [int(place) for place in np.argsort(away, kind="stable") if place != own and np.isfinite(away[place])]
+    return [unit._replace(row=place) if is_row else unit._replace(col=place) for place in order[:count]]
+
+
+def _squares(checkpoint: Checkpoint, projection: DownProjection) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the squared norms of a projection's rows and of its columns.
+
+    Whoever reads what first, they are summed up in the order of the tiles.
+    """
+    matrix = projection.matrix
+    found: dict[tuple[int, int], tuple[Any, NDArray[np.float64], Any, NDArray[np.float64]]] = {}
+
+    def use(_: int, tile: Tile, bits: Unsigned) -> None:
+        lines, places = matrix.axes(tile)
+        squares = np.square(matrix.encoding.decoded.decode(bits).astype(np.float64))
+        at = slice(places.start, places.stop)
+        found[int(lines[0]), places.start] = lines, squares.sum(axis=1), at, squares.sum(axis=0)
+
+    stream(checkpoint.source, checkpoint.read_matrix(matrix, use))
+    by_line, by_place = (np.zeros(size) for size in (matrix.shape[::-1] if matrix.transposed else matrix.shape))
+    for _, (lines, of_lines, at, of_places) in sorted(found.items(), key=lambda item: item[0]):
+        by_line[lines] += of_lines
+        by_place[at] += of_places
+    return (by_place, by_line) if matrix.transposed else (by_line, by_place)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import ForwardError
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.scan.records import Outlier
 from analyzer.verify.settings import VerifySettings, bundled_prompts
 
@@ -38,7 +38,8 @@ class Statics:
 
     `outliers` are screened for their effect too. `rank` gives the rank by |W| of any coordinates, `nearest` so many
     weights of other rows that are nearest to one in magnitude, `shape` the (rows, cols) of a weight's projection.
-    `asked` are the values of the weights that were asked for.
+    `asked` are the values of the weights that were asked for, `units` the rows, columns and experts; `nearest_units`
+    gives so many others that are nearest to a row or column in norm, `experts` those of the same layer.
     """
 
     model: str
@@ -46,7 +47,15 @@ class Statics:
     rank: Callable[[Sequence[Coordinate]], Mapping[Coordinate, int]]
     nearest: Callable[[Coordinate, int], Sequence[Coordinate]]
     shape: Callable[[Coordinate], tuple[int, int]]
+    nearest_units: Callable[[Unit, int], Sequence[Unit]] = lambda *_: ()
+    experts: Callable[[Unit], Sequence[Unit]] = lambda _: ()
     asked: Mapping[Coordinate, float] = field(default_factory=dict)
+    units: Sequence[Unit] = ()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether weights or units were asked for, and so none is searched for."""
+        return bool(self.asked or self.units)
 
 
 def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
@@ -62,7 +71,7 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
         )
     prompts = settings.prompts
     if prompts is None:
-        prompts = () if settings.early_stop or settings.weights else bundled_prompts()
+        prompts = () if settings.early_stop or settings.is_asked else bundled_prompts()
     whole, bare = (_all_ids(tokens, prompts, special=special) for special in (True, False))
     return Prepared(
         ids=tuple(ids),

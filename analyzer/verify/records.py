@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.model.cost import Cost
 
 REASONS = {
@@ -92,6 +92,7 @@ class SuperWeight:
     whose delta this is. Of a weight that was run over the whole text, `kl_divergence` is that of the untouched model
     from the one with it zeroed, in nats per token, `top1_agreement` the part of the tokens where both find the same
     one likeliest, and `destroyed` says whether the zeroed one knows less of the text than its unigrams tell.
+    `delta_half` is what half of the weight's value adds to the loss, where that was asked for.
     """
 
     layer: int
@@ -122,6 +123,9 @@ class SuperWeight:
     kl_divergence: float | None = None
     top1_agreement: float | None = None
     destroyed: bool | None = None
+    delta_half: float | None = None
+    delta_half_low: float | None = None
+    delta_half_high: float | None = None
 
     @property
     def coordinate(self) -> Coordinate:
@@ -163,6 +167,75 @@ class Column:
     def coordinate(self) -> Coordinate:
         """Where it is, as SuperWeight.column says it."""
         return Coordinate(self.layer, self.expert, 0, self.col, self.tower, self.mlp)
+
+
+@dataclass(frozen=True)
+class UnitEffect:
+    """What zeroing a whole row, column or expert does over the whole text; fields are named as SuperWeight's are.
+
+    `kind` says which it is; `row` and `col` are null where it has all of them. `controls` is how many it is held
+    against: rows, or columns, of the same matrix and of nearest norm, or experts of the same layer that get about as
+    many tokens.
+    """
+
+    kind: str
+    layer: int
+    expert: int | None
+    row: int | None
+    col: int | None
+    effect: str
+    loss: float
+    loss_zeroed: float
+    loss_tokens: int
+    delta: float
+    delta_low: float
+    delta_high: float
+    controls: int
+    control_loss_max: float | None
+    kl_divergence: float | None
+    top1_agreement: float | None
+    destroyed: bool | None
+    tower: str | None = None
+    mlp: int | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """What it is."""
+        return Unit(Coordinate(self.layer, self.expert, 0, 0, self.tower, self.mlp).place, self.row, self.col)
+
+
+@dataclass(frozen=True)
+class ExpertOutput:
+    """What an expert's down projection gives over all tokens of the text, before the router's weight.
+
+    `output_max` is the largest magnitude, `output_rank` its place among those of all experts, 1 the largest, `tokens`
+    how many it is given. `super_expert` says whether it is one by the criterion of arXiv 2507.23279.
+    """
+
+    layer: int
+    expert: int
+    output_max: float
+    output_rank: int
+    tokens: int
+    super_expert: bool
+    tower: str | None = None
+    mlp: int | None = None
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What two weights cost together, `delta`, and each alone, and what the first is beyond the sum of these.
+
+    In nats per token over `loss_tokens` tokens; the interval is that of `beyond`.
+    """
+
+    coordinates: tuple[Coordinate, Coordinate]
+    delta: float
+    delta_alone: tuple[float, float]
+    beyond: float
+    beyond_low: float
+    beyond_high: float
+    loss_tokens: int
 
 
 @dataclass(frozen=True)
@@ -227,6 +300,10 @@ class VerifyResult:
     Where weights were asked for, `asked` has them and nothing was searched for: `verdict` is null, `super_weights` is
     empty, and `joint` is over the asked ones.
 
+    `units` are the rows, columns and experts that were asked for and, with `more`, those of the critical weights;
+    `experts`, where one was asked for, the outputs of all that are super experts, and of those; `interactions`, with
+    `more`, what critical weights cost two at a time.
+
     With `early_stop` only the first blocks ran, and ranks and losses are null. `bytes_read` is what was read of the
     checkpoint, again and again included; `checkpoint_bytes` is what its weight files have in all. `tower` is the one
     that was judged, of a model with several; an encoder by itself has no losses. `notes` say, a line each, where what
@@ -264,4 +341,7 @@ class VerifyResult:
     tower: str | None = None
     notes: tuple[str, ...] = ()
     streams: int | None = None
+    units: tuple[UnitEffect, ...] = ()
+    experts: tuple[ExpertOutput, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
     cost: Cost | None = field(default=None, compare=False)

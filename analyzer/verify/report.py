@@ -17,9 +17,12 @@ from analyzer.base.text import (
     model_title,
     percent,
     place_name,
+    plus_minus,
+    signed,
     table,
 )
 from analyzer.verify.records import REASONS, LayerMaxima, Masking, SuperActivation, SuperWeight, VerifyResult
+from analyzer.verify.unit_tables import unit_sections
 
 SHOWN_WEIGHTS = 12
 SHOWN_ACTIVATIONS = 5
@@ -33,9 +36,10 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreem
     `catalog_file` is named where an entry was written; `agreement` says whether it is what others report.
     """
     sections = [model_title(result.model, result.revision, result.commit)]
-    sections += _answer(result) if result.asked else _finding(result)
+    sections += _finding(result) if result.verdict is not None else _answer(result)
     if weights := result.asked or result.super_weights:
         sections.append(weights_table(weights, "Weights asked for" if result.asked else WEIGHTS))
+    sections += unit_sections(result)
     if result.super_activations:
         sections.append(activations_table(result.super_activations))
     if result.recurrences:
@@ -75,7 +79,7 @@ def _finding(result: VerifyResult) -> Iterator[str]:
         sentence = f"Its column {best.col} writes {len(column.rows)} channels at once: {_some(column.rows)}"
         if column.delta is not None and column.delta_high is not None:
             sentence += (
-                f"; zeroing these weights at once adds {_plus_minus(column.delta, column.delta_high)} to the loss"
+                f"; zeroing these weights at once adds {plus_minus(column.delta, column.delta_high)} to the loss"
             )
         yield fill(f"{sentence}.")
     if result.early_stop:
@@ -159,10 +163,9 @@ def _one(weight: SuperWeight) -> Iterator[str]:
 
 def _beside(divergence: float, agreement: float, *, destroyed: bool) -> str:
     """Return what else is said of what was zeroed, as one part of a sentence."""
-    words = f"the likeliest token stays at {percent(agreement)} of the tokens, with a KL divergence of {divergence:.3g} nats"
-    return words + (
-        ", and the model is destroyed: it knows less of the text than its unigrams tell" if destroyed else ""
-    )
+    words = f"the likeliest token stays at {percent(agreement)} of the tokens, with a KL divergence of "
+    gone = ", and the model is destroyed: it knows less of the text than its unigrams tell" if destroyed else ""
+    return f"{words}{divergence:.3g} nats{gone}"
 
 
 def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
@@ -281,20 +284,11 @@ def _cost(weight: SuperWeight) -> str:
     """Return what zeroing a weight alone adds to the loss, with half the width of its interval."""
     if weight.loss is None or weight.delta is None or weight.delta_high is None:
         return _change(weight.loss, weight.loss_zeroed)
-    return _plus_minus(weight.delta, weight.delta_high)
-
-
-def _plus_minus(delta: float, high: float) -> str:
-    """Return a difference with half the width of its interval, as far as that is known."""
-    return _signed(delta) + (f" ±{high - delta:.3f}" if math.isfinite(high) else "")
+    return plus_minus(weight.delta, weight.delta_high)
 
 
 def _change(loss: float | None, other: float | None) -> str:
-    return "-" if loss is None or other is None else _signed(other - loss)
-
-
-def _signed(difference: float) -> str:
-    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0: never "-0.000"
+    return "-" if loss is None or other is None else signed(other - loss)
 
 
 def _loss(loss: float | None) -> str:

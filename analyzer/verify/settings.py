@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 
 from analyzer.base.errors import SourceError, shown
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.base.settings import check_device, check_dtype, is_text, require
-from analyzer.forward.edits import WeightEdit
+from analyzer.forward.edits import UnitEdit, WeightEdit
 
 PAPER_PROMPT = "Apple Inc. is a worldwide tech company."  # of arXiv 2411.07191
 MAX_TEXT_BYTES = 10_000_000
@@ -85,11 +85,12 @@ class VerifySettings:
     """What a verification is asked for.
 
     Losses are over `text`. `prompts` are what super activations are looked for in beside `prompt`; null stands for the
-    bundled ones or, with `early_stop` or `weights`, for none. `early_stop` ends at the first super activation that has
-    persisted, and leaves effects and ranks out. `weights` are looked at in place of searching for any; those without a
-    tower are of the one that is judged. `tower` names that, of a model that has several, null for the one that makes
-    text. `device` is auto, cpu, cuda, cuda:N or mps, `dtype` auto, float32, bfloat16 or
-    float16. Raises AnalyzerError for any other value.
+    bundled ones or, with `early_stop`, `weights` or `units`, for none. `early_stop` ends at the first super activation
+    that has persisted, and leaves effects and ranks out. `weights`, and `units`, rows, columns and experts, are looked
+    at in place of searching for any; those without a tower are of the one that is judged. With `more`, critical weights
+    are also halved and zeroed two at a time, and their rows and columns judged as a whole. `tower` names the one that
+    is judged, of a model that has several, null for the one that makes text. `device` is auto, cpu, cuda, cuda:N or
+    mps, `dtype` auto, float32, bfloat16 or float16. Raises AnalyzerError for any other value.
     """
 
     prompt: str = PAPER_PROMPT
@@ -97,6 +98,8 @@ class VerifySettings:
     prompts: tuple[str, ...] | None = None
     early_stop: bool = False
     weights: tuple[Coordinate, ...] = ()
+    units: tuple[Unit, ...] = ()
+    more: bool = False
     tower: str | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -109,12 +112,27 @@ class VerifySettings:
         require(self.prompts is None or texts, "prompts", self.prompts, "several texts, or None for the bundled ones")
         coordinates = isinstance(self.weights, tuple | list) and all(isinstance(c, Coordinate) for c in self.weights)
         require(coordinates, "weights", self.weights, "several Coordinates")
+        units = isinstance(self.units, tuple | list) and all(isinstance(unit, Unit) for unit in self.units)
+        require(units, "units", self.units, "several Units")
         require(
-            not (self.weights and self.early_stop), "early_stop", True, "False where weights are asked for: it searches"
+            not (self.is_asked and self.early_stop),
+            "early_stop",
+            True,
+            "False where weights are asked for: it searches",
+        )
+        require(
+            not (self.more and self.early_stop), "early_stop", True, "False where more is asked for: it runs no text"
         )
         require(self.tower is None or is_text(self.tower), "tower", self.tower, "the name of a tower, or None")
         for coordinate in self.weights:
             WeightEdit(coordinate)  # or it is refused
+        for unit in self.units:
+            UnitEdit(unit)  # the same
         check_device(self.device)
         check_dtype(self.dtype)
         require(isinstance(self.thresholds, Thresholds), "thresholds", self.thresholds, "Thresholds")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether weights or units are asked for, and so none is searched for."""
+        return bool(self.weights or self.units)

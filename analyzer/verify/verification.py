@@ -8,13 +8,15 @@ from functools import partial
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress
-from analyzer.base.records import Coordinate
+from analyzer.base.records import Coordinate, Unit
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.losses import Comparison, token_losses
+from analyzer.forward.observers import expert_outputs
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
+from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
 from analyzer.verify.costs.effects import (
     EFFECT_PARAMETERS,
@@ -25,15 +27,19 @@ from analyzer.verify.costs.effects import (
 )
 from analyzer.verify.costs.intervals import Estimate
 from analyzer.verify.costs.measuring import Measuring
+from analyzer.verify.costs.units import interactions_of, measure_units, units_of, with_halves
 from analyzer.verify.ordering import columns_of, in_order
 from analyzer.verify.preparation import MIN_TOKENS, Prepared, Statics
 from analyzer.verify.records import (
     Column,
+    ExpertOutput,
+    Interaction,
     JointZeroing,
     Recurrence,
     SuperActivation,
     SuperWeight,
     VerifyResult,
+    Write,
 )
 from analyzer.verify.settings import Thresholds, VerifySettings
 
@@ -63,8 +69,8 @@ def verify(
     activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
     if trace.layers != runner.layers:
         late = ()  # what comes after was not run
-    rounds = 1 if early_stop else MAX_ROUNDS
-    found = search(runner, prepared, trace, activations, late, thresholds, rounds=rounds, asked=statics.asked)
+    rounds, asked = 1 if early_stop else MAX_ROUNDS, statics.asked if statics.is_asked else None
+    found = search(runner, prepared, trace, activations, late, thresholds, rounds=rounds, asked=asked)
     progress("prompt", 1, 1)
     weights, measuring = in_order(found.weights), None
     if not early_stop:
@@ -72,11 +78,17 @@ def verify(
             comparison = Comparison()
             run = partial(token_losses, runner, comparison=comparison)
             measuring = Measuring(run, prepared.windows, progress, causal=causal, comparison=comparison)
-        if statics.asked:
+        if statics.is_asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)
         else:
             weights = _measured(measuring, found.weights, trace, activations, statics)
     joint, columns = _together(measuring, weights, statics)
+    outputs = _experts(runner, prepared, statics, found.writes, activations)
+    units: list[Unit] = list(statics.units)
+    interactions: tuple[Interaction, ...] = ()
+    if settings.more and measuring is not None:
+        weights, interactions = tuple(with_halves(measuring, weights)), interactions_of(measuring, weights)
+        units += [unit for unit in units_of(weights) if unit not in units]
     source = runner.checkpoint.source
     return VerifyResult(
         model=runner.name,
@@ -90,14 +102,14 @@ def verify(
         tokens=tokens,
         dtype=runner.dtype,
         device=runner.device,
-        verdict=None if statics.asked else "found" if any(w.is_super for w in weights) else "none",
+        verdict=None if statics.is_asked else "found" if any(w.is_super for w in weights) else "none",
         layers=layer_maxima(trace),
         super_activations=activations,
         late_activations=late,
         outlier_features=outlier_features(trace.residual, trace.layers, thresholds),
         writes=found.writes,
-        super_weights=() if statics.asked else weights,
-        asked=weights if statics.asked else (),
+        super_weights=() if statics.is_asked else weights,
+        asked=weights if statics.is_asked else (),
         columns=columns,
         joint=joint,
         masking=found.masking,
@@ -105,6 +117,9 @@ def verify(
         prompts=len(prepared.prompts),
         recurrences=_recurrences(runner, prepared, thresholds, causal=causal, progress=progress),
         early_stop=early_stop,
+        units=measure_units(measuring, units, statics, outputs) if units and measuring is not None else (),
+        experts=tuple(each for unit, each in outputs.items() if each.super_expert or unit in units),
+        interactions=interactions,
         bytes_read=runner.checkpoint.bytes_read,
         checkpoint_bytes=runner.checkpoint.total_bytes,
         cost=replace(runner.blocks.cost),
@@ -191,12 +206,30 @@ def _together(
     measuring: Measuring | None, weights: Sequence[SuperWeight], statics: Statics
 ) -> tuple[JointZeroing | None, tuple[Column, ...]]:
     """Return what zeroing all confirmed weights at once does, or all that were asked for, and all of each column."""
-    every = tuple(w.coordinate for w in weights if statics.asked or w.status == "confirmed")
+    every = tuple(w.coordinate for w in weights if statics.is_asked or w.status == "confirmed")
     columns = [tuple(weight.coordinate for weight in column) for column in columns_of(weights)]
     if measuring is None:
         return None, tuple(_column(column, None) for column in columns)
     joint = JointZeroing(every, measure_joint(measuring, every), measuring.loss) if len(every) > 1 else None
     return joint, tuple(map(_column, columns, measure_columns(measuring, columns)))
+
+
+def _experts(
+    runner: Runner,
+    prepared: Prepared,
+    statics: Statics,
+    writes: Sequence[Write],
+    activations: Sequence[SuperActivation],
+) -> dict[Unit, ExpertOutput]:
+    """Return what all experts give over the text, where one of them is asked for; else none.
+
+    Raises ForwardError where units are asked for and there is no loss.
+    """
+    if statics.units and not runner.has_loss:
+        raise ForwardError(f"{runner.name}: an encoder by itself has no loss: no row, column or expert can be judged")
+    if all(unit.kind != "expert" for unit in statics.units):
+        return {}
+    return judge_experts(expert_outputs(runner, prepared.windows), forming_layers(writes, activations))
 
 
 def _column(weights: Sequence[Coordinate], cost: Estimate | None) -> Column:

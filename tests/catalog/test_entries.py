@@ -9,7 +9,15 @@ from analyzer import __version__
 from analyzer.base.records import Coordinate
 from analyzer.catalog.entries import make_entry
 from analyzer.catalog.files import save_entry, validate
-from analyzer.verify.records import JointZeroing, LayerMaxima, SuperActivation, SuperWeight, VerifyResult
+from analyzer.verify.records import (
+    Interaction,
+    JointZeroing,
+    LayerMaxima,
+    SuperActivation,
+    SuperWeight,
+    UnitEffect,
+    VerifyResult,
+)
 
 EXACT = 0.012345678901234567
 WEIGHT = SuperWeight(
@@ -60,4 +68,21 @@ def test_it_says_what_it_is_of_and_how_it_was_made(tmp_path):
     assert [entry[key] for key in ("num_layers", "hidden_size", "intermediate_size")] == [4, 16, 32]
     assert entry["method"] == {"tool": "superweight-analyzer", "version": __version__, **METHOD}
     save_entry(tmp_path, "model", entry)
+    assert validate(tmp_path) == (1, 1, [])
+
+
+def test_what_more_was_asked_is_kept_and_else_left_out(tmp_path):
+    assert not {"units", "interactions"} & made().keys()
+    row = UnitEffect(
+        "row", 2, None, 3, None, "critical", 2.3, 3.4, 1881, 1.1, 1.0, 1.23456789, 4, 2.4, 0.9, 0.6, False
+    )  # fmt: skip
+    pair = (Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4))
+    both = Interaction(pair, 2.0, (1.1, 0.5), 0.4, 0.3, 0.5, 1881)
+    weight = replace(WEIGHT, delta_half=0.123456789, delta_half_low=0.1, delta_half_high=0.2)
+    entry = made(replace(RESULT, units=(row,), interactions=(both,), super_weights=(weight,)))
+    assert entry["units"][0]["delta_high"] == 1.2346
+    assert (entry["units"][0]["row"], entry["units"][0]["col"]) == (3, None)
+    assert entry["interactions"][0]["delta_alone"] == [1.1, 0.5]
+    assert entry["super_weights"][0]["delta_half"] == 0.12346
+    save_entry(tmp_path, "mine", entry)
     assert validate(tmp_path) == (1, 1, [])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from analyzer.forward.blocks.mlps import Passage, Record, Writer
+from analyzer.forward.blocks.units import Product
 
 PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 
@@ -49,6 +51,7 @@ class _ExpertsMode(TorchFunctionMode):
         self._storages = {weight.untyped_storage().data_ptr() for weight in weights}
         starts = [start for weight in weights for start in _starts(weight, len(writer.places) // len(weights))]
         self._places = dict(zip(starts, writer.places, strict=False))  # others are of vision's experts (ERNIE 4.5 VL)
+        self._added = dict(zip(writer.places, _added_after(writer), strict=False))
         self._change, self._record = change, record
         self._routing = next((a for a in arguments[2:] if isinstance(a, torch.Tensor) and a.ndim == 2), None)
         self._gathered: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -69,29 +72,32 @@ class _ExpertsMode(TorchFunctionMode):
                 self._weigh(args[1][:, 0])
             if name not in PRODUCTS or args[1].untyped_storage().data_ptr() not in self._storages:
                 return result
-            return self._product(args[0], args[1], result)
+            again = partial(_multiplied, func, args[2:], kwargs or {})
+            return self._product(args[0], args[1], result, again)
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         if self._waiting and error[0] is None:
             raise _unknown()
 
-    def _product(self, entered: torch.Tensor, weight: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    def _product(
+        self, entered: torch.Tensor, weight: torch.Tensor, left: torch.Tensor, again: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         if weight.ndim == 3:  # [experts, tokens, channels]
             which = torch.arange(left.shape[1], device=left.device)
             parts = zip(weight, entered, left, strict=True)
-            return torch.stack([self._pass(each, which, *rest) for each, *rest in parts])
+            return torch.stack([self._pass(each, which, taken, given, torch.matmul) for each, taken, given in parts])
         if self._gathered is not None and self._gathered[1].shape[0] == left.shape[0]:
             place, which = self._gathered
             routed = None if self._routing is None else self._routing[which, place]
-            return self._pass(weight, which, entered, left, routed)
+            return self._pass(weight, which, entered, left, again, routed)
         if self._sorted is None or self._gathered is not None or not entered.is_contiguous():
             raise _unknown()
         start = entered.storage_offset() // entered.shape[1]
         which = self._sorted[start : start + left.shape[0]]
         if which.shape[0] != left.shape[0]:
             raise _unknown()
-        return self._pass(weight, which, entered, left, start=start)
+        return self._pass(weight, which, entered, left, again, start=start)
 
     def _pass(
         self,
@@ -99,6 +105,7 @@ class _ExpertsMode(TorchFunctionMode):
         which: torch.Tensor,
         entered: torch.Tensor,
         left: torch.Tensor,
+        again: Callable[..., torch.Tensor],
         routed: torch.Tensor | None = None,
         *,
         start: int | None = None,
@@ -106,7 +113,8 @@ class _ExpertsMode(TorchFunctionMode):
         place = self._places.get(weight.data_ptr())
         if place is None:
             raise _unknown()
-        left = self._change(place, which, entered, left)
+        product = Product(lambda taken: again(taken, weight), self._added.get(place))
+        left = self._change(place, which, entered, left, product)
         if self._record is not None and left.shape[0]:
             routed = torch.ones(left.shape[0], device=left.device) if routed is None else routed.float()
             passage = Passage(place, which, entered, left, routed)
@@ -128,6 +136,21 @@ def _starts(weight: torch.Tensor, experts: int) -> list[int]:
     """Return where each expert's part of a parameter lies in memory: of `experts`, where its shape does not tell."""
     count = weight.shape[0] if weight.ndim == 3 else experts
     return [weight.data_ptr() + expert * (weight.nbytes // count) for expert in range(count)]
+
+
+def _added_after(writer: Writer) -> Iterator[torch.Tensor]:
+    """Yield what each expert adds to the product with its part of a parameter: its bias, a parameter beside it."""
+    for down in writer.downs:
+        bias = getattr(writer.module, f"{down}_bias", None)
+        yield from () if bias is None else bias
+
+
+def _multiplied(
+    func: Any, more: tuple[Any, ...], named: dict[str, Any], entered: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return the product of something else that goes in, [n, intermediate_size], made as one was."""
+    found: torch.Tensor = func(entered, weight, *more, **named)
+    return found
 
 
 def _unknown() -> RuntimeError:

@@ -45,7 +45,7 @@ def search(
     thresholds: Thresholds,
     *,
     rounds: int,
-    asked: Collection[Coordinate] = (),
+    asked: Collection[Coordinate] | None = None,
 ) -> Found:
     """Attribute every write, zero each weight behind one, and look again with the confirmed ones zeroed.
 
@@ -58,7 +58,7 @@ def search(
     first_writes: tuple[Write, ...] = ()
     masking: list[Masking] = []
     profiles: dict[Coordinate, Profile] = {}
-    for round_number in range(1, 1 + (1 if asked else rounds)):
+    for round_number in range(1, 1 + (rounds if asked is None else 1)):
         if round_number > 1:
             trace = runner.trace(ids, zeroing(zeroed))
             activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
@@ -67,7 +67,7 @@ def search(
         if round_number == 1:
             first_writes = tuple(sorted({*writes, *late_writes}, key=_place_of_write))
         new = {c: each for c, each in (attributions | to_late | attributions).items() if c not in found}
-        new = {c: each for c, each in new.items() if not asked or c in asked}
+        new = {c: each for c, each in new.items() if asked is None or c in asked}
         confirmed: list[Coordinate] = []
         interventions = [zeroing((*zeroed, coordinate)) for coordinate in new]
         streams = runner.streams([ids] * len(new), interventions, last_layer=trace.layers[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +51,7 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     enough to be critical; where that does not say that it costs too little, it is run over the whole text, which
     decides. Those that cost enough get their controls. Raises ForwardError where the untouched loss is no number.
     """
-    _check_finite(measuring, statics)
+    check_finite(measuring, statics)
     least = CRITICAL_INCREASE * measuring.loss
     in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"], least)
     alone = [weight.coordinate for weight in found if weight.coordinate not in in_group]
@@ -80,7 +80,7 @@ def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -
 
 def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
     """Return weights with their losses and effects, each over the whole text, and with controls. Raises alike."""
-    _check_finite(measuring, statics)
+    check_finite(measuring, statics)
     coordinates = [weight.coordinate for weight in asked]
     measuring.look([zeroing([c]) for c in coordinates], measuring.last, "weights asked for", compare=True)
     controls = _controls_of(measuring, coordinates, coordinates, statics)
@@ -99,7 +99,8 @@ def measure_columns(measuring: Measuring, columns: Sequence[tuple[Coordinate, ..
     return [measuring.of(zeroing(column)) for column in columns]
 
 
-def _check_finite(measuring: Measuring, statics: Statics) -> None:
+def check_finite(measuring: Measuring, statics: Statics) -> None:
+    """Raise ForwardError where the untouched loss is no number."""
     if not math.isfinite(measuring.loss):
         raise ForwardError(
             f"{statics.model}: its loss on the evaluation text is not finite: its weights hold NaN or Inf"
@@ -141,16 +142,13 @@ def _with_effect(
     cost = measuring.of(zeroing([weight.coordinate]))
     divergence, agreement, destroyed = beside_loss(measuring, zeroing([weight.coordinate]))
     near, random = controls or ([], [])
-    worst = max((each.delta for each in (*near, *random)), default=None)
-    over = worst is not None and cost.delta >= CRITICAL_OVER_CONTROLS * max(worst, 0.0)
-    critical = over and cost.delta >= CRITICAL_INCREASE * measuring.loss
 
     def loss_of(estimates: Sequence[Estimate]) -> float | None:
         return cost.loss + max(each.delta for each in estimates) if estimates else None
 
     return replace(
         weight,
-        effect="critical" if critical else "inert",
+        effect=effect_of(measuring, cost, [*near, *random]),
         loss=cost.loss,
         loss_zeroed=cost.loss_zeroed,
         loss_tokens=cost.tokens,
@@ -164,6 +162,13 @@ def _with_effect(
         top1_agreement=agreement,
         destroyed=destroyed,
     )
+
+
+def effect_of(measuring: Measuring, cost: Estimate, controls: Sequence[Estimate]) -> str:
+    """Return "critical" or "inert": without any control it is inert."""
+    worst = max((each.delta for each in controls), default=math.inf)
+    over = cost.delta >= CRITICAL_OVER_CONTROLS * max(worst, 0.0)
+    return "critical" if over and cost.delta >= CRITICAL_INCREASE * measuring.loss else "inert"
 
 
 def beside_loss(measuring: Measuring, intervention: Intervention) -> tuple[float | None, float | None, bool | None]:
@@ -199,15 +204,20 @@ def _controls_of(
     for c, kinds in controls.items():
         for control in (*kinds[0], *kinds[1]):
             for_whom.setdefault(zeroing([control]), []).append(measuring.of(zeroing([c])).delta)
-    left = list(for_whom)
-    for number in range(measuring.last + 1):
-        measuring.look(left, number, "controls")
-        left = [control for control in left if not _is_settled(measuring.of(control), for_whom[control])]
+    look_at_controls(measuring, for_whom)
 
     def costs(these: Iterable[Coordinate]) -> list[Estimate]:
         return [measuring.of(zeroing([control])) for control in these]
 
     return {c: (costs(near), costs(random)) for c, (near, random) in controls.items()}
+
+
+def look_at_controls(measuring: Measuring, for_whom: Mapping[Intervention, Sequence[float]]) -> None:
+    """Look at each control until it is sure whether those that it is for, of such costs, cost so many times as much."""
+    left = list(for_whom)
+    for number in range(measuring.last + 1):
+        measuring.look(left, number, "controls")
+        left = [control for control in left if not _is_settled(measuring.of(control), for_whom[control])]
 
 
 def _is_settled(control: Estimate, deltas: Iterable[float]) -> bool:

@@ -98,6 +98,17 @@ class Measuring:
         error = ERROR / 2 ** self._times[intervention]
         return estimate(before, [seen[place] for place in places], error, self._tokens)
 
+    def beyond(self, together: Intervention, parts: Sequence[Intervention]) -> Estimate:
+        """Return what an intervention costs beyond the sum of what its parts do, each of which ran over the whole text.
+
+        `loss` is then what one would expect of that sum.
+        """
+        untouched, whole = self._seen[UNTOUCHED], range(len(self._windows))
+        added = [sum(self._seen[part][n] - untouched[n] for part in parts) for n in whole]
+        expected = [(untouched[n] + added[n]).astype(np.float32) for n in whole]
+        error = ERROR / 2 ** self._times[together]
+        return estimate(expected, [self._seen[together][n] for n in whole], error, self._tokens)
+
     def compared(self, intervention: Intervention) -> tuple[float, float] | None:
         """Return the mean KL divergence of the untouched model from this, and how often their likeliest token agrees.
 
