@@ -12,6 +12,7 @@ from analyzer.cli.options import (
     catalog_option,
     check_text,
     common_options,
+    more_option,
     plot_option,
     scan_options,
     score_option,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @common_options
 @scan_options(top_option, score_option, name="scan")
-@verify_options()
+@verify_options(more_option)
 @plot_option
 @catalog_option
 @click.option("--family", help="Family, and so file, of the entry.  [default: from the model's name]")

@@ -150,6 +150,11 @@ device_options = (
         help="auto: float32 on a CPU, else the checkpoint's own.",
     ),
 )
+more_option = click.option(
+    "--more",
+    is_flag=True,
+    help="Of critical weights also: halved, zeroed two at a time, and their whole rows and columns.",
+)
 _verify_options = (
     click.option(
         "--prompt", callback=check_text, default=PAPER_PROMPT, show_default=True, help="What is run through the model."
@@ -163,11 +168,6 @@ _verify_options = (
         "--prompts",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Prompts, one a line, that super activations are looked for in too.  [default: a bundled set]",
-    ),
-    click.option(
-        "--more",
-        is_flag=True,
-        help="Of critical weights also: halved, zeroed two at a time, and their whole rows and columns.",
     ),
     *device_options,
 )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyzer.base.progress import progress_bars
-from analyzer.cli.options import common_options, early_stop_option, plot_option, verify_options, weight_options
+from analyzer.cli.options import (
+    common_options,
+    early_stop_option,
+    more_option,
+    plot_option,
+    verify_options,
+    weight_options,
+)
 from analyzer.cli.output import check_picture, draw_verification, print_result, printing, warn_of
 
 if TYPE_CHECKING:
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common_options
-@verify_options(early_stop_option, *weight_options)
+@verify_options(early_stop_option, more_option, *weight_options)
 @plot_option
 def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | None, **where: Any) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
