@@ -19,6 +19,7 @@ from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
 from analyzer.model.ends import (
     Answer,
+    Divergences,
     LogitsPart,
     SlicedHead,
     divergences_of,
@@ -232,12 +233,12 @@ class BlockwiseModel:
         """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32."""
         return likelihoods_of(self._sliced_logits(hidden), targets)
 
-    def divergences(self, untouched: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how what is said after hidden [n, hidden_size] differs from that after the untouched: divergences_of.
+    def divergences(self, untouched: torch.Tensor, hidden: torch.Tensor, targets: torch.Tensor) -> Divergences:
+        """Return what is said after hidden [rows, n, hidden_size] beside what is said after the untouched [n, ...].
 
-        The head runs for both.
+        The head runs once for each, and for the untouched.
         """
-        return divergences_of(self._sliced_logits(untouched, hidden), hidden)
+        return divergences_of(self._sliced_logits(untouched, *hidden), len(hidden), targets)
 
     def _sliced_logits(self, *hidden: torch.Tensor) -> Iterator[LogitsPart]:
         """Yield the logits after each of these hidden [n, hidden_size], part by part.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -115,6 +115,18 @@ class SlicedHead(torch.nn.Module):
         return self._stored[rows.start : rows.stop].to(self._dtype)
 
 
+class Divergences(NamedTuple):
+    """What several models say after n states, beside what one says: of each model and state, [rows, n].
+
+    Its negative log-likelihood of the target, the divergence KL(one || model), both in nats, and whether the likeliest
+    token is the same.
+    """
+
+    likelihoods: torch.Tensor
+    divergences: torch.Tensor
+    agrees: torch.Tensor
+
+
 def likelihoods_of(parts: Iterable[LogitsPart], targets: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood of each target [n], in nats: there never is a tensor of all logits."""
     total, wanted = torch.full(targets.shape, -torch.inf), torch.full(targets.shape, torch.nan)
@@ -125,27 +137,31 @@ def likelihoods_of(parts: Iterable[LogitsPart], targets: torch.Tensor) -> torch.
     return total - wanted
 
 
-def divergences_of(parts: Iterable[LogitsPart], states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the divergence KL(first || second) of what two models say after n states, [n] in nats, and who agrees.
+def divergences_of(parts: Iterable[LogitsPart], rows: int, targets: torch.Tensor) -> Divergences:
+    """Return what each of `rows` models says after n states, beside what the first says: the parts have all of them.
 
-    That is where the likeliest token is the same, [n]. With p the probabilities of the first and z the logits, the
-    divergence is the sum of p (z1 - z2), less the difference of the log-sum-exps. What p is, the whole vocabulary
-    tells: the sum is scaled again with each slice.
+    With p the probabilities of the first and z the logits, KL(first || other) is the sum of p (z1 - z2), less the
+    difference of the log-sum-exps. What p is, the whole vocabulary tells: the sum is scaled again with each slice.
     """
-    none = torch.full(states.shape[:1], -torch.inf, device=states.device)
-    totals, largest, mean = [none.clone(), none.clone()], [none.clone(), none.clone()], torch.zeros_like(none)
-    likeliest = [torch.zeros_like(none, dtype=torch.long), torch.zeros_like(none, dtype=torch.long)]
+    none = torch.full((rows + 1, len(targets)), -torch.inf, device=targets.device)
+    totals, largest, wanted = none.clone(), none.clone(), torch.full_like(none, torch.nan)
+    likeliest, mean = torch.zeros_like(none, dtype=torch.long), torch.zeros_like(none[1:])
     for part, first, logits in parts:
-        before = totals[0][part].clone()
-        for place, each in enumerate(logits):
-            totals[place][part] = torch.logaddexp(totals[place][part], each.logsumexp(dim=-1))
+        before = totals[0, part].clone()
+        for row, each in enumerate(logits):
+            totals[row, part] = torch.logaddexp(totals[row, part], each.logsumexp(dim=-1))
+            wanted[row, part] = _logits_at(targets[part] - first, each, wanted[row, part])
             most, where = each.max(dim=-1)
-            likeliest[place][part] = torch.where(most > largest[place][part], where + first, likeliest[place][part])
-            largest[place][part] = torch.maximum(largest[place][part], most)
-        p = (logits[0] - totals[0][part, None]).exp()
-        terms = torch.where(p > 0, p * (logits[0] - logits[1]), 0.0)  # a logit may be minus infinity in both
-        mean[part] = mean[part] * (before - totals[0][part]).exp() + terms.sum(dim=-1)
-    return (mean - totals[0] + totals[1]).clamp(min=0), likeliest[0] == likeliest[1]
+            likeliest[row, part] = torch.where(most > largest[row, part], where + first, likeliest[row, part])
+            largest[row, part] = torch.maximum(largest[row, part], most)
+        p = (logits[0] - totals[0, part, None]).exp()
+        mean[:, part] *= (before - totals[0, part]).exp()
+        for row, each in enumerate(logits[1:]):
+            terms = torch.where(p > 0, p * (logits[0] - each), 0.0)  # a logit may be minus infinity in both
+            mean[row, part] += terms.sum(dim=-1)
+    return Divergences(
+        (totals - wanted)[1:], (mean - totals[0] + totals[1:]).clamp(min=0), likeliest[1:] == likeliest[0]
+    )
 
 
 def _logits_at(places: torch.Tensor, logits: torch.Tensor, else_: torch.Tensor) -> torch.Tensor:

@@ -63,11 +63,12 @@ class Measuring:
     def look(self, interventions: Iterable[Intervention], number: int, what: str, *, compare: bool = False) -> None:
         """Run interventions on the part of the text that this look is at, but for windows that they were run on.
 
-        To `compare` them with the untouched model at the last look, those that were not compared are run again.
+        What is to `compare` is compared with the untouched model, on all whole windows that it was run on.
         """
         asked = list(dict.fromkeys(interventions))
-        if compare and self._comparison is not None:
-            self._comparison.asked |= set(asked)
+        if self._comparison is not None:
+            self._comparison.asked |= set(asked) if compare else set()
+            self._comparison.keeping = number < self.last
         todo = [
             (intervention, place, self._windows[place].prefix(tokens))
             for place, tokens in self._looks[number]
@@ -131,9 +132,8 @@ class Measuring:
         return next((number for number, n in enumerate(counts) if unseen(n, self._tokens) < least), self.last)
 
     def _missing(self, intervention: Intervention, place: int, tokens: int) -> bool:
-        window = self._windows[place].prefix(tokens)
-        uncompared = self._comparison is not None and self._comparison.lacks(window, intervention)
-        return uncompared or len(self._seen.get(intervention, {}).get(place, ())) < len(window.places)
+        wanted = len(self._windows[place].prefix(tokens).places)
+        return len(self._seen.get(intervention, {}).get(place, ())) < wanted
 
 
 def _entropy(tokens: Sequence[int]) -> float:

@@ -49,6 +49,24 @@ def test_divergence_and_agreement_are_those_of_the_plain_model(tmp_path, monkeyp
     assert list(comparison.found) == [(window, zeroing([weight]))]  # what was not asked for is not compared
 
 
+def test_what_was_kept_is_compared_without_another_pass(tmp_path):
+    model, weight = hooked(save_random("llama", tmp_path)), zeroing([WEIGHT])
+    window, comparison = model.tokens.window(TEXT_IDS), Comparison()
+    comparison.keeping = True
+    losses = [token_losses(model.runner, [(window, each)], comparison=comparison) for each in (UNTOUCHED, weight)]
+    passes = model.runner.blocks.cost.passes
+    comparison.asked.add(weight)
+    assert comparison.lacks(window, weight)
+    assert token_losses(model.runner, [], comparison=comparison) == []
+    assert model.runner.blocks.cost.passes == passes
+    kept = comparison.found.pop((window, weight))
+    (again,) = token_losses(model.runner, [(window, weight)], comparison=comparison)
+    assert again == pytest.approx(losses[1][0], abs=1e-6)
+    for one, other in zip(kept, comparison.found[window, weight], strict=True):
+        assert one == pytest.approx(other)
+    assert comparison.kept == {}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save(plant(random_llama()), tmp_path_factory.mktemp("models") / "planted")
