@@ -105,5 +105,6 @@ EXPERIMENT = Experiment(
     """,
     run=run,
     picture="bit",
-    in_all={"windows": 2},
+    in_all={"windows": 2, "length": 512},
+    less="at most 2 windows of 512 tokens",
 )

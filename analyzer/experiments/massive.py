@@ -307,4 +307,6 @@ EXPERIMENT = Experiment(
       superweight experiment massive ./my-model --weight 11,507,1229 --json | jq .writes
     """,
     run=run,
+    in_all={"windows": 4},
+    less="at most 4 windows",
 )

@@ -24,8 +24,8 @@ ORDER = math.log(10)  # nats by which a perplexity is ten times another
 NOTHING = 0.05  # of an effect, the most that is left where nothing is
 
 
-def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int]) -> Outcome:
-    """Zero the weights, and others; restore what they write at some positions; and the complements of that.
+def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int], complements: bool = True) -> Outcome:
+    """Zero the weights, and others; restore what they write at some positions; and the `complements` of that.
 
     Restoring a channel of a down projection's output at a position is the same as leaving the weight its effect there,
     since no other weight of it writes the channel by that input. At all positions it would be the untouched model.
@@ -37,7 +37,7 @@ def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int]) -> Outcom
     arms.append(Arm(joint, zeroing(coordinates), len(coordinates)))
     if len(coordinates) > 2:
         arms += [Arm(f"all but {c} zeroed", zeroing(_but(coordinates, c)), len(coordinates) - 1) for c in coordinates]
-    restoring, never_large = _restoring(lab, coordinates, sorted(set(restore)))
+    restoring, never_large = _restoring(lab, coordinates, sorted(set(restore)), complements=complements)
     chosen, unchangeable = [], bool(lab.runner.blocks.encodings or lab.runnable.checkpoint.metadata)
     for number, each in enumerate(() if unchangeable else others, start=1):
         lab.progress("choosing others", number, len(others))
@@ -65,7 +65,9 @@ def _other(lab: Lab, coordinates: Sequence[Coordinate], others: Others) -> Arm:
     return Arm(f"others: {others}", zeroed=count, change=zeroed_as_loaded(places), facts={"others": str(others)})
 
 
-def _restoring(lab: Lab, coordinates: Sequence[Coordinate], counts: Sequence[int]) -> tuple[list[Arm], bool]:
+def _restoring(
+    lab: Lab, coordinates: Sequence[Coordinate], counts: Sequence[int], *, complements: bool
+) -> tuple[list[Arm], bool]:
     """Return the arms that restore, or zero, at some positions; and whether no position has the super activation."""
     from analyzer.experiments.lab.observing import Written, observe
 
@@ -92,8 +94,9 @@ def _restoring(lab: Lab, coordinates: Sequence[Coordinate], counts: Sequence[int
         arms.append(arm(EVERYWHERE, large))
     most = len(lab.windows[0].ids)
     arms += [arm(f"restored at {count} largest", largest(count)) for count in counts if 1 < count < most]
-    arms.append(arm("zeroed at peak alone", largest(1), inside=True))
-    if somewhere:
+    if complements:
+        arms.append(arm("zeroed at peak alone", largest(1), inside=True))
+    if complements and somewhere:
         arms.append(arm("zeroed at super activation alone", large, inside=True))
     return arms, known and not somewhere
 
@@ -201,5 +204,6 @@ EXPERIMENT = Experiment(
             several=True,
         ),
     ),
-    in_all={"restore": (4,)},
+    in_all={"others": OTHERS[:1], "restore": (), "complements": False},
+    less="one kind of others, restored at two sets of positions",
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analyzer.base.errors import ForwardError
-from analyzer.base.progress import counted
 from analyzer.base.records import Coordinate
 from analyzer.experiments.lab.records import Experiment, Measured, Option, Outcome
 from analyzer.experiments.quantization.grid import (
@@ -23,7 +23,7 @@ from analyzer.experiments.quantization.grid import (
 if TYPE_CHECKING:
     from analyzer.analyze.running import Runnable
     from analyzer.experiments.lab.opening import Lab
-    from analyzer.experiments.lab.records import Weight
+    from analyzer.experiments.lab.records import Arm, Weight
 
 
 def run(lab: Lab, *, grid: str, group: Sequence[Group], bits: Sequence[int], activations: Sequence[str]) -> Outcome:
@@ -38,7 +38,7 @@ def run(lab: Lab, *, grid: str, group: Sequence[Group], bits: Sequence[int], act
     from analyzer.experiments.quantization import verdicts
     from analyzer.experiments.quantization.activations import smoothing_factors
     from analyzer.experiments.quantization.arms import Arms
-    from analyzer.experiments.quantization.matrices import choose_z, matrices_of
+    from analyzer.experiments.quantization.matrices import matrices_of
     from analyzer.experiments.quantization.protecting import holds, read_affected
     from analyzer.model.weights import StoredWeights
 
@@ -55,11 +55,10 @@ def run(lab: Lab, *, grid: str, group: Sequence[Group], bits: Sequence[int], act
             rounding.group.check(name, shape)
     weights, affected = StoredWeights(lab.runnable.checkpoint), read_affected(lab.runnable, coordinates)
     making = Arms(lab.runnable, matrices, affected, lab.runner.layers)
-    seen = watch_calibration(lab)
-    advance = counted(lab.progress, "clipping", len(matrices))
-    zs = choose_z(weights, matrices, asked.roundings, making.kept, seen, advance)
+    zs = {rounding: _choose_z(lab, making.clipped(rounding)) for rounding in asked.roundings}
     factors = {}
     if SMOOTH in asked.activations:
+        seen = watch_calibration(lab)
         factors = smoothing_factors(lab.runner, weights, matrices, seen, lab.windows[0].ids)
     kinds = [each for each in asked.activations if each != NONE and (factors or each != SMOOTH)]
     arms = [ORIGINAL, *(arm for rounding in asked.roundings for arm in making.of_weights(rounding, zs[rounding]))]
@@ -79,6 +78,16 @@ def run(lab: Lab, *, grid: str, group: Sequence[Group], bits: Sequence[int], act
     more = {"matrices": [verdicts.facts(each) for each in held], "verdicts": judged, "quantized": len(matrices)}
     claims = tuple(verdicts.claims(judged, arms, losses))
     return Outcome(measured, tuple(findings), more, (verdicts.table(held),), claims)
+
+
+def _choose_z(lab: Lab, arms: Sequence[Arm]) -> float:
+    """Return where to clip: as in the arm with the least loss on the first of the windows to calibrate on."""
+    import numpy as np
+
+    here = replace(lab, windows=lab.calibration[:1])
+    losses = np.nan_to_num(here.losses(arms)[:, 0], nan=np.inf)
+    lab.runs += here.runs
+    return float(arms[int(losses.argmin())].facts["clip"])
 
 
 def static(
@@ -145,7 +154,8 @@ EXPERIMENT = Experiment(
     run=run,
     static=static,
     calibrates=True,
-    in_all={"windows": 6},
+    in_all={"windows": 6, "grid": "least"},
+    less="at most 6 windows, Figure 7's smallest and largest group",
     options=(
         Option("grid", "Which settings: the paper's, or many.", _one_of(("quick", "full")), "quick", "quick|full"),
         Option(

@@ -141,4 +141,5 @@ EXPERIMENT = Experiment(
         Option("include", "Folder of tasks of your own, as YAML; code that these name is run.", str, None, "DIR"),
     ),
     in_all={"limit": 100},
+    less="100 examples a task",
 )

@@ -68,27 +68,33 @@ def token_losses(
     runner: Runner,
     pairs: Sequence[tuple[Window, Intervention]],
     progress: Callable[[int], object] = lambda _: None,
-    watch: Watch = lambda _: nullcontext(),
+    watch: Watch | None = None,
     comparison: Comparison | None = None,
 ) -> list[NDArray[np.float32]]:
     """Return the negative log-likelihood of each judged token, in nats, of each window under its intervention.
 
     The batch is split only where memory asks for it; `progress` is called with the number of pairs just done. Each
-    pass runs in the context that `watch` gives for the numbers of its pairs. What a `comparison` asks for is put there.
+    pass runs in the context that `watch` gives for the numbers of its pairs, of one where rows do not run together.
+    What a `comparison` asks for is put there.
     """
     if comparison is not None:
         _compare_kept(runner, comparison)
     found: dict[int, NDArray[np.float32]] = {}
     for length in sorted({len(window.ids) for window, _ in pairs}, reverse=True):
         same = [place for place, (window, _) in enumerate(pairs) if len(window.ids) == length]
-        rows = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
+        rows = 1 if watch is not None and runner.one_by_one else rows_in_pass(runner, length)
         for start in range(0, len(same), rows):
             part = same[start : start + rows]
-            with watch(part):
+            with nullcontext() if watch is None else watch(part):
                 here = [pairs[place] for place in part]
                 found |= zip(part, _likelihoods(runner, here, comparison), strict=True)
             progress(len(part))
     return [found[place] for place in range(len(pairs))]
+
+
+def rows_in_pass(runner: Runner, length: int) -> int:
+    """Return how many rows of so many tokens ride in one pass over the weights, by what memory bears."""
+    return max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
 
 
 def losses(

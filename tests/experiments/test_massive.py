@@ -146,3 +146,16 @@ def test_a_model_without_super_activations_has_nothing_to_set(run, tmp_path):
     assert [arm["name"] for arm in document["arms"]][:2] == ["original", "weights zeroed"]
     assert "no window has a super activation" in document["findings"][0]
     assert document["writes"] == []
+
+
+def test_rows_that_do_not_run_together_are_seen_one_at_a_time(planted, run, monkeypatch):
+    from analyzer.experiments.lab import opening
+
+    together = run(massive.EXPERIMENT).as_json()
+    monkeypatch.setattr(opening, "check_rows", lambda runner, _ids: setattr(runner, "one_by_one", True))
+    alone = run(massive.EXPERIMENT).as_json()
+    assert [each["name"] for each in alone["arms"]] == [each["name"] for each in together["arms"]]
+    for arm, other in zip(alone["arms"], together["arms"], strict=True):
+        figures = ("nll", "left", "sinks", "sinks_first")
+        assert [arm[name] for name in figures] == pytest.approx([other[name] for name in figures], abs=1e-5)
+    assert len(alone["activations"]) == len(together["activations"]) > 0

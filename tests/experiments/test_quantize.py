@@ -12,6 +12,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.experiments import quantize
 from analyzer.experiments.quantization.activations import fed_by_norms
+from analyzer.experiments.quantization.arms import ZS
 from analyzer.experiments.quantization.grid import Group
 
 SECOND = Coordinate(3, None, 5, 19)
@@ -210,35 +211,16 @@ def test_protecting_helps_where_it_does(planted, run):
     assert arms[True, True]["clip"] == verdict["clip"]
 
 
-def test_z_is_that_of_the_least_error_on_the_calibration_text(planted, run):
-    """The error by a sum over single tokens' outputs is another measure; the one that decides is summed up plainly."""
-    from analyzer.experiments.quantization.matrices import ZS
-
+def test_z_is_that_of_the_least_loss_on_the_first_calibration_window(planted, run):
     folder, plain = planted
-    document = run(quantize.EXPERIMENT, group=(Group("tensor"),), activations=("none",)).as_json()
-    seen = {}
-    with ExitStack() as stack, torch.no_grad():
-        for name, module in linears(plain).items():
-
-            def hook(_module, args, name=name):
-                seen.setdefault(name, []).append(args[0][0].double())
-
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        for ids in windows(folder, 12)[:4]:
-            plain(input_ids=ids[None])
-    errors = []
+    document = run(quantize.EXPERIMENT, group=(Group("row"),), bits=(3,), activations=("none",)).as_json()
+    found = []
     for z in ZS:
-        arm = {"bits": 4, "group": "tensor", "scheme": "asymmetric", "clip": z}
-        total = 0.0
-        for name, module in linears(plain).items():
-            squares = torch.cat(seen[name]).square().sum(dim=0)
-            matrix = module.weight.detach().double()
-            wrong = quantized(module.weight, arm).double() - matrix
-            if name == "1.mlp.down_proj":
-                wrong[PLANTED.row, PLANTED.col] = 0
-            total += ((wrong**2 @ squares).sum() / (matrix**2 @ squares).sum()).item()
-        errors.append(total)
-    assert document["arms"][3]["clip"] == ZS[int(np.argmin(errors))]
+        arm = {"bits": 3, "group": "row", "scheme": "asymmetric", "clip": z, "restore": True, "activations": "none"}
+        with as_arm(plain, arm, (PLANTED,)):
+            found.append(losses(plain, windows(folder, 12)[:1])[0])
+    assert document["arms"][3]["clip"] == document["verdicts"][0]["clip"] == ZS[int(np.argmin(found))]
+    assert len(set(found)) > 1
 
 
 def test_what_norms_feed_is_told_by_running(tmp_path):

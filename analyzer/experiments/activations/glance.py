@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.forward.edits import Intervention
-from analyzer.forward.losses import PASS_BYTES
+from analyzer.forward.losses import rows_in_pass
 from analyzer.forward.observers import observed
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Window
@@ -52,7 +52,7 @@ def glance(
     start = 0
     while start < len(prompts):
         length = len(prompts[start])
-        most = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
+        most = 1 if runner.one_by_one else rows_in_pass(runner, length)
         some = [ids for ids in prompts[start : start + most] if len(ids) == length]
         found += _pass(runner, some, interventions[start : start + len(some)], channels)
         start += len(some)

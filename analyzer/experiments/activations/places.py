@@ -59,7 +59,8 @@ def find_activations(lab: Lab) -> tuple[NDArray[np.float64], list[list[Activatio
 
     pairs = [(window, UNTOUCHED) for window in windows]
     advance = counted(lab.progress, "super activations", len(pairs))
-    losses = [each.mean(dtype=np.float64) for each in token_losses(runner, pairs, advance, watch)]
+    losses = [float(each.mean(dtype=np.float64)) for each in token_losses(runner, pairs, advance, watch)]
+    lab.known.losses.setdefault(runner, {}).update(zip(pairs, losses, strict=True))
     lab.runs += 1
     if not np.isfinite(losses).all():
         raise lab.not_finite()

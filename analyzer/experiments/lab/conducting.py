@@ -65,10 +65,12 @@ def conduct_all(
     windows = settings.windows or WINDOWS_IN_ALL
     for experiment in experiments:
         own, found = dict(experiment.in_all), data[experiment.name]
-        asked = replace(settings, windows=min(windows, own.pop("windows", windows)), length=length)
+        sizes = {name: min(most, own.pop(name, most)) for name, most in (("windows", windows), ("length", length))}
         if not isinstance(found, AnalyzerError):
             tell = partial(_tell, progress, experiment.name)
-            found = _or_error(_conduct_on, subject, found, experiment, asked, own, tell)
+            found = _or_error(_conduct_on, subject, found, experiment, replace(settings, **sizes), own, tell)
+        if isinstance(found, Result) and experiment.less:
+            found = replace(found, protocol={**found.protocol, "less": experiment.less})
         yield experiment, found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from analyzer.experiments.lab.asked import MOST_WEIGHTS, Settings, weights_asked
 from analyzer.experiments.lab.costs import cost_of
 from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
 from analyzer.forward.checking import check_rows
-from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.edits import UNTOUCHED, Intervention
+from analyzer.forward.linears import InputStatistics
 from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
@@ -31,6 +33,20 @@ CHECKED = 64  # tokens of the first text
 ORIGINAL = Arm("original")
 Losses = NDArray[np.float64]
 """Of each arm over each window, the mean in nats per token, [arms, windows]."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of a model already, which no experiment measures again."""
+
+    losses: WeakKeyDictionary[Runner, dict[tuple[Window, Intervention], float]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    """Of each runner, the mean loss of a window under an intervention."""
+    inputs: dict[tuple[Window, ...], InputStatistics] = field(default_factory=dict)
+    """What linear maps of the untouched model saw of windows to calibrate on."""
+    checked: set[tuple[int, ...]] = field(default_factory=set)
+    """The ids on which rows of edits came out right."""
 
 
 @dataclass
@@ -53,6 +69,7 @@ class Lab:
     progress: Progress
     token: str | None = None
     """Of the Hub, for those who open other revisions."""
+    known: Known = field(default_factory=Known)
     runs: int = field(default=0, init=False)
     """How often the text was run, as a row of a pass or by itself."""
 
@@ -67,7 +84,6 @@ class Lab:
             rows = [number for number, arm in enumerate(arms) if arm.change is change]
             ran = (runner or self.runner) if change is None else self.changed(change)
             self._run(ran, arms, rows, found, "arms" if change is None else arms[rows[0]].name)
-        self.runs += len(arms)
         untouched = runner is None and arms[0].edits == UNTOUCHED and arms[0].change is None
         if untouched and not np.isfinite(found[0]).all():
             raise self.not_finite()
@@ -90,12 +106,20 @@ class Lab:
         )
 
     def _run(self, runner: Runner, arms: Sequence[Arm], rows: Sequence[int], found: Losses, what: str) -> None:
-        """Put the mean losses of the arms of these numbers into their rows of `found`."""
-        places = [(window, number) for window in range(len(self.windows)) for number in rows]
-        pairs = [(self.windows[window], arms[number].of(window)) for window, number in places]
-        advance = counted(self.progress, what, len(pairs))
-        for (window, number), losses in zip(places, token_losses(runner, pairs, advance), strict=True):
-            found[number, window] = losses.mean(dtype=np.float64)
+        """Put the mean losses of the arms of these numbers into their rows of `found`; what is known is not run."""
+        known = self.known.losses.setdefault(runner, {})
+        pairs = {
+            (number, window): (self.windows[window], arms[number].of(window))
+            for window in range(len(self.windows))
+            for number in rows
+        }
+        new = {pair: number for (number, _), pair in pairs.items() if pair not in known}
+        advance = counted(self.progress, what, len(new))
+        for pair, losses in zip(new, token_losses(runner, list(new), advance), strict=True):
+            known[pair] = float(losses.mean(dtype=np.float64))
+        for place, pair in pairs.items():
+            found[place] = known[pair]
+        self.runs += len(set(new.values()))
 
     def changed(self, change: ChangeTensor) -> Runner:
         """Return a runner of the same model with its weights changed as they are loaded."""
@@ -143,6 +167,7 @@ class Subject:
     tokens: Tokens
     weights: tuple[Weight, ...]
     weights_from: str
+    known: Known = field(default_factory=Known)
 
 
 def open_subject(source: Source, settings: Settings, *, progress: Progress, most: int = MOST_WEIGHTS) -> Subject:
@@ -185,7 +210,9 @@ def open_lab(subject: Subject, data: Data, experiment: Experiment, settings: Set
         contexts = tuple(contexts_of(data.passages, tokens, most=settings.limit))
         protocol = data.passages.facts | {"prompts": len(contexts), "tokens": sum(map(len, contexts))}
     texts = [window.ids for window in windows[:1]] or contexts or [tuple(tokens.ids(PAPER_PROMPT))]
-    _check(runner, max(texts, key=len))
+    if (longest := max(texts, key=len)) not in subject.known.checked:
+        _check(runner, longest)
+        subject.known.checked.add(longest)
     protocol |= {"dtype": runner.dtype, "device": runner.device, "seed": settings.seed}
     return Lab(
         runnable=subject.runnable,
@@ -201,6 +228,7 @@ def open_lab(subject: Subject, data: Data, experiment: Experiment, settings: Set
         protocol=protocol,
         progress=progress,
         token=data.token,
+        known=subject.known,
     )
 
 

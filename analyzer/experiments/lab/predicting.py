@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analyzer.base.progress import counted
 from analyzer.experiments.lab.opening import Lab
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.losses import PASS_BYTES
+from analyzer.forward.losses import rows_in_pass
 from analyzer.forward.runner import Runner
 
 LOGIT_BYTES = 1 << 26
@@ -29,7 +29,7 @@ def last_states(lab: Lab, interventions: Sequence[Intervention]) -> torch.Tensor
     for length in sorted({len(ids) for ids in lab.contexts}):
         same = [number for number, ids in enumerate(lab.contexts) if len(ids) == length]
         pairs = [(number, arm) for number in same for arm in range(len(interventions))]
-        rows = max(1, PASS_BYTES // (4 * length * (3 * runner.hidden_size + length)))
+        rows = rows_in_pass(runner, length)
         for start in range(0, len(pairs), rows):
             part = pairs[start : start + rows]
             states = runner.states([lab.contexts[n] for n, _ in part], [interventions[arm] for _, arm in part])

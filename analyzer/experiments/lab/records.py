@@ -47,8 +47,8 @@ class Experiment:
     itself); one that `calibrates` has windows of another text, or the first half of those, beside. `static`, where it
     has one, is handed the runnable and the weights in place of a lab, and tells what it can without a run. `picture` is
     how its result is drawn: see pictures.py. `says` is the help, which ends in an example. `in_all` are those of its
-    options that `superweight experiment all` gives other values than the usual ones, and how many `windows` it has at
-    most there.
+    options that `superweight experiment all` gives other values than the usual ones, and how many `windows`, and tokens
+    of these (`length`), it has at most there; `less` says so in words.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Experiment:
     picture: str = "arms"
     options: tuple[Option, ...] = ()
     in_all: Facts = field(default_factory=dict)
+    less: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from analyzer.experiments.quantization.protecting import SAME
 from analyzer.forward.edits import UNTOUCHED, Intervention, changing_inputs, scaling
 
 Factors = Mapping[str, torch.Tensor]
+ZS = (9.0, 12.0, 20.0)  # where magnitudes may be clipped; the authors' code was run with these, and 11
 
 
 class Arms:
@@ -36,12 +37,21 @@ class Arms:
     ) -> None:
         self._matrices, self._affected, self._layers = matrices, affected, layers
         self._stored = {each.place: matrices[each.name] for each in runnable.projections if each.name in matrices}
-        self.kept: Places = places_in(runnable.projections, list(affected))
+        self._kept: Places = places_in(runnable.projections, list(affected))
+        self._changes: dict[Rounding, Quantized] = {}
+
+    def clipped(self, rounding: Rounding) -> list[Arm]:
+        """Return an arm for each of ZS, clipped there before and restored after."""
+        changes = (Quantized(replace(rounding, z=z), self._matrices, self._kept) for z in ZS)
+        return [
+            Arm(name_of(change.rounding), change=change, facts=setting_of(change.rounding, restore=True))
+            for change in changes
+        ]
 
     def of_weights(self, rounding: Rounding, z: float) -> Iterator[Arm]:
         """Yield four arms: clipped before or not, restored after or not."""
         for each in (rounding, replace(rounding, z=z)):
-            change = Quantized(each, self._matrices, self.kept)
+            change = self._change(each)
             for restore in (False, True):
                 name = f"{name_of(each)}, restored" if restore else name_of(each)
                 edits = UNTOUCHED if restore else self._unrestored(change)
@@ -72,8 +82,12 @@ class Arms:
     def _over(self, under: Rounding | None, factors: Factors) -> tuple[Quantized | None, Intervention]:
         if under is None:
             return None, UNTOUCHED
-        change = Quantized(under, self._matrices, self.kept, factors)
+        change = Quantized(under, self._matrices, self._kept, factors) if factors else self._change(under)
         return change, self._unrestored(change)
+
+    def _change(self, rounding: Rounding) -> Quantized:
+        """Return the change of a rounding, the same for all of its arms."""
+        return self._changes.setdefault(rounding, Quantized(rounding, self._matrices, self._kept))
 
     def _unrestored(self, change: Quantized) -> Intervention:
         """Return the edits that make of restored weights what they are rounded to; none where that is what they are."""

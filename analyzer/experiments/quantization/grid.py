@@ -90,6 +90,8 @@ ACTIVATIONS = (NONE, NAIVE, HELD_OUT, SMOOTH)
 ACTIVATION_BITS = 8
 FLAT = tuple(Group("flat", side * side) for side in (128, 256, 512, 1024))  # Figure 7's blocks, as its code has them
 EVERY = (Group("tensor"), Group("row"), Group("run", 128), *FLAT, Group("tile", 128), Group("tile", 256))
+GROUPS = {"quick": FLAT, "full": EVERY, "least": (FLAT[0], FLAT[-1])}
+"""Of each grid; `least` is what all experiments together leave time for."""
 TABLE_3 = Rounding(ACTIVATION_BITS, Group("tensor"), symmetric=True)
 
 
@@ -116,17 +118,20 @@ def plan(
     Groups of a grid that do not divide all matrices are made smaller; those that are asked for are taken as they are.
     """
     full = grid == "full"
-    wanted = tuple(group) or (EVERY if full else FLAT)
+    wanted = tuple(group) or GROUPS[grid]
     fitted = {each: each if group else each.fitting(shapes) for each in wanted}
     groups = dict.fromkeys(each for each in fitted.values() if each is not None)
     changed = [f"{each} to {new or 'none'}" for each, new in fitted.items() if new != each]
+    roundings = [
+        Rounding(number, each, symmetric)
+        for number in bits or (BITS if full else (4,))
+        for each in groups
+        for symmetric in ((False, True) if full else (False,))
+    ]
+    if not full and not group and not bits:
+        roundings.append(TABLE_3)
     return Plan(
-        roundings=tuple(
-            Rounding(number, each, symmetric)
-            for number in bits or (BITS if full else (4,))
-            for each in groups
-            for symmetric in ((False, True) if full else (False,))
-        ),
+        roundings=tuple(roundings),
         activations=tuple(activations) or ACTIVATIONS,
         per=("token", "tensor") if full else ("token",),
         under=(TABLE_3, replace(TABLE_3, group=Group("row")), None) if full else (TABLE_3,),

@@ -1,22 +1,19 @@
-"""The matrices of a model's blocks, quantized as they are loaded, and the clipping that leaves the least error."""
+"""The matrices of a model's blocks, quantized as they are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from analyzer.base.config import model_types
 from analyzer.experiments.controls.others import Places
 from analyzer.experiments.quantization.grid import Rounding, Shape
-from analyzer.experiments.quantization.rounding import in_groups, largest_z, round_matrix
-from analyzer.forward.linears import InputStatistics, experts_of, linears_of
+from analyzer.experiments.quantization.rounding import round_matrix
+from analyzer.forward.linears import experts_of, linears_of
 from analyzer.forward.runner import Runner
-from analyzer.model.weights import StoredWeights
 from analyzer.projections.architectures import INPUTS_FIRST_EXPERTS
-
-ZS = (4.0, 6.0, 9.0, 12.0, 20.0)  # where magnitudes may be clipped; the authors' code was run with 9, 11, 12 and 20
 
 
 @dataclass(frozen=True)
@@ -100,37 +97,3 @@ class Quantized:
         if factors is None:
             return round_matrix(matrix, self.rounding)
         return round_matrix(matrix * factors, self.rounding) / factors
-
-
-def choose_z(
-    weights: StoredWeights,
-    matrices: Mapping[str, StoredMatrix],
-    roundings: Sequence[Rounding],
-    kept: Places,
-    seen: InputStatistics,
-    advance: Callable[[int], object],
-) -> dict[Rounding, float]:
-    """Return for each rounding which of ZS leaves the least error in what linear maps give, the kept weights restored.
-
-    The error of a map is the squared norm of what it gives wrongly over that of what it gives, its input channels
-    taken for independent: their squared norms are those `seen`, and all alike where a map's were not. The mean over
-    maps decides. Tensors are read one at a time; `advance` is called after each.
-    """
-    errors = {rounding: torch.zeros(len(ZS), dtype=torch.float64) for rounding in roundings}
-    for name, stored in matrices.items():
-        tensor = weights.read([name])[name]
-        before = stored.matrices(tensor)
-        squares = seen.squares.get(stored.linear or "", torch.ones(stored.shape[1])).float()
-        whole = float((before.square() @ squares).sum(dtype=torch.float64)) or 1.0
-        for rounding in roundings:
-            reaches = max(largest_z(in_groups(each, rounding.group)) for each in before)
-            known: dict[float | None, float] = {}  # by z, null where nothing is clipped
-            for place, z in enumerate(ZS):
-                clip = z if z < reaches else None
-                if clip not in known:
-                    change = Quantized(replace(rounding, z=clip), matrices, kept)
-                    wrong = (stored.matrices(change(name, tensor)) - before).square_() @ squares
-                    known[clip] = float(wrong.sum(dtype=torch.float64)) / whole
-                errors[rounding][place] += known[clip]
-        advance(1)
-    return {rounding: ZS[int(error.argmin())] for rounding, error in errors.items()}

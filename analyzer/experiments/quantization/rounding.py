@@ -49,13 +49,6 @@ def clipped(groups: torch.Tensor, z: float) -> torch.Tensor:
     return torch.minimum(torch.maximum(groups, -limit), limit)
 
 
-def largest_z(groups: torch.Tensor) -> float:
-    """Return how many standard deviations the largest magnitude of any group is above its group's mean."""
-    mean, spread = mean_and_spread(groups)
-    above = groups.abs().amax(dim=1, keepdim=True) - mean
-    return float(torch.where(spread > 0, above / spread, 0.0).max())
-
-
 def mean_and_spread(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of the magnitudes of each group, [groups, 1] in float64."""
     size = groups.shape[1]

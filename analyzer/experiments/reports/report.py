@@ -111,6 +111,8 @@ def protocol_said(protocol: Facts) -> str:
     at = f" at {short_commit(protocol['commit'])}" if protocol.get("commit") else ""
     of = f" ({protocol['repository']}{at})" if "repository" in protocol else ""
     where = f"in {protocol['dtype']} on {protocol['device']}"
+    if "less" in protocol:
+        where += f". A part of the experiment, so that all end soon ({protocol['less']})"
     if "windows" in protocol:
         bos = BOS[protocol["bos"]]
         windows = f"{count_of(protocol['windows'], 'window')} of {protocol['length']:,} tokens"
