@@ -26,7 +26,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(COG) --check --diff --verbosity=0 --check-fail-msg='run make guide' docs/*.md
+	$(COG) --check --diff --verbosity=0 --check-fail-msg='run make guide' docs/*.md docs/experiments/*.md
 	$(SITE)
 	-$(BIN)/python tools/sample_model.py && $(BIN)/python tools/sample_model.py --gguf  # without it, the tests on it skip
 	-$(BIN)/python tools/bert_versions.py
@@ -43,7 +43,7 @@ lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/$(PYTEST) loadfile
 
 guide: $(READY)
-	$(COG) -r docs/*.md
+	$(COG) -r docs/*.md docs/experiments/*.md
 
 docs: $(READY)
 	$(SITE)

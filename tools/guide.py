@@ -29,7 +29,7 @@ def rooms() -> dict[str, list[str]]:
 
 def arrows() -> str:
     """Return the rooms and what each imports as a table."""
-    return _markdown(("room", "imports"), [(f"`{room}`", ", ".join(others) or "-") for room, others in rooms().items()])
+    return markdown(("room", "imports"), [(f"`{room}`", ", ".join(others) or "-") for room, others in rooms().items()])
 
 
 def rooms_and_files() -> str:
@@ -51,12 +51,12 @@ def files_below(*folders: str) -> str:
 def files_of(folder: Path | str) -> str:
     """Return a line for each file that lies in a folder, as a table."""
     here = [Path(name) for name in files() if Path(name).parent == Path(folder)]
-    return _markdown(("file", "holds"), [(f"`{path.name}`", line_of(str(path))) for path in here])
+    return markdown(("file", "holds"), [(f"`{path.name}`", line_of(str(path))) for path in here])
 
 
 def top_files() -> str:
     """Return a line for each file of the top level, as a table."""
-    return _markdown(("file", "holds"), [(f"`{name}`", line_of(name)) for name in _top()])
+    return markdown(("file", "holds"), [(f"`{name}`", line_of(name)) for name in _top()])
 
 
 def commands() -> str:
@@ -134,7 +134,8 @@ def _table(name: str) -> dict[str, Any]:
     return tomllib.loads((ROOT / "docs" / name).read_text("utf-8"))
 
 
-def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int], complemen
     Restoring a channel of a down projection's output at a position is the same as leaving the weight its effect there,
     since no other weight of it writes the channel by that input. At all positions it would be the untouched model.
     """
+    from analyzer.experiments.lab.costs import cost_of
+    from analyzer.experiments.lab.opening import ORIGINAL, measured_of
+
     coordinates = [weight.coordinate for weight in lab.weights]
     several = len(coordinates) > 1
     joint = ALL if several else f"{coordinates[0]} zeroed"
@@ -42,8 +45,11 @@ def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int], complemen
     for number, each in enumerate(() if unchangeable else others, start=1):
         lab.progress("choosing others", number, len(others))
         chosen.append(_other(lab, coordinates, each))
-    measured = list(lab.measure([*arms, *chosen, *restoring]))
-    effect = next(each for each in measured if each.name == joint)
+    every = [ORIGINAL, *arms, *chosen, *restoring]
+    losses = lab.losses(every)
+    measured = list(measured_of(every, losses))
+    number, effect = next((number, each) for number, each in enumerate(measured) if each.name == joint)
+    above = {arm.name: cost_of(own, losses[number]) for arm, own in zip(every, losses, strict=True)}
     restored = {arm.name for arm in restoring if arm.name.startswith("restored")}
     measured = [_with_recovery(each, effect) if each.name in restored else each for each in measured]
     findings = [*_findings(measured, effect, [arm.name for arm in chosen])]
@@ -51,7 +57,7 @@ def run(lab: Lab, *, others: Sequence[Others], restore: Sequence[int], complemen
         findings.append("Its super activation is at no position of this text by the test that verify makes.")
     if unchangeable and others:
         findings.append("No others were zeroed: weights of quantized files are not changed as they are loaded, yet.")
-    claims = _claims(measured, effect, [arm.name for arm in chosen], len(coordinates))
+    claims = _claims(measured, effect, [arm.name for arm in chosen], len(coordinates), above)
     return Outcome(tuple(measured), tuple(findings), claims=tuple(claims))
 
 
@@ -132,7 +138,10 @@ def _findings(measured: Sequence[Measured], effect: Measured, others: Iterable[s
         )
 
 
-def _claims(measured: Sequence[Measured], effect: Measured, others: Sequence[str], weights: int) -> Iterator[Claim]:
+def _claims(
+    measured: Sequence[Measured], effect: Measured, others: Sequence[str], weights: int, above: Mapping[str, Cost]
+) -> Iterator[Claim]:
+    """Yield the claims; `above` is what the effect is above each arm, window by window."""
     by_name = {each.name: each for each in measured}
     worst = max(measured[1 : 1 + weights], key=lambda each: each.cost.delta if each.cost else 0.0)
     assert worst.cost is not None
@@ -142,25 +151,32 @@ def _claims(measured: Sequence[Measured], effect: Measured, others: Sequence[str
         f"{worst.name}, the loss changes by {plus_minus(worst.cost)} nats, and one order of magnitude is {ORDER:.4f}",
     )
     largest = [by_name[name] for name in others if by_name[name].facts["others"].startswith("global")]
-    yield _against(effect, max(largest, key=lambda each: each.zeroed, default=None))
-    yield _partly(effect, by_name[PEAK])
+    yield _against(effect, max(largest, key=lambda each: each.zeroed, default=None), above)
+    yield _partly(effect, by_name[PEAK], above[PEAK])
 
 
-def _against(effect: Measured, control: Measured | None) -> Claim:
+def _against(effect: Measured, control: Measured | None, above: Mapping[str, Cost]) -> Claim:
     text = "zeroing super weights costs more than zeroing thousands of others that are larger"
     if control is None or not control.zeroed or control.cost is None or effect.cost is None:
         return Claim(text, None, "the largest others of the whole model were not zeroed")
     own, others = plus_minus(effect.cost), plus_minus(control.cost)
-    why = f"{effect.name}, it is {own} nats, and {others} with the {control.zeroed:,} largest others zeroed"
-    return Claim(text, is_above(effect.cost, control.cost), why)
+    more = above[control.name]
+    why = (
+        f"{effect.name}, it is {own} nats, and {others} with the {control.zeroed:,} largest others zeroed, a "
+        f"difference of {plus_minus(more)}"
+    )
+    if not (math.isfinite(effect.cost.delta) and math.isfinite(control.cost.delta)):
+        return Claim(text, is_above(effect.cost, control.cost), why)
+    return Claim(text, more.delta > 0 if more.is_sure else None, why)
 
 
-def _partly(effect: Measured, peak: Measured) -> Claim:
+def _partly(effect: Measured, peak: Measured, above: Cost) -> Claim:
     text = "restoring the super activation takes back a part of the effect, and not all of it"
     if peak.recovered is None or peak.cost is None or effect.cost is None or effect.cost.delta <= 0:
         return Claim(text, None, f"{effect.name}, there is no sure loss to take back")
     why = f"restored at its peak {percent_of(peak)} of it is taken back, and {plus_minus(peak.cost)} nats are left"
-    back, left = is_above(effect.cost, peak.cost), is_above(peak.cost, Cost(0.0, 0.0, 0.0, 0.0))
+    back = above.delta > 0 if above.is_sure else None
+    left = is_above(peak.cost, Cost(0.0, 0.0, 0.0, 0.0))
     if back and not left:
         nothing = peak.cost.delta_high is not None and peak.cost.delta_high < NOTHING * effect.cost.delta
         return Claim(text, False if nothing else None, why)

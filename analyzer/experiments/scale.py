@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyzer.base.records import Coordinate
 from analyzer.experiments.controls.nearest import nearest_controls
-from analyzer.experiments.lab.records import Arm, Claim, Cost, Experiment, Measured, Option, Outcome
+from analyzer.experiments.lab.records import Arm, Claim, Cost, Experiment, Option, Outcome
 from analyzer.experiments.reports.wording import plus_minus
 from analyzer.forward.edits import scaling
 
@@ -25,7 +25,7 @@ def run(lab: Lab, *, factors: Sequence[float], alone: bool = True) -> Outcome:
     The best factor of each is the one with the least loss on the first half of the windows; what it is worth is told
     by the second half, which had no say in choosing it.
     """
-    from analyzer.experiments.lab.costs import cost_of
+    from analyzer.experiments.lab.opening import measured_of
 
     groups = _groups(lab, alone=alone)
     controls = groups.get(CONTROLS, [])
@@ -42,13 +42,10 @@ def run(lab: Lab, *, factors: Sequence[float], alone: bool = True) -> Outcome:
     ]
     arms = [Arm("original", facts={"of": "original", "factor": 1.0, "control": False}), *arms]
     losses = lab.losses(arms)
-    measured = [
-        Measured(arm.name, arm.zeroed, cost_of(losses[0], losses[number]), facts=arm.facts)
-        for number, arm in enumerate(arms)
-    ]
+    measured = measured_of(arms, losses)
     best = [_best(name, arms, losses) for name in groups] if len(lab.windows) > 1 else []
     return Outcome(
-        tuple(measured), tuple(_findings(best)), {"best": best, "controls": controls}, claims=(_claim(best, asked),)
+        measured, tuple(_findings(best)), {"best": best, "controls": controls}, claims=(_claim(best, asked),)
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyzer.base.errors import AnalyzerError, ForwardError, reason_of, shown
+from analyzer.base.text import count_of
 from analyzer.experiments.lab.records import Experiment, Measured, Option, Outcome, whole_number
 from analyzer.forward.edits import UNTOUCHED, zeroing
 
@@ -109,7 +110,7 @@ def _findings(arms: Sequence[Measured]) -> Iterator[str]:
     for arm in arms[1:]:
         if original is not None:
             tasks = sum("acc" in metrics for metrics in arm.facts["scores"].values())
-            yield f"{arm.name}, the mean accuracy of {tasks} tasks goes from {original:.2%} to {arm.facts['mean']:.2%}."
+            yield f"{arm.name}, the mean accuracy of {count_of(tasks, 'task')} goes from {original:.2%} to {arm.facts['mean']:.2%}."
 
 
 def _rows(arms: Sequence[Measured]) -> Iterator[Sequence[str]]:

@@ -190,6 +190,11 @@ def cost(delta, half):
     return Cost(3 + delta, delta, delta - half, delta + half)
 
 
+def difference(one, other):
+    """Return what one costs above another, window by window, where they have nothing in common."""
+    return cost(one.delta - other.delta, one.delta_high - one.delta + other.delta_high - other.delta)
+
+
 @pytest.mark.parametrize(
     ("zeroed", "others", "peak", "holds"),
     [
@@ -208,9 +213,23 @@ def test_what_the_paper_claims_is_judged_by_intervals(zeroed, others, peak, hold
         Measured("others: global:7000", 7000, others, facts={"others": "global:7000"}),
         Measured("restored at peak", 1, peak or zeroed, None if peak is None else 1 - peak.delta / zeroed.delta),
     ]
-    claims = list(prune._claims(arms, effect, ["others: global:7000"], 1))
+    above = {arm.name: difference(zeroed, arm.cost) for arm in arms}
+    claims = list(prune._claims(arms, effect, ["others: global:7000"], 1, above))
     assert [claim.holds for claim in claims] == holds
     assert "7,000 largest others" in claims[1].why
+
+
+def test_a_difference_counts_window_by_window_where_intervals_overlap():
+    arms = [
+        Measured("original", 0, cost(0, 0)),
+        effect := Measured("x zeroed", 1, cost(3.5, 1.4)),
+        Measured("others: global:7000", 7000, cost(4.7, 0.5), facts={"others": "global:7000"}),
+        Measured("restored at peak", 1, cost(0.6, 0.6), 0.8),
+    ]
+    above = {"others: global:7000": cost(-1.2, 0.3), "restored at peak": cost(2.9, 0.4)}
+    claims = list(prune._claims(arms, effect, ["others: global:7000"], 1, above))
+    assert [claim.holds for claim in claims] == [None, False, None]
+    assert "a difference of -1.2000 ±0.3000" in claims[1].why
 
 
 def test_claims_that_nothing_was_measured_for_cannot_be_told(run):

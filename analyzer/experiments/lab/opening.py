@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,8 +83,8 @@ class Lab:
         found = np.empty((len(arms), len(self.windows)))
         for change in dict.fromkeys(arm.change for arm in arms):
             rows = [number for number, arm in enumerate(arms) if arm.change is change]
-            ran = (runner or self.runner) if change is None else self.changed(change)
-            self._run(ran, arms, rows, found, "arms" if change is None else arms[rows[0]].name)
+            what = "arms" if change is None else arms[rows[0]].name
+            self._run((runner or self.runner) if change is None else self.changed(change), arms, rows, found, what)
         untouched = runner is None and arms[0].edits == UNTOUCHED and arms[0].change is None
         if untouched and not np.isfinite(found[0]).all():
             raise self.not_finite()
@@ -98,12 +99,7 @@ class Lab:
 
     def measure(self, arms: Sequence[Arm]) -> tuple[Measured, ...]:
         """Return the untouched model and these arms with what each costs over all windows."""
-        every = [ORIGINAL, *arms]
-        losses = self.losses(every)
-        return tuple(
-            Measured(arm.name, arm.zeroed, cost_of(losses[0], losses[number]), facts=arm.facts)
-            for number, arm in enumerate(every)
-        )
+        return measured_of([ORIGINAL, *arms], self.losses([ORIGINAL, *arms]))
 
     def _run(self, runner: Runner, arms: Sequence[Arm], rows: Sequence[int], found: Losses, what: str) -> None:
         """Put the mean losses of the arms of these numbers into their rows of `found`; what is known is not run."""
@@ -122,7 +118,11 @@ class Lab:
         self.runs += len(set(new.values()))
 
     def changed(self, change: ChangeTensor) -> Runner:
-        """Return a runner of the same model with its weights changed as they are loaded."""
+        """Return a runner of the same model with its weights changed as they are loaded.
+
+        One that nobody needs any longer is freed first: its model refers to itself, and would wait for the collector.
+        """
+        gc.collect()
         runner, _ = self.runnable.build(device=self.settings.device, dtype=self.settings.dtype, change=change)
         runner.one_by_one, runner.blocks.sliced = self.runner.one_by_one, self.runner.blocks.sliced
         return runner
@@ -135,6 +135,14 @@ class Lab:
         assert self.text is not None
         settings = replace(self.settings, bos=bos)
         return replace(self, settings=settings, windows=_windows(self.text, self.tokens, settings)[0])
+
+
+def measured_of(arms: Sequence[Arm], losses: Losses) -> tuple[Measured, ...]:
+    """Return arms with what each costs against the first of them, by their losses."""
+    return tuple(
+        Measured(arm.name, arm.zeroed, cost_of(losses[0], own), facts=arm.facts)
+        for arm, own in zip(arms, losses, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The lab: what it opens, what it splits off to calibrate on, and arms of both kinds in one table."""
 
+import weakref
+
 import pytest
 import torch
 from models import PLANTED, plant, random_llama, save, save_random
@@ -7,6 +9,7 @@ from plainly import losses, times, windows
 
 from analyzer.base.errors import ForwardError
 from analyzer.experiments import prune, scale, tokens
+from analyzer.experiments.lab.opening import Lab
 from analyzer.experiments.lab.records import Arm, Experiment, Outcome
 from analyzer.forward.edits import zeroing
 
@@ -85,6 +88,21 @@ def test_rows_and_changed_weights_are_arms_of_one_table(planted, opened):
         [losses(plain, batch).mean(), halved, zeroed, both], abs=1e-4
     )
     assert document["protocol"]["runs"] == 4
+
+
+def test_models_with_changed_weights_do_not_pile_up(opened, monkeypatch):
+    made, alive = weakref.WeakSet(), []
+    changed = Lab.changed
+
+    def counted(lab, change):
+        runner = changed(lab, change)
+        made.add(runner.blocks.model)
+        alive.append(len(made))
+        return runner
+
+    monkeypatch.setattr(Lab, "changed", counted)
+    opened([Arm(str(number), change=lambda _name, tensor, by=number: tensor / by) for number in range(1, 6)])
+    assert alive == [1] * 5
 
 
 def test_a_masked_model_has_losses_too(run, tmp_path):
