@@ -34,8 +34,11 @@ def about(name: str = "prune") -> str:
     """Return in words which weights an experiment was about, and on what it was run."""
     found = _results()[name]
     weights = "; ".join(
-        str(Weight(Coordinate(**{key: each.get(key) for key in Coordinate._fields}), each["value"]))
-        for each in found["weights"]
+        dict.fromkeys(
+            str(Weight(Coordinate(**{key: each.get(key) for key in Coordinate._fields}), each["value"]))
+            for each in found["weights"]
+            if not each.get("control")
+        )
     )
     protocol = {key: value for key, value in found["protocol"].items() if key != "less"}
     return f"Of the sample model, SmolLM2-135M-Instruct as a 4-bit file has it: {weights}. {protocol_said(protocol)}\n"
@@ -92,7 +95,7 @@ def _costs(arm: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{round(value, 2) + 0.0:.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ FACTORS = (0.0, 0.2, 0.5, 0.8, 1.2, 1.5, 2.0, 3.0, -1.0)
 JOINT, CONTROLS = "all jointly", "controls jointly"
 
 
-def run(lab: Lab, *, factors: Sequence[float], alone: bool = True) -> Outcome:
-    """Multiply each weight (`alone`), all jointly, and as many controls, by each factor, as rows of the same passes.
+def run(lab: Lab, *, factors: Sequence[float], jointly: bool = False) -> Outcome:
+    """Multiply all weights `jointly`, or also each, and as many controls, by each factor, as rows of the same passes.
 
     The best factor of each is the one with the least loss on the first half of the windows; what it is worth is told
     by the second half, which had no say in choosing it.
     """
     from analyzer.experiments.lab.opening import measured_of
 
-    groups = _groups(lab, alone=alone)
+    groups = _groups(lab, jointly=jointly)
     controls = groups.get(CONTROLS, [])
     asked = [factor for factor in dict.fromkeys(factors) if factor != 1]
     arms = [
@@ -49,11 +49,13 @@ def run(lab: Lab, *, factors: Sequence[float], alone: bool = True) -> Outcome:
     )
 
 
-def _groups(lab: Lab, *, alone: bool) -> dict[str, list[Coordinate]]:
-    """Return what is scaled together, by name: each weight if `alone`, all of them, and a control for each."""
+def _groups(lab: Lab, *, jointly: bool) -> dict[str, list[Coordinate]]:
+    """Return what is scaled together, by name: each weight, all of them, and a control for each; or all alone."""
     coordinates = [weight.coordinate for weight in lab.weights]
+    if jointly:
+        return {JOINT if len(coordinates) > 1 else str(coordinates[0]): coordinates}
     controls = nearest_controls(lab.runnable, coordinates)
-    groups = {str(c): [c] for c in coordinates if alone or len(coordinates) == 1}
+    groups = {str(c): [c] for c in coordinates}
     if len(coordinates) > 1:
         groups[JOINT] = coordinates
     if controls:
@@ -133,6 +135,6 @@ EXPERIMENT = Experiment(
     run=run,
     picture="factor",
     options=(Option("factors", "The factors, separated by commas.", parse_factors, FACTORS, "NUMBERS"),),
-    in_all={"factors": (0.0, 0.5, 1.2, 1.5, 2.0), "alone": False},
-    less="five factors, and no weight alone",
+    in_all={"factors": (0.0, 0.5, 1.2, 1.5, 2.0), "jointly": True},
+    less="five factors of all weights jointly, no controls",
 )

@@ -109,8 +109,8 @@ def _findings(arms: Sequence[Measured]) -> Iterator[str]:
     original = arms[0].facts["mean"]
     for arm in arms[1:]:
         if original is not None:
-            tasks = sum("acc" in metrics for metrics in arm.facts["scores"].values())
-            yield f"{arm.name}, the mean accuracy of {count_of(tasks, 'task')} goes from {original:.2%} to {arm.facts['mean']:.2%}."
+            tasks = count_of(sum("acc" in metrics for metrics in arm.facts["scores"].values()), "task")
+            yield f"{arm.name}, the mean accuracy of {tasks} goes from {original:.2%} to {arm.facts['mean']:.2%}."
 
 
 def _rows(arms: Sequence[Measured]) -> Iterator[Sequence[str]]:

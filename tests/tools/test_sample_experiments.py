@@ -14,7 +14,11 @@ def kept(tmp_path, monkeypatch):
         {"name": "broken", "nll": None, "delta": None, "delta_high": None, "left": None},
     ]
     document = {
-        "weights": [{"layer": 1, "expert": None, "row": 2, "col": 3, "value": 0.5}],
+        "weights": [
+            {"layer": 1, "expert": None, "row": 2, "col": 3, "value": 0.5, "criterion": criterion, "control": control}
+            for control in (False, True)
+            for criterion in ("magnitude", "wanda")
+        ],
         "protocol": {
             "data": "a.txt",
             "bos": False,

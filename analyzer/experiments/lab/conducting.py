@@ -70,7 +70,8 @@ def conduct_all(
             tell = partial(_tell, progress, experiment.name)
             found = _or_error(_conduct_on, subject, found, experiment, replace(settings, **sizes), own, tell)
         if isinstance(found, Result) and experiment.less:
-            found = replace(found, protocol={**found.protocol, "less": experiment.less})
+            less = f"{experiment.less}; the full set: superweight experiment {experiment.name}"
+            found = replace(found, protocol={**found.protocol, "less": less})
         yield experiment, found
 
 

@@ -10,6 +10,7 @@ from analyzer.experiments import bits, massive, prune, quantize, scale, ticket
 from analyzer.experiments.lab import calibrating, opening
 from analyzer.experiments.lab.asked import Settings
 from analyzer.experiments.lab.conducting import conduct, conduct_all
+from analyzer.experiments.reports.report import protocol_said
 from analyzer.source.folder import FolderSource
 
 SECOND = Coordinate(3, None, 5, 19)
@@ -36,8 +37,7 @@ def test_what_several_experiments_measure_is_run_once(planted, settings, monkeyp
     assert len(calibrated) == 1
     untouched = {result.outcome.arms[0].cost.nll for name, result in results.items() if name in ("prune", "scale")}
     assert len(untouched) == 1
-    # Original and all zeroed are prune's: four factors of both together, and five of the controls.
-    assert results["scale"].protocol["runs"] == 4 + 5
+    assert results["scale"].protocol["runs"] == 4  # of five factors: original and all zeroed are prune's
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
@@ -47,7 +47,8 @@ def test_each_says_what_it_says_by_itself(planted, settings, experiment):
     sizes = {name: min(experiment.in_all.get(name, 99), getattr(settings, name)) for name in ("windows", "length")}
     own = {name: value for name, value in experiment.in_all.items() if name not in sizes}
     alone = conduct(source, experiment, replace(settings, **sizes), **own)
-    assert found.protocol["less"] == experiment.less
+    assert found.protocol["less"] == f"{experiment.less}; the full set: superweight experiment {experiment.name}"
+    assert found.protocol["less"] in protocol_said(found.protocol)
     assert [arm.name for arm in found.outcome.arms] == [arm.name for arm in alone.outcome.arms]
     for arm, other in zip(found.outcome.arms, alone.outcome.arms, strict=True):
         assert arm.cost.nll == pytest.approx(other.cost.nll, abs=1e-5)
