@@ -46,7 +46,7 @@ def about(name: str = "prune") -> str:
 
 def claims() -> str:
     """Return every claim, whether it holds, and why, as a table."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"[{name}]({name}.md)", claim["text"], Claim(**claim).verdict, claim["why"])
         for name, each in _results().items()
         for claim in each["claims"]
