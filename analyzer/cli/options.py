@@ -98,12 +98,20 @@ def _weight_or_unit(text: str) -> Coordinate | Unit:
     return Unit.parse(text) if "any" in text.rpartition(":")[2] else Coordinate.parse(text)
 
 
+_weight = partial(click.option, "--weight", "weights", multiple=True, metavar="COORDINATE")
+_weights_of = click.option(
+    "--weights-of", metavar="MODEL", callback=check_text, help="The same with what the catalog knows of a model."
+)
 weight_options = (
-    click.option(
-        "--weight",
-        "weights",
-        multiple=True,
-        metavar="COORDINATE",
+    _weight(
+        callback=_parsed(Coordinate.parse, "[TOWER:]LAYER[.MLP][,EXPERT],ROW,COL"),
+        help="Look at this weight, [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, and search for none; may be given again.",
+    ),
+    _weights_of,
+    known_option,
+)
+weight_and_unit_options = (
+    _weight(
         callback=_parsed(_weight_or_unit, "[TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, ROW or COL may be any"),
         help="Look at this weight, [TOWER:]LAYER[.MLP][,EXPERT],ROW,COL, and search for none; with any as COL at "
         "the whole row, with any as ROW at the whole column. May be given again.",
@@ -116,9 +124,7 @@ weight_options = (
         callback=_parsed(Unit.parse_expert, "[TOWER:]LAYER[.MLP],EXPERT"),
         help="The same with a whole expert, [TOWER:]LAYER[.MLP],EXPERT: what it gives is zeroed, the router kept.",
     ),
-    click.option(
-        "--weights-of", metavar="MODEL", callback=check_text, help="The same with what the catalog knows of a model."
-    ),
+    _weights_of,
     known_option,
 )
 picture_option = partial(

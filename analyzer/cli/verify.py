@@ -14,7 +14,7 @@ from analyzer.cli.options import (
     more_option,
     plot_option,
     verify_options,
-    weight_options,
+    weight_and_unit_options,
 )
 from analyzer.cli.output import check_picture, draw_verification, print_result, printing, warn_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common_options
-@verify_options(early_stop_option, more_option, *weight_options)
+@verify_options(early_stop_option, more_option, *weight_and_unit_options)
 @plot_option
 def verify(as_json: bool, quiet: bool, settings: VerifySettings, plot: Path | None, **where: Any) -> None:
     """Run one prompt through the model: which weights are super weights, and what zeroing them does.
