@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
@@ -13,7 +14,7 @@ from analyzer.base.progress import Progress
 from analyzer.catalog.documents import Entry
 from analyzer.catalog.entries import kept_weights, make_entry
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.scan.records import ScanResult, ScanSettings
+from analyzer.scan.records import Outlier, ScanResult, ScanSettings
 from analyzer.source.source import Source
 from analyzer.verify.records import VerifyResult
 from analyzer.verify.settings import VerifySettings
@@ -21,11 +22,12 @@ from analyzer.verify.settings import VerifySettings
 
 @dataclass(frozen=True)
 class Analysis:
-    """A scan, a verification, and the catalog's entry for them."""
+    """A scan, a verification, and the catalog's entry for them; `outliers_by` as Verified has it."""
 
     scanned: ScanResult
     verified: VerifyResult
     entry: Entry
+    outliers_by: Mapping[str, tuple[Outlier, ...]]
 
 
 def analyze_model(
@@ -69,7 +71,8 @@ def analyze_model(
         "top": scan.top,
         "thresholds": {**asdict(settings.thresholds), **PARAMETERS},
     }
-    return Analysis(scanned, verified, make_entry(scanned, verified, method=method, note=note, stored=stored))
+    entry = make_entry(scanned, verified, method=method, note=note, stored=stored)
+    return Analysis(scanned, verified, entry, done.outliers_by)
 
 
 def content_hash(checkpoint: Checkpoint) -> str:

@@ -25,13 +25,15 @@ from analyzer.verify.settings import VerifySettings
 class Verified:
     """A verification with what it was made from.
 
-    `scanned`, of the tower that ran, is null with early_stop and where weights were asked for. `parameters` has the
-    stock model's parameter that holds each down projection.
+    `scanned`, of the tower that ran, is null with early_stop and where weights were asked for; `outliers_by` has the
+    outliers of that tower by each score that can be told. `parameters` has the stock model's parameter that holds each
+    down projection.
     """
 
     runnable: Runnable
     scanned: ScanResult | None
     result: VerifyResult
+    outliers_by: Mapping[str, tuple[Outlier, ...]]
     parameters: Mapping[Place, str]
 
 
@@ -62,13 +64,13 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     checkpoint, projections = runnable.checkpoint, runnable.projections
     asked, units = values_in(runnable, settings.weights), units_in(runnable, settings.units)
     scanned: ScanResult | None = None
-    candidates: list[Outlier] = []
+    outliers_by: dict[str, tuple[Outlier, ...]] = {}
     if not early_stop and not settings.is_asked:
         scanned = scan_projections(checkpoint, projections, scan, progress)
-        candidates += scanned.outliers
+        outliers_by[scan.score] = scanned.outliers
         other = replace(scan, score="gain" if scan.score == "magnitude" else "magnitude")
         with suppress(ArchitectureError):  # whose gain cannot be told
-            candidates += scan_projections(checkpoint, projections, other, progress).outliers
+            outliers_by[other.score] = scan_projections(checkpoint, projections, other, progress).outliers
 
     from analyzer.verify.verification import verify  # imports torch
 
@@ -93,12 +95,13 @@ def verify_with_scan(source: Source, settings: VerifySettings, scan: ScanSetting
     def experts(unit: Unit) -> list[Unit]:
         return [Unit(place) for place in sorted(by_place) if place[:3] == unit.place[:3] and place[3] >= 0]
 
+    candidates = [outlier for outliers in outliers_by.values() for outlier in outliers]
     prepared = prepare(settings, tokens, source.model)
     statics = Statics(source.model, candidates, rank, nearest, shape, near, experts, asked, units)
     result = verify(runner, prepared, statics, settings, progress)
     checkpoint.source.check_unchanged()
     parameters = {place: runner.blocks.targets[projection.name] for place, projection in by_place.items()}
-    return Verified(runnable, scanned, result, parameters)
+    return Verified(runnable, scanned, result, outliers_by, parameters)
 
 
 def values_in(runnable: Runnable, weights: Sequence[Coordinate]) -> dict[Coordinate, float]:

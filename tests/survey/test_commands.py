@@ -141,6 +141,24 @@ def test_what_cannot_be_used_is_one_line(here, tmp_path):
     assert "cannot write to the folder" in refused("run", tmp_path / "file", "--out", tmp_path / "file" / "x")
     assert "is no survey's folder" in refused("status", tmp_path)
     assert "is no survey's folder" in refused("collect", tmp_path)
+    assert "is no survey's folder" in refused("report", tmp_path)
+
+
+def test_a_report_is_a_page_and_all_of_its_figures(town, whole, tmp_path):
+    said = json.loads(town.run("report", whole, "--json"))
+    first = [row for row in pq.read_table(whole / "survey.parquet").to_pylist() if row["rank"] == 1]
+    assert sorted((w["model"], w["place"], w["value"], w["zscore"]) for w in said["weights"]) == sorted(
+        (row["model"], f"{row['layer']},{row['row']},{row['col']}", row["value"], row["zscore"]) for row in first
+    )
+    assert (said["outcomes"], said["failed"], said["page"]) == ({"scanned": COUNT}, {}, str(whole / "report.html"))
+    assert {each["rho"] for each in said["predictions"]} == {None}
+    page = (whole / "report.html").read_bytes()
+    assert all(row["model"].encode() in page for row in first)
+    out = tmp_path / "page.html"
+    assert f"Written: {out}. Models: {COUNT}, of which 0 were run." in town.run("report", whole, "--out", out)
+    assert out.read_bytes() == page
+    out.write_text("<p>mine")
+    assert "is no report that this tool wrote" in town.run("report", whole, "--out", out, status=1)
 
 
 @pytest.mark.slow

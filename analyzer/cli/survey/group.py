@@ -6,6 +6,7 @@ import click
 
 from analyzer.cli.survey.collect import survey_collect
 from analyzer.cli.survey.plan import survey_plan
+from analyzer.cli.survey.report import survey_report
 from analyzer.cli.survey.run import survey_run
 from analyzer.cli.survey.status import survey_status
 
@@ -20,5 +21,5 @@ def survey() -> None:
     """
 
 
-for command in (survey_plan, survey_run, survey_status, survey_collect):
+for command in (survey_plan, survey_run, survey_status, survey_collect, survey_report):
     survey.add_command(command)

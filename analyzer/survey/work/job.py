@@ -37,6 +37,7 @@ OK, HAS_FAILED, NO_ROOM = 0, 3, 4
 """The process's status: what it was to write is there; a failure is there; the disk or the folder takes nothing."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MAX_LINE = 1000
+SIZES = ("num_layers", "hidden_size", "intermediate_size")
 
 
 def main() -> None:
@@ -100,16 +101,20 @@ def _result(folder: Folder, unit: Unit, use_cache: bool) -> dict[str, Any]:
 def _found(source: Any, job: Job) -> dict[str, Any]:
     from analyzer.analyze.analyzing import analyze_model
     from analyzer.analyze.scanning import scan_model
-    from analyzer.analyze.verifying import verify_model
+    from analyzer.analyze.verifying import verify_with_scan
 
     if job.do == "scan":
         return dict(plain(scan_model(source, job.scan)))
     if job.do == "verify":
-        return dict(plain(verify_model(source, job.verify, scan=job.scan)))
+        assert job.verify is not None
+        verified = verify_with_scan(source, job.verify, job.scan, lambda *_: None)
+        sizes = {name: getattr(verified.scanned, name) for name in SIZES if verified.scanned is not None}
+        return {**plain(verified.result), **sizes, "outliers_by": plain(verified.outliers_by)}
     done = analyze_model(source, job.verify, scan=job.scan)
     return {
         **plain(done.verified),
         "outliers": plain(done.scanned.outliers),
+        "outliers_by": plain(done.outliers_by),
         "unread": plain(done.scanned.unread),
         "entry": done.entry,
     }
