@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from analyzer.analyze.scanning import DEFAULT_SCAN, scan_projections
 from analyzer.analyze.stored import facts_of
-from analyzer.analyze.verifying import verify_with_scan
+from analyzer.analyze.verifying import Verified, verify_with_scan
 from analyzer.base.progress import Progress
 from analyzer.catalog.documents import Entry
 from analyzer.catalog.entries import kept_weights, make_entry
 from analyzer.checkpoint.checkpoint import Checkpoint
-from analyzer.scan.records import Outlier, ScanResult, ScanSettings
+from analyzer.scan.records import ScanResult, ScanSettings
 from analyzer.source.source import Source
 from analyzer.verify.records import VerifyResult
 from analyzer.verify.settings import VerifySettings
@@ -22,12 +21,12 @@ from analyzer.verify.settings import VerifySettings
 
 @dataclass(frozen=True)
 class Analysis:
-    """A scan, a verification, and the catalog's entry for them; `outliers_by` as Verified has it."""
+    """A scan, a verification, and the catalog's entry for them; `run` is what the verification was made from."""
 
     scanned: ScanResult
     verified: VerifyResult
     entry: Entry
-    outliers_by: Mapping[str, tuple[Outlier, ...]]
+    run: Verified
 
 
 def analyze_model(
@@ -72,7 +71,7 @@ def analyze_model(
         "thresholds": {**asdict(settings.thresholds), **PARAMETERS},
     }
     entry = make_entry(scanned, verified, method=method, note=note, stored=stored)
-    return Analysis(scanned, verified, entry, done.outliers_by)
+    return Analysis(scanned, verified, entry, done)
 
 
 def content_hash(checkpoint: Checkpoint) -> str:

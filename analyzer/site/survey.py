@@ -266,11 +266,24 @@ def _weights(weights: Iterable[Weight]) -> Table:
             _cell(weight.rank, ","),
             _cell(weight.gain_rank, ","),
             _cell(weight.zscore, ",.1f"),
+            _cell(weight.row_ratio, ",.1f"),
             _delta(weight),
         )
         for weight in order[:MAX_ROWS]
     ]
-    header = ("model", "weight", "super weight", "depth", "value", "share", "rank", "gain rank", "z", "Δ loss")
+    header = (
+        "model",
+        "weight",
+        "super weight",
+        "depth",
+        "value",
+        "share",
+        "rank",
+        "gain rank",
+        "z",
+        "in its row",
+        "Δ loss",
+    )
     return Table("Weights: super weights first, by what zeroing them costs", header, rows, words=3)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from models import PROMPT, TEXT, plant, random_llama, save
 from PIL import Image
+from safetensors.numpy import load_file
 from scipy import stats
 from site_pages import HOSTILE, read, rows
 from surveys import CHANNELS, LAYERS, job_of, outlier, random_result, scanned, survey_in, verified, weight
@@ -135,6 +136,7 @@ def test_weights_are_those_of_the_files(root, page, monkeypatch):
         of = " (with 7 others)" if w["zeroed_with"] else ""
         assert shown["Δ loss"] == f"{w['delta']:+.4f} ±0.1000{of}"
         assert shown["super weight"] == ("none" if w["status"] == "rejected" else OUTCOMES_SAID[w["effect"]])
+        assert shown["in its row"] == f"{7 * abs(w['value']):.1f}"
         assert shown["gain rank"] == {0: "2", 1: "1"}.get(w["col"], "3")
     monkeypatch.setattr(survey, "MAX_ROWS", 5)
     cut = page_of(root)
@@ -269,6 +271,7 @@ def test_a_real_verification_has_its_figures_on_the_page(tmp_path):
     expected = verify_model(open_model(name), job.verify)
     gains = scan_model(open_model(name), ScanSettings(score="gain"))
     ranks = {each.coordinate: each.rank for each in gains.outliers}
+    downs = load_file(tmp_path / "planted-1b" / "model.safetensors")
     table = {row["weight"]: row for row in rows(page_of(folder.root), WEIGHTS)}
     assert set(table) == {str(w.coordinate) for w in expected.super_weights}
     for w in expected.super_weights:
@@ -278,6 +281,8 @@ def test_a_real_verification_has_its_figures_on_the_page(tmp_path):
         assert row["share"] == f"{w.share:.2f}"
         assert row["depth"] == f"{w.layer / (gains.num_layers - 1):.2f}"
         assert row["Δ loss"].startswith(f"{w.delta:+.4f}")
+        line = downs[f"model.layers.{w.layer}.mlp.down_proj.weight"][w.row].astype(np.float64)
+        assert row["in its row"] == f"{abs(line[w.col]) / np.sqrt((line**2).mean()):,.1f}"
     assert gains.hidden_size != CHANNELS
     (family,) = rows(page_of(folder.root), FAMILIES)
     assert (family["family"], family["models"]) == ("planted", "1")

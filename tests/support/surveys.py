@@ -32,7 +32,13 @@ def weight(layer, row, col, value, **fields):
 
 def verified(weights, *, magnitude=(), gain=()):
     sizes = {"num_layers": LAYERS, "hidden_size": CHANNELS}
-    return {**sizes, "super_weights": weights, "outliers_by": {"magnitude": list(magnitude), "gain": list(gain)}}
+    ratios = {f"{w['layer']},{w['row']},{w['col']}": 7 * abs(w["value"]) for w in weights}
+    return {
+        **sizes,
+        "super_weights": weights,
+        "row_ratios": ratios,
+        "outliers_by": {"magnitude": list(magnitude), "gain": list(gain)},
+    }
 
 
 def scanned(outliers):

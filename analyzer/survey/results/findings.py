@@ -25,7 +25,7 @@ SUPER = (CRITICAL, INERT, UNMEASURED)
 NONE, SCANNED, FAILED, MISSING = "none", "scanned", "failed", "missing"
 OUTCOMES = (*SUPER, NONE, SCANNED, FAILED, MISSING)
 """What became of a model: the worst of its super weights, none found, only scanned, no result, not run yet."""
-MAX_MODELS = 2000  # whose weights are kept; of more, a sample
+MAX_MODELS = 1000  # whose weights are kept; of more, a sample
 MAX_WEIGHTS = 100  # of a model, in its result's order: super weights first
 MAX_LINES = 20  # of each class of failure
 MAX_NAMES = 200  # of models without a super weight
@@ -35,9 +35,10 @@ MAX_NAMES = 200  # of models without a super weight
 class Weight:
     """A weight of a model: `kind` is one of KINDS, null is what its result does not tell.
 
-    `depth` is 0 in the first block and 1 in the last, `across` where its row is among the channels, from 0 to 1. Ranks
-    are 1 for the best, by |W| or its gain; where it is not among those that were kept by gain, it is the one after
-    them. `share`, `delta` with its interval and `zeroed_with` are those of a verification.
+    `depth` is 0 in the first block and 1 in the last, `across` where its row is among the channels, from 0 to 1.
+    Ranks are 1 for the best, by |W| or its gain; where it is not among those that were kept by gain, it is the one
+    after them. `zscore` is that of |W| in its matrix, `row_ratio` |W| over the root mean square of its row.
+    `share`, `delta` with its interval and `zeroed_with` are those of a verification.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Weight:
     rank: int | None
     gain_rank: int | None
     zscore: float | None
+    row_ratio: float | None
     share: float | None = None
     delta: float | None = None
     delta_low: float | None = None
@@ -160,6 +162,7 @@ def weights_of(model: str, result: Mapping[str, Any], score: str) -> list[Weight
                 rank=rank,
                 gain_rank=None if gain is None else statics["gain"]["rank"] if at in gain else len(gain) + 1,
                 zscore=next((outlier["zscore"] for outlier in statics.values()), None),
+                row_ratio=result.get("row_ratios", {}).get(str(at)),
                 **{name: each.get(name) for name in ("share", "delta", "delta_low", "delta_high", "zeroed_with")},
             )
         )

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from analyzer.base.pictures import BLUE, DPI, HEADER_HEIGHT, PANEL_HEIGHT, VERMILION, WIDTH, label_of
 from analyzer.survey.results.findings import CANDIDATE, CRITICAL, INERT, KINDS, OUTLIER, UNMEASURED, Weight
-from analyzer.survey.results.prediction import RANKS, STATIC, Prediction, correlation_said, score_said
+from analyzer.survey.results.prediction import RANKS, SCORES, Prediction, correlation_said, score_said
 
 MARKS = {
     CRITICAL: (VERMILION, "o", "critical"),
@@ -21,6 +21,7 @@ MARKS = {
     CANDIDATE: ("0.55", "x", "judged, no super weight"),
     OUTLIER: ("0.25", "D", "only scanned: the first outlier"),
 }
+LINEAR = ("zscore", "share")  # scores that may be negative
 ROW_HEIGHT = 0.42  # inches of a family
 SMALLEST = 1e-3  # nats per token: below it effects are drawn on a linear scale
 
@@ -63,12 +64,12 @@ def draw_shares(weights: Sequence[Weight]) -> Figure:
 
 
 def draw_effects(weights: Sequence[Weight], predictions: Sequence[Prediction]) -> Figure:
-    """Return what zeroing weights alone costs, against each static score, with the correlations."""
-    figure = _figure(2 * PANEL_HEIGHT + HEADER_HEIGHT)
-    panels = figure.subplots(2, 2, sharey=True).ravel()
+    """Return what zeroing weights alone costs, against each score, with the correlations."""
+    figure = _figure(3 * PANEL_HEIGHT + HEADER_HEIGHT)
+    panels = figure.subplots(3, 2, sharey=True).ravel()
     known = {each.score: each for each in predictions if each.alone}
     alone = [weight for weight in weights if not weight.zeroed_with]
-    for axes, score in zip(panels, STATIC, strict=True):
+    for axes, score in zip(panels, SCORES, strict=True):
 
         def at(weight: Weight, score: str = score) -> tuple[float | None, float | None]:
             return getattr(weight, score) or None, weight.delta
@@ -76,7 +77,7 @@ def draw_effects(weights: Sequence[Weight], predictions: Sequence[Prediction]) -
         _scatter(axes, alone, at)
         axes.axhline(0.0, color="0.6", linewidth=1)
         if any(None not in at(weight) for weight in alone):
-            axes.set_xscale("linear" if score == "zscore" else "log")
+            axes.set_xscale("linear" if score in LINEAR else "log")
             axes.set_yscale("symlog", linthresh=SMALLEST)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.base.text import count_of
 from analyzer.survey.results.findings import CRITICAL, Weight
 
 SCORES = {
     "rank": "rank by |W|",
     "gain_rank": "rank by gain",
     "magnitude": "|W|",
-    "zscore": "z-score of |W|",
+    "zscore": "z-score of |W| in its matrix",
+    "row_ratio": "|W| over its row’s root mean square",
     "share": "share of the write",
 }
 """What is held against the effect; all but the last are static."""
@@ -65,7 +67,7 @@ def _predict(weights: Sequence[Weight], score: str, alone: bool) -> Prediction:
 def correlation_said(prediction: Prediction) -> str:
     """Return a correlation with its interval in words and numbers."""
     if prediction.rho is None:
-        return f"too few: {prediction.weights:,} weights of {prediction.models:,} models"
+        return f"too few: {count_of(prediction.weights, 'weight')} of {count_of(prediction.models, 'model')}"
     return f"ρ = {prediction.rho:+.2f}, from {prediction.low:+.2f} to {prediction.high:+.2f}"
 
 

@@ -102,6 +102,7 @@ def _found(source: Any, job: Job) -> dict[str, Any]:
     from analyzer.analyze.analyzing import analyze_model
     from analyzer.analyze.scanning import scan_model
     from analyzer.analyze.verifying import verify_with_scan
+    from analyzer.survey.work.statics import statics_of
 
     if job.do == "scan":
         return dict(plain(scan_model(source, job.scan)))
@@ -109,14 +110,14 @@ def _found(source: Any, job: Job) -> dict[str, Any]:
         assert job.verify is not None
         verified = verify_with_scan(source, job.verify, job.scan, lambda *_: None)
         sizes = {name: getattr(verified.scanned, name) for name in SIZES if verified.scanned is not None}
-        return {**plain(verified.result), **sizes, "outliers_by": plain(verified.outliers_by)}
+        return {**plain(verified.result), **sizes, **statics_of(verified)}
     done = analyze_model(source, job.verify, scan=job.scan)
     return {
         **plain(done.verified),
         "outliers": plain(done.scanned.outliers),
-        "outliers_by": plain(done.outliers_by),
         "unread": plain(done.scanned.unread),
         "entry": done.entry,
+        **statics_of(done.run),
     }
 
 

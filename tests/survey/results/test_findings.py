@@ -49,8 +49,8 @@ def test_where_a_weight_is_and_how_it_ranks():
     one, two, three = weights_of("o/m", verified(judged, **outliers), "magnitude")
     assert asdict(one) == {
         "model": "o/m", "family": "m", "kind": "critical", "place": "5,3,7", "row": 3, "depth": 0.5, "across": 3.5 / 20,
-        "value": -4.0, "rank": 2, "gain_rank": 3, "zscore": 40.0, "share": 0.5, "delta": 1.0, "delta_low": 0.9,
-        "delta_high": 1.1, "zeroed_with": None,
+        "value": -4.0, "rank": 2, "gain_rank": 3, "zscore": 40.0, "row_ratio": 28.0, "share": 0.5, "delta": 1.0,
+        "delta_low": 0.9, "delta_high": 1.1, "zeroed_with": None,
     }  # fmt: skip
     assert one.magnitude == 4.0
     assert (two.kind, two.depth, two.rank, two.gain_rank, two.zscore, two.zeroed_with) == (
@@ -67,7 +67,8 @@ def test_where_a_weight_is_and_how_it_ranks():
 def test_sizes_that_are_not_known_are_no_places():
     result = {"super_weights": [weight(5, 3, 7, 1.0, delta=None)]}  # as with early_stop
     (found,) = weights_of("o/m", result, "magnitude")
-    assert (found.depth, found.across, found.gain_rank, found.zscore, found.delta) == (None,) * 5
+    assert (found.depth, found.across, found.gain_rank, found.zscore, found.row_ratio) == (None,) * 5
+    assert found.delta is None
 
 
 @pytest.mark.parametrize(("score", "ranks"), [("magnitude", (1, None)), ("gain", (None, 1))])
