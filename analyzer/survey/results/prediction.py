@@ -24,6 +24,7 @@ STATIC = tuple(SCORES)[:-1]
 RANKS = ("rank", "gain_rank")  # of which the smallest is the best
 LEAST_WEIGHTS, LEAST_MODELS = 20, 10
 RESAMPLES, SEED = 1000, 0
+MOST_UNDEFINED = 0.05  # of the models drawn again, where nothing varies: then few models make the whole difference
 Numbers = NDArray[np.float64]
 
 
@@ -94,7 +95,7 @@ def first_by(weights: Sequence[Weight], rank: str) -> tuple[int, int]:
 def correlation(
     scores: Sequence[float], effects: Sequence[float], models: Sequence[str]
 ) -> tuple[float, float, float] | tuple[None, None, None]:
-    """Return Spearman's correlation and its 95 % interval by bootstrap over whole models; nulls where nothing varies.
+    """Return Spearman's correlation and its 95 % interval by bootstrap over whole models; nulls where little varies.
 
     The weights of a model are no independent draws, its commits neither: models, by name, are drawn with replacement.
     """
@@ -106,7 +107,10 @@ def correlation(
     count = of.max() + 1
     generator = np.random.default_rng(SEED)
     drawn = (np.bincount(generator.integers(count, size=count), minlength=count)[of] for _ in range(RESAMPLES))
-    low, high = np.nanpercentile([weighted(x, y, times.astype(np.float64)) for times in drawn], (2.5, 97.5))
+    found = np.array([weighted(x, y, times.astype(np.float64)) for times in drawn])
+    if np.isnan(found).mean() > MOST_UNDEFINED:
+        return None, None, None
+    low, high = np.nanpercentile(found, (2.5, 97.5))
     return float(stats.spearmanr(scores, effects).statistic), float(low), float(high)
 
 

@@ -62,6 +62,8 @@ def test_a_score_that_tells_and_one_that_does_not():
     _, low, high = correlation(list(draw.normal(size=300)), list(effects), models)
     assert low < 0 < high
     assert correlation([1.0] * 300, list(effects), models) == (None, None, None)
+    only_one = [float(model == "m7") for model in models]  # not drawn in every third drawing
+    assert correlation(only_one, list(effects), models) == (None, None, None)
 
 
 def test_too_few_are_said(weights):
