@@ -133,10 +133,9 @@ def _likelihoods(
             elif comparison.keeping and window in comparison.untouched:
                 comparison.kept[window, intervention] = judged[row]
         for window in dict.fromkeys(pairs[row][0] for row in compared):
-            rows = [row for row in compared if pairs[row][0] == window]
-            found |= zip(
-                rows, comparison.compare(runner, window, {pairs[row][1]: judged[row] for row in rows}), strict=True
-            )
+            asked = {pairs[row][1]: judged[row] for row in compared if pairs[row][0] == window}
+            losses_of = dict(zip(asked, comparison.compare(runner, window, asked), strict=True))
+            found |= {row: losses_of[pairs[row][1]] for row in compared if pairs[row][0] == window}
     return [found[row] for row in range(len(pairs))]
 
 

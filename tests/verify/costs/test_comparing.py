@@ -62,6 +62,9 @@ def test_what_was_kept_is_compared_without_another_pass(tmp_path):
     kept = comparison.found.pop((window, weight))
     (again,) = token_losses(model.runner, [(window, weight)], comparison=comparison)
     assert again == pytest.approx(losses[1][0], abs=1e-6)
+    comparison.found.clear()
+    for twice in token_losses(model.runner, [(window, weight)] * 2, comparison=comparison):  # of a text that repeats
+        assert twice == pytest.approx(again, abs=1e-6)
     for one, other in zip(kept, comparison.found[window, weight], strict=True):
         assert one == pytest.approx(other)
     assert comparison.kept == {}
