@@ -219,6 +219,12 @@ def _entry_faults(entry: Entry) -> Iterator[str]:
     limits = {"layer": entry["num_layers"], "last_layer": entry["num_layers"], "channel": channels}
     for activation in entry["super_activations"]:
         yield from (f"super_activations: {fault}" for fault in _too_large(activation, limits))
+    for each in entry.get("massive_channels", []):
+        layers, magnitudes = each["layers"], each["magnitudes"]
+        if len(layers) != len(magnitudes):
+            yield f"massive_channels: {each['channel']} has {len(layers)} layers, but {len(magnitudes)} magnitudes"
+        limits = {"channel": channels, "layer": entry["num_layers"]}
+        yield from (f"massive_channels: {fault}" for fault in _too_large({**each, "layer": max(layers)}, limits))
 
 
 def _reported_faults(reported: Sequence[Reported], entries: Sequence[Entry]) -> Iterator[str]:

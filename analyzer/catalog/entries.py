@@ -53,6 +53,11 @@ def make_entry(
         "columns": _rounded(plain(result.columns)),
         "joint": _rounded(plain(result.joint)),
         **{name: _rounded(plain(found)) for name in ("units", "interactions") if (found := getattr(result, name))},
+        "headroom": _rounded(plain(result.headroom)),
+        "massive_channels": _rounded(plain(result.massive_channels)),
+        "sinks": plain(result.sinks),
+        "prefix": plain(result.prefix),
+        **({"routing": _rounded(plain(result.routing))} if result.routing else {}),
         "outliers": [{**_rounded(_outlier_fields(o)), "value": o.value} for o in scan.outliers],
     }
 

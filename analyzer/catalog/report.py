@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tabulate
@@ -14,6 +14,7 @@ from analyzer.catalog.documents import Entry, Reported, increase_of, place_of
 from analyzer.catalog.reported import DISPUTES
 from analyzer.verify.records import SuperActivation, SuperWeight
 from analyzer.verify.report import activations_table, weights_table
+from analyzer.verify.sentences import headroom_sentence, sinks_sentence
 
 REPORTED_TITLE = "Reported by others, not verified here"
 SHOWN_PLACES = 4
@@ -51,7 +52,16 @@ def render_entry(family: str, entry: Entry) -> str:
         sections.append(weights_table(weights))
     if activations := [SuperActivation(**activation) for activation in entry["super_activations"]]:
         sections.append(activations_table(activations))
+    sections += map(fill, sentences_of(entry))
     return "\n\n".join(sections)
+
+
+def sentences_of(entry: Entry) -> Iterator[str]:
+    """Yield what an entry tells over its prompts: where super activations sit, and whether formats overflow."""
+    if (sinks := entry.get("sinks")) and (sentence := sinks_sentence(sinks, entry.get("prefix"))):
+        yield sentence
+    if headroom := entry.get("headroom"):
+        yield headroom_sentence(headroom)
 
 
 def render_reported(reported: Sequence[tuple[str, Reported]]) -> str:

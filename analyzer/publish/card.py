@@ -84,6 +84,10 @@ superweight catalog list --catalog catalog
 - `static_rank`: its rank by magnitude in all down projections; `row_rank`, `rank_in_128`, `rank_in_32` those in its row
   and in its runs of so many there, `row_others_max` the largest magnitude beside it in the row.
 - `round`: more than 1 where it showed only when others had been zeroed.
+- `expert_share`, `expert_weight`: of a weight in an expert, which part of the prompts' tokens chose that expert, and
+  with what mean weight of the router.
+- `largest_magnitude`, `float16_overflows_from`: of the analysis: the largest magnitude of the residual stream and of
+  what MLPs take and give, over its prompts, and the first layer where one is past float16's limit, if one is.
 - `verdict`, `note`, `tool`, `dtype`: of the analysis: whether it confirmed any, where the weights came from, what it
   was made by, and in which precision.
 - `change`: how much its block changes the super activation that it is behind.

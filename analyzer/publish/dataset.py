@@ -60,6 +60,10 @@ COLUMNS = {
     "rank_in_32": "int32",
     "row_others_max": "double",
     "round": "int64",
+    "expert_share": "double",
+    "expert_weight": "double",
+    "largest_magnitude": "double",
+    "float16_overflows_from": "int32",
     "verdict": "string",
     "reason": "string",
     "note": "string",
@@ -112,6 +116,8 @@ def _verified_row(family: str, entry: Entry, weight: Mapping[str, Any]) -> dict[
         "family": family,
         "standing": "verified",
         "loss_increase": increase_of(weight),
+        **_routing(entry, weight),
+        **_headroom(entry),
         "revision": entry["commit"],
         "tool": f"{entry['method']['tool']} {entry['method']['version']}",
         "dtype": entry["method"]["dtype"],
@@ -119,6 +125,22 @@ def _verified_row(family: str, entry: Entry, weight: Mapping[str, Any]) -> dict[
         **{column: [] for column in _SOURCES},
     }
     return _complete(row, {key: weight[key] for key in PLACED if key in weight})
+
+
+def _routing(entry: Entry, weight: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how often the expert of a weight is chosen, and with what weight of the router."""
+    place = ("tower", "layer", "mlp", "expert")
+    for each in entry.get("routing", []):
+        if weight and all(each.get(axis) == weight.get(axis) for axis in place):
+            share = each["chosen"] / each["tokens"] if each["tokens"] else None
+            return {"expert_share": share, "expert_weight": each["mean_weight"]}
+    return {}
+
+
+def _headroom(entry: Entry) -> dict[str, Any]:
+    """Return the largest magnitude in the model, and from which layer on float16 overflows."""
+    fit = (entry.get("headroom") or {}).get("float16")
+    return {} if fit is None else {"largest_magnitude": fit["largest"], "float16_overflows_from": fit["overflows_from"]}
 
 
 def _reported_row(family: str, item: Reported, model_type: str | None) -> dict[str, Any]:

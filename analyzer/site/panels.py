@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analyzer.catalog.documents import Document, Entry, Reported, increase_of, is_super, place_of
+from analyzer.catalog.report import sentences_of
 from analyzer.catalog.reported import DISPUTES
 from analyzer.site.drawing import LEAST_LAYERS, MAX_SIZE, Drawing, Sizes, draw
 
@@ -58,6 +59,8 @@ class Verified:
     losses: tuple[tuple[int, float], ...]
     joint: tuple[float | None, str | None]
     drawing: Drawing | None
+    sentences: tuple[str, ...]
+    """What the analysis tells over its prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,7 @@ def _verified(entry: Entry) -> Verified:
         losses=_losses(weights),
         joint=_joint(entry, weights),
         drawing=draw(kinds, entry["super_activations"], _sizes(entry)) if drawn else None,
+        sentences=tuple(sentences_of(entry)),
     )
 
 

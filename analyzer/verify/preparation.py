@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ class Prepared:
     """What a verification runs: token ids, and the windows of the text.
 
     `tokens` are the prompt's as text, of an encoder-decoder those that the decoder reads. `bare_prompts` are the
-    prompts without special tokens, null where the tokenizer adds none.
+    prompts without special tokens, null where the tokenizer adds none. `judged` gives of a prompt's ids those that the
+    blocks which are judged read, `texts` what token ids stand for; `begin` is the token that begins a text, or else
+    ends one, null without any.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +33,9 @@ class Prepared:
     windows: tuple[Window, ...]
     prompts: tuple[tuple[int, ...], ...]
     bare_prompts: tuple[tuple[int, ...], ...] | None
+    judged: Callable[[Sequence[int]], tuple[int, ...]]
+    texts: Callable[[Sequence[int]], tuple[str, ...]]
+    begin: int | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
     prompts = settings.prompts
     if prompts is None:
         prompts = () if settings.early_stop or settings.is_asked else bundled_prompts()
+    begin = None
+    with suppress(ForwardError):
+        begin = tokens.prefix
     whole, bare = (_all_ids(tokens, prompts, special=special) for special in (True, False))
     return Prepared(
         ids=tuple(ids),
@@ -79,6 +88,9 @@ def prepare(settings: VerifySettings, tokens: Tokens, model: str) -> Prepared:
         windows=() if settings.early_stop else tuple(tokens.windows(settings.text)),
         prompts=whole,
         bare_prompts=None if bare == whole else bare,
+        judged=tokens.judged,
+        texts=tokens.texts,
+        begin=begin,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from analyzer.base.records import Coordinate, Unit
 from analyzer.model.cost import Cost
+from analyzer.verify.activations.over_prompts import Headroom, MassiveChannel, Prefix, Routing, Sinks
 
 REASONS = {
     "survives": "zeroing it leaves the super activation as it is",
@@ -309,6 +310,11 @@ class VerifyResult:
     that was judged, of a model with several; an encoder by itself has no losses. `notes` say, a line each, where what
     ran is not all that the model does; `streams` is how many the residual stream is made of, null where it is one.
 
+    Over the prompt and the `prompts`, as the tokenizer gives them: `headroom` has the largest magnitudes,
+    `massive_channels` the channels that are as large as a super activation's anywhere, `sinks` the positions and tokens
+    that carry super activations, `prefix` tokens that could be put in front, null where none is suggested, and
+    `routing` how often the experts are chosen that a weight told is in.
+
     `cost` is what running it took here, which is another thing on another machine: results that differ in it alone are
     equal.
     """
@@ -344,4 +350,9 @@ class VerifyResult:
     units: tuple[UnitEffect, ...] = ()
     experts: tuple[ExpertOutput, ...] = ()
     interactions: tuple[Interaction, ...] = ()
+    headroom: Headroom | None = None
+    massive_channels: tuple[MassiveChannel, ...] = ()
+    sinks: Sinks | None = None
+    prefix: Prefix | None = None
+    routing: tuple[Routing, ...] = ()
     cost: Cost | None = field(default=None, compare=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from analyzer.base.errors import shown
+from analyzer.base.records import plain
 from analyzer.base.text import (
     big,
     byte_size,
@@ -22,6 +23,7 @@ from analyzer.base.text import (
     table,
 )
 from analyzer.verify.records import REASONS, LayerMaxima, Masking, SuperActivation, SuperWeight, VerifyResult
+from analyzer.verify.sentences import headroom_sentence, sinks_sentence
 from analyzer.verify.unit_tables import unit_sections
 
 SHOWN_WEIGHTS = 12
@@ -44,6 +46,7 @@ def render_verify(result: VerifyResult, catalog_file: Path | None = None, agreem
         sections.append(activations_table(result.super_activations))
     if result.recurrences:
         sections.append(_recurrences_table(result))
+    sections += _over_prompts(result)
     if result.masking:
         sections.append(_masking_table(result.masking))
     most = {feature.channel for feature in result.outlier_features}
@@ -195,6 +198,14 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
         most, least = max(tokens), min(tokens)
         note += f"\n\nΔ loss is over {least:,} to {most:,} tokens: as many as settle whether a weight is critical."
     return f"{title}\n\n" + table(header, rows) + note
+
+
+def _over_prompts(result: VerifyResult) -> Iterator[str]:
+    """Yield where super activations sit, and whether magnitudes overflow small formats."""
+    if result.sinks and (sentence := sinks_sentence(plain(result.sinks), plain(result.prefix))):
+        yield fill(sentence)
+    if result.headroom:
+        yield fill(headroom_sentence(plain(result.headroom)))
 
 
 def _recurrences_table(result: VerifyResult) -> str:

@@ -18,6 +18,7 @@ from analyzer.forward.trace import Stream, Trace
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
+from analyzer.verify.activations.tally import Tally
 from analyzer.verify.costs.effects import (
     EFFECT_PARAMETERS,
     measure_asked,
@@ -64,9 +65,11 @@ def verify(
         runner.one_by_one = True  # what would tell whether rows may run together runs the whole model
     else:
         check_rows(runner, prepared.windows[0].ids)
-    trace, causal = _run_prompt(runner, prepared, thresholds, early_stop=early_stop)
+    tally = Tally(runner, prepared, thresholds)
+    trace, causal = _run_prompt(runner, prepared, thresholds, tally, early_stop=early_stop)
     causal &= runner.start is None  # more or less of a text would change which half of it an encoder reads
     activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
+    tally.add(prepared.ids, trace.layers, trace.residual, activations)
     if trace.layers != runner.layers:
         late = ()  # what comes after was not run
     rounds, asked = 1 if early_stop else MAX_ROUNDS, statics.asked if statics.is_asked else None
@@ -89,6 +92,7 @@ def verify(
     if settings.more and measuring is not None:
         weights, interactions = tuple(with_halves(measuring, weights)), interactions_of(measuring, weights)
         units += [unit for unit in units_of(weights) if unit not in units]
+    recurrences = _recurrences(runner, prepared, thresholds, tally, causal=causal, progress=progress)
     source = runner.checkpoint.source
     return VerifyResult(
         model=runner.name,
@@ -115,7 +119,8 @@ def verify(
         masking=found.masking,
         profile=next((found.profiles[w.coordinate] for w in weights if w.coordinate in found.profiles), None),
         prompts=len(prepared.prompts),
-        recurrences=_recurrences(runner, prepared, thresholds, causal=causal, progress=progress),
+        recurrences=recurrences,
+        **tally.told((weight.coordinate for weight in weights), causal=causal),
         early_stop=early_stop,
         units=measure_units(measuring, units, statics, outputs) if units and measuring is not None else (),
         experts=tuple(each for unit, each in outputs.items() if each.super_expert or unit in units),
@@ -135,7 +140,9 @@ def _streams_note(trace: Trace) -> Iterator[str]:
         )
 
 
-def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, early_stop: bool) -> tuple[Trace, bool]:
+def _run_prompt(
+    runner: Runner, prepared: Prepared, thresholds: Thresholds, tally: Tally, *, early_stop: bool
+) -> tuple[Trace, bool]:
     """Return what the prompt did in the model, and whether the model is causal.
 
     Raises ForwardError where it has too few blocks, or is neither causal nor masked.
@@ -149,7 +156,8 @@ def _run_prompt(runner: Runner, prepared: Prepared, thresholds: Thresholds, *, e
     def enough(layers: tuple[int, ...], residual: Stream) -> bool:
         return early_stop and bool(detect(residual, layers, prepared.tokens, thresholds)[0])
 
-    trace = runner.trace(prepared.ids, enough=enough)
+    with tally.watching([prepared.ids], [prepared.ids]):
+        trace = runner.trace(prepared.ids, enough=enough)
     check_trace(runner, prepared.ids, trace)
     causal = runner.is_causal(prepared.ids, trace)
     if not causal and not runner.masked and runner.has_loss:
@@ -241,7 +249,7 @@ def _column(weights: Sequence[Coordinate], cost: Estimate | None) -> Column:
 
 
 def _recurrences(
-    runner: Runner, prepared: Prepared, thresholds: Thresholds, *, causal: bool, progress: Progress
+    runner: Runner, prepared: Prepared, thresholds: Thresholds, tally: Tally, *, causal: bool, progress: Progress
 ) -> tuple[Recurrence, ...]:
     """Return in how many of the prompts each super activation appears, with and without special tokens.
 
@@ -249,7 +257,7 @@ def _recurrences(
     """
     kinds = [prepared.prompts, *([] if prepared.bare_prompts is None else [prepared.bare_prompts])]
     long = [[prompt for prompt in prompts if runner.length(prompt) >= MIN_TOKENS] for prompts in kinds]
-    found = _activations(runner, {prompt for prompts in long for prompt in prompts}, thresholds, causal=causal)
+    found = _activations(runner, {prompt for prompts in long for prompt in prompts}, thresholds, tally, causal=causal)
     seen, *others = [_places([found[prompt] for prompt in prompts]) for prompts in long]
     bare = others[0] if others else None
     progress("prompts", len(prepared.prompts), len(prepared.prompts))
@@ -261,18 +269,21 @@ def _recurrences(
 
 
 def _activations(
-    runner: Runner, prompts: Collection[tuple[int, ...]], thresholds: Thresholds, *, causal: bool
+    runner: Runner, prompts: Collection[tuple[int, ...]], thresholds: Thresholds, tally: Tally, *, causal: bool
 ) -> dict[tuple[int, ...], tuple[SuperActivation, ...]]:
-    """Return the super activations of each prompt."""
+    """Return the super activations of each prompt, which is taken into the tally."""
     order = sorted(prompts, key=lambda prompt: (len(prompt), prompt))  # those of one length share a pass
     longest = max(map(len, order), default=0)
     # What follows a prompt changes nothing in it where the model is causal, so that many can ride in one batch.
     padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt) if causal else 0)] for prompt in order]
-    streams = runner.streams(padded, [UNTOUCHED] * len(padded))
-    return {
-        prompt: detect(stream[:, : len(prompt)], runner.layers, [""] * len(prompt), thresholds)[0]
-        for prompt, stream in zip(order, streams, strict=True)
-    }
+    found = {}
+    with tally.watching(order, padded):
+        streams = runner.streams(padded, [UNTOUCHED] * len(padded))
+        for prompt, stream in zip(order, streams, strict=True):
+            own = stream[:, : len(prompt)]
+            found[prompt] = detect(own, runner.layers, [""] * len(prompt), thresholds)[0]
+            tally.add(prompt, runner.layers, own, found[prompt])
+    return found
 
 
 def _places(found: Sequence[Sequence[SuperActivation]]) -> dict[tuple[int, int], set[tuple[int, int]]]:

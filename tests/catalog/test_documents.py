@@ -19,6 +19,10 @@ def document(**changes):
     return {"schema_version": SCHEMA_VERSION, "family": "x", "entries": [entry()], "reported": [], **changes}
 
 
+MASSIVE = {
+    "channel": 7, "magnitude": 9.0, "prompts": 3, "carrying": 2, "everywhere": 0, "layers": [1, 2],
+    "magnitudes": [9.0, 8.0],
+}  # fmt: skip
 BROKEN = {
     "not JSON": ("{", "is not JSON"),
     "not an object": ([], "is not of type 'object'"),
@@ -70,6 +74,18 @@ BROKEN = {
             ]
         ),
         "super_activations: has channel 8, but the model has 8",
+    ),
+    "massive channel too large": (
+        document(entries=[entry(massive_channels=[{**MASSIVE, "channel": 8}])]),
+        "massive_channels: has channel 8, but the model has 8",
+    ),
+    "massive channel of no layer": (
+        document(entries=[entry(massive_channels=[{**MASSIVE, "layers": [1, 4]}])]),
+        "massive_channels: has layer 4, but the model has 4",
+    ),
+    "massive channel without its magnitudes": (
+        document(entries=[entry(massive_channels=[{**MASSIVE, "magnitudes": [1.0]}])]),
+        "massive_channels: 7 has 2 layers, but 1 magnitudes",
     ),
     "index of another type": (
         document(entries=[entry(super_weights=[{**WEIGHT, "row": 2.0}])]),

@@ -9,6 +9,17 @@ from analyzer import __version__
 from analyzer.base.records import Coordinate
 from analyzer.catalog.entries import make_entry
 from analyzer.catalog.files import save_entry, validate
+from analyzer.verify.activations.over_prompts import (
+    Fit,
+    Headroom,
+    LayerMagnitudes,
+    MassiveChannel,
+    Prefix,
+    Routing,
+    SinkPosition,
+    Sinks,
+    SinkToken,
+)
 from analyzer.verify.records import (
     Interaction,
     JointZeroing,
@@ -85,4 +96,27 @@ def test_what_more_was_asked_is_kept_and_else_left_out(tmp_path):
     assert entry["interactions"][0]["delta_alone"] == [1.1, 0.5]
     assert entry["super_weights"][0]["delta_half"] == 0.12346
     save_entry(tmp_path, "mine", entry)
+    assert validate(tmp_path) == (1, 1, [])
+
+
+def test_what_is_told_over_all_prompts_is_kept(tmp_path):
+    fit = Fit(65504.0, 24081.234, 2, "residual", None)
+    result = replace(
+        RESULT,
+        headroom=Headroom(12, (LayerMagnitudes(2, 24081.234, None, 1.0, 2.0),), (2,), fit, fit),
+        massive_channels=(MassiveChannel(3, 24081.234, 12, 11, 0, (1, 2), (300.0, 24081.234)),),
+        sinks=Sinks(12, (SinkPosition(0, 12, 12),), (SinkToken(5, "\n", 3, 4, 0, 3),)),
+        prefix=Prefix((5, 1), ("\n", "<s>"), 1),
+        routing=(Routing(2, 3, 41, 120, 0.123456789),),
+    )
+    entry = made(result)
+    assert entry["headroom"]["layers"] == [
+        {"layer": 2, "residual": 24081.0, "mlp_input": None, "down_input": 1.0, "mlp_output": 2.0}
+    ]
+    assert entry["headroom"]["float16"]["largest"] == 24081.0
+    assert entry["massive_channels"][0]["magnitudes"] == [300.0, 24081.0]
+    assert entry["sinks"]["tokens"][0]["token"] == "\n"
+    assert entry["prefix"]["ids"] == [5, 1]
+    assert entry["routing"] == [{"layer": 2, "expert": 3, "chosen": 41, "tokens": 120, "mean_weight": 0.12346}]
+    save_entry(tmp_path, "model", entry)
     assert validate(tmp_path) == (1, 1, [])

@@ -111,6 +111,23 @@ def test_the_module_is_named_where_it_is_known():
     assert modules["allenai/OLMo-1B"] is None
 
 
+def test_headroom_and_routing_are_beside_the_weights_that_they_are_of():
+    fit = {"limit": 65504.0, "largest": 70000.0, "layer": 2, "where": "residual", "overflows_from": 1}
+    weight = {**entry()["super_weights"][0], "expert": 3}
+    routing = [
+        {"layer": weight["layer"], "expert": 2, "chosen": 1, "tokens": 120, "mean_weight": 0.5},
+        {"layer": weight["layer"], "expert": 3, "chosen": 30, "tokens": 120, "mean_weight": 0.25},
+    ]
+    headroom = {"prompts": 12, "layers": [], "unseen": [], "float16": fit, "float8_e4m3": fit}
+    full = entry(super_weights=[weight, {**weight, "expert": None}], routing=routing, headroom=headroom)
+    first, other = rows_of(document(entries=[full]))
+    assert (first["expert_share"], first["expert_weight"]) == (0.25, 0.25)
+    assert (other["expert_share"], other["expert_weight"]) == (None, None)
+    assert (first["largest_magnitude"], first["float16_overflows_from"]) == (70000.0, 1)
+    (older,) = rows_of(document(entries=[entry()]))
+    assert (older["largest_magnitude"], older["float16_overflows_from"]) == (None, None)
+
+
 def test_a_number_that_no_table_can_hold():
     weight = {**entry()["super_weights"][0], "static_rank": 10**30}
     with pytest.raises(CatalogError, match="static_rank that no table can hold"):

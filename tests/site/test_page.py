@@ -204,6 +204,27 @@ def test_none_is_an_answer_and_what_was_not_measured_is_said():
     assert texts["me/beside"].attributes["data-at"].split() == ["coincident:1", "none:"]
 
 
+def test_what_is_told_over_all_prompts_is_there_and_older_entries_lack_it():
+    fit = {"limit": 65504.0, "largest": 27363.0, "layer": 2, "where": "residual", "overflows_from": None}
+    channel = {"channel": 7, "magnitude": 27363.0, "prompts": 12, "carrying": 11, "everywhere": 0}
+    sinks = {"prompts": 12, "positions": [{"position": 0, "prompts": 12, "of": 12}], "tokens": []}
+    full = entry(
+        headroom={"prompts": 12, "layers": [], "unseen": [], "float16": fit, "float8_e4m3": fit},
+        massive_channels=[{**channel, "layers": [1, 2], "magnitudes": [900.0, 27363.0]}],
+        sinks=sinks,
+        prefix={"ids": [5, 1], "tokens": ["<b>", "<s>"], "outlier_tokens": 1},
+    )
+    page = read(render_site(documents(entries=[full])))
+    (section,) = page.all("section", **{"class": "verified"})
+    assert "the largest magnitude is 27,363 in the residual stream after layer 2, over 12 prompts" in section.text
+    assert "A prefix to hold them: '<b>' '<s>' (ids 5, 1)." in section.text
+    assert "1 massive channel" in section.text
+    cells = [cell.text for cell in next(section.all("div", **{"aria-label": "channels"})).all("td")]
+    assert cells == ["7", "1–2", "27,363", "12", "11"]
+    (older,) = read(render_site(documents(entries=[entry()]))).all("section", **{"class": "verified"})
+    assert "magnitude" not in older.text and "massive" not in older.text
+
+
 def test_analyses_of_one_model_stand_side_by_side_with_its_reports_in_any_case():
     other = entry(commit="b" * 40, super_weights=[{**WEIGHT, "expert": 7}])
     (article,) = read(

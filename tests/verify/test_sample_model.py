@@ -70,6 +70,9 @@ def test_the_sample_models_maxima_agree_with_hooks_of_our_own(sample):
         assert abs(row.output_max) == pytest.approx(left, rel=0.01)
         if row.layer < 29:  # the library's last entry has been through the final norm
             assert abs(row.residual_max) == pytest.approx(hidden[row.layer + 1].abs().max().item(), rel=0.01)
+    for row, headroom in zip(sample.layers, sample.headroom.layers, strict=True):  # of this prompt alone
+        largest = headroom.down_input, headroom.mlp_output, headroom.residual
+        assert largest == tuple(map(abs, (row.input_max, row.output_max, row.residual_max)))
     assert sample.layers[11].output_max == pytest.approx(24045, rel=0.001)
     assert sample.layers[11].input_max == pytest.approx(2999, rel=0.001)
 

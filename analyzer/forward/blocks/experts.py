@@ -21,6 +21,7 @@ PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm"})
 def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record: Record | None) -> Iterator[None]:
     """Run experts under a mode that sees each product with their down projections."""
     experts, forward = writer.module, writer.module.forward
+    before = vars(experts).get("forward")  # of another that watches them
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         with _ExpertsMode(writer, change, record, (*args, *kwargs.values())):
@@ -31,6 +32,8 @@ def watched_experts(writer: Writer, change: Callable[..., torch.Tensor], record:
         yield
     finally:
         del experts.forward  # the class has it
+        if before is not None:
+            experts.forward = before
 
 
 class _ExpertsMode(TorchFunctionMode):
@@ -116,8 +119,9 @@ class _ExpertsMode(TorchFunctionMode):
         product = Product(lambda taken: again(taken, weight), self._added.get(place))
         left = self._change(place, which, entered, left, product)
         if self._record is not None and left.shape[0]:
+            is_weighed = routed is not None or start is not None
             routed = torch.ones(left.shape[0], device=left.device) if routed is None else routed.float()
-            passage = Passage(place, which, entered, left, routed)
+            passage = Passage(place, which, entered, left, routed, is_weighed)
             if start is None:
                 self._record(passage)
             else:

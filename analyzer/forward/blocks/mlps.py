@@ -56,13 +56,14 @@ class Block:
 @dataclass(frozen=True)
 class Passage:
     """What went through one down projection: of n tokens, their flat places in the batch, and of experts the weight
-    that the router gave them."""
+    that the router gave them, where it `is_weighed`: else that is in what entered already, and 1 here."""
 
     place: Place
     tokens: torch.Tensor  # [n]
     entered: torch.Tensor  # [n, intermediate_size]
     left: torch.Tensor  # [n, hidden_size]
     routed: torch.Tensor  # [n]
+    is_weighed: bool = True
 
 
 Record = Callable[[Passage], None]

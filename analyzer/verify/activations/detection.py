@@ -17,6 +17,12 @@ def medians(residual: Stream) -> NDArray[np.float32]:
     return np.median(np.abs(residual), axis=(1, 2)).astype(np.float32)
 
 
+def are_large(residual: Stream, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Tell which entries are as large as a super activation, [layers, T, hidden_size]."""
+    middle = medians(residual)[:, None, None]
+    return (np.abs(residual) >= thresholds.activation_ratio * middle) & (middle > 0)  # which else says nothing
+
+
 def detect(
     residual: Stream, layers: Sequence[int], tokens: Sequence[str], thresholds: Thresholds
 ) -> tuple[tuple[SuperActivation, ...], tuple[SuperActivation, ...]]:
@@ -26,7 +32,7 @@ def detect(
     does not hold across models. At how many positions a channel is as large does not matter. Where `residual` ends
     before the last block, what is late there means nothing.
     """
-    middle, large = medians(residual), _large(residual, thresholds)
+    middle, large = medians(residual), are_large(residual, thresholds)
     lasting: list[SuperActivation] = []
     late: list[SuperActivation] = []
     for position, channel in np.argwhere(large.any(axis=0)):
@@ -55,7 +61,7 @@ def detect(
 
 def outlier_features(residual: Stream, layers: Sequence[int], thresholds: Thresholds) -> tuple[OutlierFeature, ...]:
     """Return the channels that are as large as a super activation at most positions, which is a property of them."""
-    large = _large(residual, thresholds)
+    large = are_large(residual, thresholds)
     counts = large.sum(axis=1)  # [layers, hidden_size]
     everywhere = counts > thresholds.feature_positions * residual.shape[1]
     return tuple(
@@ -80,12 +86,6 @@ def layer_maxima(trace: Trace) -> tuple[LayerMaxima, ...]:
         for index, layer in enumerate(trace.layers)
         if layer in trace.outputs
     )
-
-
-def _large(residual: Stream, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Tell which entries are as large as a super activation, [layers, T, hidden_size]."""
-    middle = medians(residual)[:, None, None]
-    return (np.abs(residual) >= thresholds.activation_ratio * middle) & (middle > 0)  # which else says nothing
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
