@@ -19,14 +19,17 @@ PLACES = {
 
 def headroom_sentence(headroom: Mapping[str, Any]) -> str:
     """Return whether magnitudes overflow small formats, and what could not be looked into."""
+    tower = f" in the tower {shown(headroom['tower'], 40)}" if headroom.get("tower") else ""
     half, eighth = headroom["float16"], headroom["float8_e4m3"]
     over = f"over {count_of(headroom['prompts'], 'prompt')}"
     largest = f"{_magnitude(half['largest'])} in {PLACES[half['where']].format(half['layer'])}, {over}"
     if half["overflows_from"] is not None:
-        sentence = f"Float16 overflows from layer {half['overflows_from']} on: the largest magnitude is {largest}, "
+        sentence = (
+            f"Float16 overflows from layer {half['overflows_from']} on{tower}: the largest magnitude is {largest}, "
+        )
         sentence += f"{half['largest'] / half['limit']:,.3g} times its limit"
     else:
-        sentence = f"Float16: the largest magnitude is {largest}, "
+        sentence = f"Float16: the largest magnitude{tower} is {largest}, "
         sentence += f"{half['limit'] / max(half['largest'], 1e-9):,.3g} times below its limit"
     from_layer = eighth["overflows_from"]
     sentence += "; FP8 (e4m3) without a scale " + (
@@ -42,11 +45,11 @@ def sinks_sentence(sinks: Mapping[str, Any], prefix: Mapping[str, Any] | None) -
     """Return where super activations sit, and the tokens that may be put in front; empty where there is none."""
     if not sinks["positions"]:
         return ""
-    places = [f"position {p['position']} in {p['prompts']} of {p['of']}" for p in sinks["positions"][:SHOWN]]
+    places = [f"{p['position']} in {p['prompts']} of {p['of']}" for p in sinks["positions"][:SHOWN]]
     later = [each for each in sinks["tokens"] if each["prompts"] > each["at_start"]][:SHOWN]
-    tokens = [f"{_quoted(t['token'])} in {t['prompts']} of {t['of']} that have it" for t in later]
-    sentence = f"Over {count_of(sinks['prompts'], 'prompt')}, super activations sit at {', '.join(places)}"
-    sentence += f"; after the first position at {', '.join(tokens)}." if tokens else "."
+    tokens = [f"{_quoted(t['token'])} in {t['prompts']} of {t['of']}" for t in later]
+    sentence = f"Over {count_of(sinks['prompts'], 'prompt')}, super activations sit at position {', '.join(places)}"
+    sentence += f"; after the start at the tokens {', '.join(tokens)} prompts that have them." if tokens else "."
     if prefix is not None:
         ids = ", ".join(map(str, prefix["ids"][:8]))
         sentence += f" A prefix to hold them: {' '.join(map(_quoted, prefix['tokens'][:8]))} (ids {ids})."

@@ -67,6 +67,7 @@ def verify(
         check_rows(runner, prepared.windows[0].ids)
     tally = Tally(runner, prepared, thresholds)
     trace, causal = _run_prompt(runner, prepared, thresholds, tally, early_stop=early_stop)
+    causal &= not runner.masked  # which reads what follows, however little it makes of that
     causal &= runner.start is None  # more or less of a text would change which half of it an encoder reads
     activations, late = detect(trace.residual, trace.layers, tokens, thresholds)
     tally.add(prepared.ids, trace.layers, trace.residual, activations)

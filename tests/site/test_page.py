@@ -219,7 +219,7 @@ def test_what_is_told_over_all_prompts_is_there_and_older_entries_lack_it():
     assert "the largest magnitude is 27,363 in the residual stream after layer 2, over 12 prompts" in section.text
     assert "A prefix to hold them: '<b>' '<s>' (ids 5, 1)." in section.text
     assert "1 massive channel" in section.text
-    cells = [cell.text for cell in next(section.all("div", **{"aria-label": "channels"})).all("td")]
+    cells = [cell.text for cell in next(section.all("div", **{"aria-label": "Massive"})).all("td")]
     assert cells == ["7", "1–2", "27,363", "12", "11"]
     (older,) = read(render_site(documents(entries=[entry()]))).all("section", **{"class": "verified"})
     assert "magnitude" not in older.text and "massive" not in older.text

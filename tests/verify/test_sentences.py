@@ -32,6 +32,11 @@ def test_a_model_that_overflows_and_was_not_seen_whole():
     assert text.endswith(" Of the MLPs of layers 4, 6 not all could be seen.")
 
 
+def test_of_several_towers_the_one_that_ran_is_named():
+    text = headroom_sentence({**HEADROOM, "tower": "decoder"})
+    assert text.startswith("Float16: the largest magnitude in the tower decoder is 27,363 in the residual")
+
+
 def test_a_model_that_both_hold():
     small = {"largest": 0.0, "overflows_from": None}
     text = headroom_sentence({**HEADROOM, "float16": {**FIT, **small}, "float8_e4m3": {**SMALL, **small}})
@@ -41,8 +46,8 @@ def test_a_model_that_both_hold():
 def test_sinks_and_the_prefix_in_a_sentence():
     prefix = {"ids": [260, 1], "tokens": [" the", "<s>"], "outlier_tokens": 1}
     assert sinks_sentence(SINKS, prefix) == (
-        "Over 12 prompts, super activations sit at position 0 in 12 of 12; after the first position at '\\x1b the' in "
-        "4 of 5 that have it. A prefix to hold them: ' the' '<s>' (ids 260, 1)."
+        "Over 12 prompts, super activations sit at position 0 in 12 of 12; after the start at the tokens '\\x1b the' "
+        "in 4 of 5 prompts that have them. A prefix to hold them: ' the' '<s>' (ids 260, 1)."
     )
     assert sinks_sentence({**SINKS, "tokens": []}, None).endswith("position 0 in 12 of 12.")
     assert sinks_sentence({**SINKS, "positions": []}, None) == ""

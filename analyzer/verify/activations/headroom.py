@@ -16,6 +16,7 @@ def headroom_of(
     residual: Mapping[int, float],
     mlps: Mapping[int, Mapping[str, float]],
     unseen: Collection[int],
+    tower: str | None = None,
 ) -> Headroom:
     """Return the headroom of the layers that ran, from the magnitudes of the stream after each and of their MLPs.
 
@@ -28,7 +29,7 @@ def headroom_of(
     )
     part = {layer for layer, seen in mlps.items() if len(seen) < len(WHERE) - 1}
     lost = tuple(layer for layer in residual if layer in part or layer in unseen)
-    return Headroom(prompts, found, lost, _fit(found, FLOAT16), _fit(found, FLOAT8_E4M3))
+    return Headroom(prompts, found, lost, _fit(found, FLOAT16), _fit(found, FLOAT8_E4M3), tower)
 
 
 def _fit(layers: Sequence[LayerMagnitudes], limit: float) -> Fit:

@@ -40,7 +40,8 @@ class Fit:
 class Headroom:
     """The largest magnitudes of the blocks that ran, over so many `prompts`, in the dtype that they ran in.
 
-    `unseen` are the layers that have an MLP which could not be looked into, or not into all of it.
+    `unseen` are the layers that have an MLP which could not be looked into, or not into all of it; `tower` is the one
+    that ran, of a model with several.
     """
 
     prompts: int
@@ -48,6 +49,7 @@ class Headroom:
     unseen: tuple[int, ...]
     float16: Fit
     float8_e4m3: Fit
+    tower: str | None = None
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ class Tally:
         if causal and prepared.begin is not None:
             prefix = self._sinks.prefix(prepared.begin, prepared.texts)
         return {
-            "headroom": headroom_of(len(self._seen), self._channels.largest, figures.largest, figures.unseen),
+            "headroom": headroom_of(
+                len(self._seen), self._channels.largest, figures.largest, figures.unseen, self._runner.tower
+            ),
             "massive_channels": self._channels.massive(),
             "sinks": self._sinks.sinks(prepared.texts),
             "prefix": prefix,

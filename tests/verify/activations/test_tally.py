@@ -185,7 +185,7 @@ def test_of_an_encoder_decoder_it_is_the_decoder(tmp_path, name):
     ids = [ids_of(prompt) for prompt in dict.fromkeys((PROMPT, *prompts))]
     seen = largest_seen(model, [*firsts, *downs], lambda model, each: seen_in_decoder(model, each, blocks), ids)
     assert_are(result.headroom, [(seen[first][0], *seen[last]) for first, last in zip(firsts, downs, strict=True)])
-    assert result.headroom.prompts == len(ids)
+    assert (result.headroom.prompts, result.headroom.tower) == (len(ids), "decoder")
     if name == "t5":
         assert result.sinks.positions[0].position == 0
         assert result.sinks.tokens[0].token == result.tokens[0]  # what the decoder starts from
