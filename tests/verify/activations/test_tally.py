@@ -38,6 +38,7 @@ from tiny_text import save_tokenizer
 
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.records import Coordinate
+from analyzer.forward.runner import Runner
 from analyzer.source.folder import FolderSource
 from analyzer.verify.activations.detection import are_large, detect
 from analyzer.verify.settings import Thresholds
@@ -107,6 +108,21 @@ def test_magnitudes_are_those_of_each_prompt_alone(tmp_path, name):
     stream = [torch.stack(streams(plain.model, plain.blocks, ids)).abs().amax(dim=(1, 2, 3)) for ids in EVERY]
     np.testing.assert_allclose([each.residual for each in headroom.layers], torch.stack(stream).amax(dim=0), rtol=1e-4)
     assert (headroom.prompts, headroom.unseen) == (len(EVERY), ())
+
+
+def test_a_masked_model_is_never_padded(tmp_path, monkeypatch):
+    """However little a token makes of what follows: the median of all changes may be too small to tell."""
+    save_random("bert", tmp_path)
+    ran, streams_of = [], Runner.streams
+
+    def recorded(runner, prompts, *args, **kwargs):
+        ran.extend(prompts)
+        return streams_of(runner, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, "is_causal", lambda *_: True)
+    monkeypatch.setattr(Runner, "streams", recorded)
+    verify_folder(tmp_path, prompts=PROMPTS)
+    assert {len(ids) for ids in ran} == {len(ids) for ids in EVERY}
 
 
 def test_magnitudes_and_routing_of_a_mixture(tmp_path):
