@@ -19,10 +19,10 @@ EXIT_INTERRUPTED = 130
 MAX_MESSAGE = 1000
 
 
-def main() -> NoReturn:
-    """Run the command line and end the process with the status of the contract."""
+def main(name: str = "superweight") -> NoReturn:
+    """Run the command line, called by `name` in its help, and end the process with the status of the contract."""
     try:
-        status = run()
+        status = run(name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
@@ -33,13 +33,13 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def run() -> int:
+def run(name: str = "superweight") -> int:
     """Run the command line and return the status of the contract; Ctrl-C is raised."""
     _open_standard_streams()
     import click
 
     from analyzer.base.errors import AnalyzerError, is_out_of_memory, reason_of, shown
-    from analyzer.cli.main import cli
+    from analyzer.cli.main import call_it, cli
 
     try:
         os.getcwd()  # noqa: PTH109 - Path.cwd() may not ask
@@ -49,8 +49,9 @@ def run() -> int:
     stdout, debug = sys.stdout, os.environ.get("SUPERWEIGHT_DEBUG") == "1"
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")  # libraries' own, which name lines of code
+    call_it(name)
     try:
-        status = cli.main(prog_name="superweight", standalone_mode=False)
+        status = cli.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.Abort as error:

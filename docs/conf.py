@@ -12,7 +12,7 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/*.md", "docs/*/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/*/*.md", "integrations/*/*.md"]
 exclude_patterns = [".*", "analyzer", "build", "catalog", "tests", "tools"]
 html_theme = "furo"
 html_title = f"{project} {version}"

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 RUNTIME = PROJECT["dependencies"]
 DEV, TASKS = (PROJECT["optional-dependencies"][extra] for extra in ("dev", "tasks"))
-OURS = {"analyzer", *(path.stem for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))}
+MAKERS = ("tests", "tools", "integrations")
+OURS = {"analyzer", *(path.stem for folder in MAKERS for path in (ROOT / folder).rglob("*.py"))}
 
 
 def normal(name):
@@ -47,7 +48,7 @@ def test_all_that_the_tool_declares_is_imported():
 
 
 def test_all_that_its_makers_import_is_declared():
-    assert {n: at for n, at in imported("tests", "tools").items() if n not in names(RUNTIME + DEV + TASKS)} == {}
+    assert {name: at for name, at in imported(*MAKERS).items() if name not in names(RUNTIME + DEV + TASKS)} == {}
     assert names(RUNTIME) & names(DEV) == set()
 
 

@@ -1,38 +1,21 @@
 """The package as it is installed: it holds every file of every room, and runs without the sources."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from built_wheel import ROOT, build_wheel, pip
 from checkpoints import random_downs, write_llama
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-SOURCES = ("analyzer", "catalog", "pyproject.toml", "README.md", "LICENSE")
-
-
-def pip(*arguments):
-    """Run pip without the network."""
-    command = [sys.executable, "-m", "pip", *map(str, arguments), "--no-deps", "--no-index", "--quiet"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, made of a copy of the sources: a build leaves folders behind."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (folder / "source").mkdir()
-    for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / "source" / name)
-    pip("wheel", folder / "source", "--no-build-isolation", "--wheel-dir", folder)
-    (path,) = folder.glob("*.whl")
-    return path
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import click
 from analyzer.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("analyzer", "catalog", "docs", "tests", "tools")
+FOLDERS = ("analyzer", "catalog", "docs", "integrations", "tests", "tools")
 WIDTH = 100  # of help
 SHOWN_MODELS = 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from analyzer import __version__
@@ -30,3 +32,10 @@ def cli() -> None:
 
 for command in (scan, verify, analyze, experiment, diff, cache, catalog, survey):
     cli.add_command(command)
+
+
+def call_it(name: str, command: click.Command = cli) -> None:
+    """Let the examples in the help of a command, and of those below it, call the tool by this name."""
+    command.help = re.sub(r"(?m)^( +)superweight(?= )", rf"\1{name}", command.help or "")
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        call_it(name, below)

@@ -16,18 +16,24 @@ REFERENCE = ROOT / "docs" / "cli.md"
 READ = ("--text", "--prompts")  # options whose files must be there
 
 
-def command_lines(text):
-    """Return the arguments of each `superweight …` or `python -m analyzer …` in a text of the shell's commands."""
-    found = []
+def commands_in(text):
+    """Yield the words of each command in a text of the shell's that may be this tool's or `hf`'s."""
     for line in text.replace("\\\n", " ").splitlines():
-        if re.search(r"superweight|-m analyzer", line):
+        if re.search(r"superweight|-m analyzer|\bhf\b", line):
             words = shlex.shlex(re.sub(r"\b[012](?=>)", "", line), posix=True, punctuation_chars=True)
             words.whitespace_split = True
             for is_operator, part in groupby(words, key=lambda word: not word.strip("();<>|&")):
-                part = list(dropwhile(lambda word: word == "$" or re.match(r"\w+=", word), part))
-                length = 3 if part[1:3] == ["-m", "analyzer"] else 1
-                if not is_operator and (length == 3 or PurePath(*part[:1]).name == "superweight"):
-                    found.append(tuple(part[length:]))
+                if not is_operator:
+                    yield list(dropwhile(lambda word: word == "$" or re.match(r"\w+=", word), part))
+
+
+def command_lines(text):
+    """Return the arguments of each `superweight …`, `hf superweight …` or `python -m analyzer …` in such a text."""
+    found = []
+    for words in commands_in(text):
+        length = 3 if words[1:3] == ["-m", "analyzer"] else 2 if words[:2] == ["hf", "superweight"] else 1
+        if length > 1 or PurePath(*words[:1]).name == "superweight":
+            found.append(tuple(words[length:]))
     return found
 
 
@@ -40,6 +46,7 @@ def command_lines(text):
         ("true && superweight scan x; superweight list | jq .a", [("scan", "x"), ("list",)]),
         ("python -m analyzer scan x", [("scan", "x")]),
         ("superweight scan x \\\n    --top 3\nsuperweight cache", [("scan", "x", "--top", "3"), ("cache",)]),
+        ("hf superweight scan x && hf download me/superweight", [("scan", "x")]),
         ("cat superweight.txt; echo superweight scan; superweighty scan", []),
     ],
 )
@@ -96,6 +103,38 @@ def test_every_command_line_parses(tmp_path, monkeypatch, page, arguments, spoke
 def test_a_command_line_that_is_wrong_does_not_parse(wrong):
     with pytest.raises(click.UsageError):
         parse(wrong.split())
+
+
+OF_HF = sorted({
+    (page.name, tuple(words[1:]))
+    for page in PAGES
+    for block in blocks(page)
+    for words in commands_in(block.text)
+    if words[:1] == ["hf"] and words[1] != "superweight"
+})  # fmt: skip
+
+
+def parse_hf(arguments):
+    """Parse the arguments of `hf` as the installed one does, without running it."""
+    from huggingface_hub.cli.hf import app
+
+    command, rest = app, list(arguments)
+    while isinstance(command, click.Group):
+        _, command, rest = command.resolve_command(click.Context(command, info_name="hf"), rest)
+    parsed = command.make_context("hf", rest).params
+    if "script" in parsed:  # before it, hf takes any option for its own
+        assert (ROOT / parsed["script"]).is_file()
+
+
+@pytest.mark.parametrize(("page", "arguments"), OF_HF, ids=lambda value: str(value)[:80])
+def test_every_command_line_of_hf_parses(page, arguments):
+    parse_hf(arguments)
+
+
+@pytest.mark.parametrize("wrong", ["jobs uv rnu x", "jobs uv run --datach x.py", "webhooks create --job x", "downlaod"])
+def test_a_command_line_of_hf_that_is_wrong_does_not_parse(wrong):
+    with pytest.raises((click.UsageError, AssertionError)):
+        parse_hf(wrong.split())
 
 
 def test_every_command_is_shown_in_use():

@@ -7,7 +7,9 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for part in ("docs", "integrations") for page in (ROOT / part).rglob("*.md"))]
+)
 
 
 @dataclass(frozen=True)
