@@ -13,7 +13,8 @@ from imports import imports_of
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 RUNTIME = PROJECT["dependencies"]
-DEV, TASKS = (PROJECT["optional-dependencies"][extra] for extra in ("dev", "tasks"))
+OPTIONAL = PROJECT["optional-dependencies"]
+DEV, EXTRAS = OPTIONAL["dev"], [*OPTIONAL["tasks"], *OPTIONAL["ray"]]
 MAKERS = ("tests", "tools", "integrations")
 OURS = {"analyzer", *(path.stem for folder in MAKERS for path in (ROOT / folder).rglob("*.py"))}
 
@@ -40,19 +41,19 @@ def imported(*folders):
 
 
 def test_all_that_the_tool_imports_is_declared():
-    assert {name: where for name, where in imported("analyzer").items() if name not in names(RUNTIME + TASKS)} == {}
+    assert {name: where for name, where in imported("analyzer").items() if name not in names(RUNTIME + EXTRAS)} == {}
 
 
 def test_all_that_the_tool_declares_is_imported():
-    assert names(RUNTIME + TASKS) - imported("analyzer").keys() == set()
+    assert names(RUNTIME + EXTRAS) - imported("analyzer").keys() == set()
 
 
 def test_all_that_its_makers_import_is_declared():
-    assert {name: at for name, at in imported(*MAKERS).items() if name not in names(RUNTIME + DEV + TASKS)} == {}
+    assert {name: at for name, at in imported(*MAKERS).items() if name not in names(RUNTIME + DEV + EXTRAS)} == {}
     assert names(RUNTIME) & names(DEV) == set()
 
 
-@pytest.mark.parametrize("requirement", [*RUNTIME, *DEV, *TASKS])
+@pytest.mark.parametrize("requirement", [*RUNTIME, *DEV, *EXTRAS])
 def test_every_dependency_has_a_lower_bound(requirement):
     """`make lowest` runs the tests with them."""
     assert re.fullmatch(r"[\w.-]+>=\d+(\.\d+)+", requirement)

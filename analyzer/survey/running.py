@@ -58,7 +58,7 @@ def run_units(
     `say` is handed a line for a person. After one Ctrl-C what runs is finished, after a second it is given up; the
     tally is then `interrupted`. Raises what the engine raises where nothing can go on, what runs is then given up.
     """
-    schedule = Schedule(units, slots=engine.slots)
+    schedule = Schedule(units, slots=engine.slots, most_bytes=engine.most_bytes)
     tally = Tally(len(units), schedule.bytes_left, clock())
     known = 0
     try:

@@ -20,7 +20,7 @@ class Town:
     hub: object
     list_file: Path
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, before=(), **environment):
         environment = {
             **os.environ,
             "HF_ENDPOINT": self.hub.url,
@@ -28,7 +28,7 @@ class Town:
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **environment,
         }
-        command = [sys.executable, "-m", "analyzer", "survey", *map(str, arguments)]
+        command = [*before, sys.executable, "-m", "analyzer", "survey", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=self.root, env=environment, **pipes)
 

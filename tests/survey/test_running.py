@@ -21,6 +21,7 @@ class Instant:
     """An engine in which each unit ends at once, as `becomes` tells of its number."""
 
     slots = 2
+    most_bytes = 10**12
 
     def __init__(self, becomes):
         self.begun, self._ended, self._becomes, self.stopped = [], [], becomes, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from analyzer.survey.running import Tally
     from analyzer.survey.units import Unit
     from analyzer.survey.work.attempts import Terms
+    from analyzer.survey.work.local import Engine
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
@@ -49,17 +51,33 @@ class Shard(click.ParamType[tuple[int, int]]):
 
 
 def run_all(
-    what: str, out: Path, units: Sequence[Unit], terms: Terms, *, do: str, device: str = "auto", quiet: bool
+    what: str,
+    out: Path,
+    units: Sequence[Unit],
+    terms: Terms,
+    *,
+    do: str,
+    device: str = "auto",
+    ray: bool = False,
+    ray_address: str | None = None,
+    quiet: bool,
 ) -> Tally:
-    """Run units on this machine, telling how far it is. Raises KeyboardInterrupt where somebody had enough."""
+    """Run units on this machine or on Ray, telling how far it is; KeyboardInterrupt says that somebody had enough."""
     from analyzer.survey.running import run_units
     from analyzer.survey.telling import Teller
     from analyzer.survey.work.local import LocalEngine, places_for
 
     teller = Teller(what, quiet=quiet)
-    engine = LocalEngine(out, terms, places_for(do, device) if units else [{}])
+    opened: AbstractContextManager[Engine]
+    if ray and units:
+        from analyzer.survey.work.cluster import ray_engine
+
+        opened = ray_engine(out, terms, do=do, device=device, address=ray_address)
+    else:
+        opened = nullcontext(LocalEngine(out, terms, places_for(do, device) if units else [{}]))
     try:
-        tally = run_units(units, engine, tell=teller, say=teller.say)
+        with opened as engine:
+            tally = run_units(units, engine, tell=teller, say=teller.say)
     finally:
         teller.clear()
     if tally.interrupted:

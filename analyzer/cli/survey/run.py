@@ -11,6 +11,7 @@ from analyzer.base.errors import shown
 from analyzer.base.text import byte_size, count_of
 from analyzer.cli.options import (
     cache_option,
+    check_text,
     early_stop_option,
     json_option,
     quiet_option,
@@ -61,6 +62,19 @@ SHOWN_UNITS = 40
 @click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Memory that one model's processes may take.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Time for one model.")
 @click.option("--shard", type=Shard(), default="1/1", metavar="I/N", help="Do the I-th of N parts.  [default: all]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run models on this machine, or on Ray.",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    callback=check_text,
+    help="With --engine ray: a cluster, such as 10.0.0.1:6379, or auto.  [default: a Ray of its own here]",
+)
 @click.option("--retry-failed", is_flag=True, help="Do again what has failed.")
 @click.option("--again", is_flag=True, help="Do again also what is done; a LIST's revisions are looked up anew.")
 @click.option(
@@ -81,6 +95,8 @@ def survey_run(
     max_memory: int | None,
     timeout: float | None,
     shard: tuple[int, int],
+    engine: str,
+    ray_address: str | None,
     retry_failed: bool,
     again: bool,
     dry_run: bool,
@@ -106,6 +122,8 @@ def survey_run(
     from analyzer.survey.work.limits import Limits
 
     _check(ctx, do)
+    if ray_address is not None and engine != "ray":
+        raise click.UsageError("--ray-address goes with --engine ray")
     folder = Folder(out)
     folder.make()
     folder.sweep()
@@ -127,7 +145,8 @@ def survey_run(
         _show_plan(to_run, len(units) - len(to_run), as_json)
         return
     folder.save_job(job, wanted)
-    tally = run_all(do, out, to_run, terms, do=do, device=settings.device, quiet=quiet)
+    ray, device = engine == "ray", settings.device
+    tally = run_all(do, out, to_run, terms, do=do, device=device, ray=ray, ray_address=ray_address, quiet=quiet)
     others = {
         "not_opened": len(units) - len(opened),
         "before": len(wanted) - len(to_run),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from analyzer.survey.schedule import MOST_BYTES
 from analyzer.survey.units import BUSY, Outcome, Unit
 from analyzer.survey.work.attempts import Terms, attempt
 
@@ -20,6 +21,9 @@ class Engine(Protocol):
 
     slots: int
     """How many units it runs at once."""
+
+    most_bytes: int
+    """How many bytes they may need together; a larger unit runs alone."""
 
     def start(self, unit: Unit) -> None:
         """Begin a unit, and return at once."""
@@ -41,7 +45,7 @@ class LocalEngine:
     """Runs units on this machine; `places` has one environment for each that may run at once."""
 
     def __init__(self, out: Path, terms: Terms, places: Sequence[Mapping[str, str]]) -> None:
-        self.slots = len(places)
+        self.slots, self.most_bytes = len(places), MOST_BYTES
         self._out, self._terms = out, terms
         self._places: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
         for place in places:
