@@ -34,7 +34,7 @@ def run(lab: Lab, *, tasks: Sequence[str], limit: int | None, include: str | Non
 
         from analyzer.experiments.data.harness import Respondent
     except ImportError as error:
-        raise ForwardError("tasks needs lm-evaluation-harness: pip install 'superweight-analyzer[tasks]'") from error
+        raise ForwardError("tasks needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'") from error
     coordinates = [weight.coordinate for weight in lab.weights]
     sets = {"original": UNTOUCHED}
     if coordinates[1:]:
@@ -126,7 +126,7 @@ EXPERIMENT = Experiment(
     name="tasks",
     says="""Run zero-shot tasks of lm-evaluation-harness with the weights zeroed (Table 1).
 
-    All arms in one call, for any task that is judged by likelihoods. Needs the extra: superweight-analyzer[tasks].
+    All arms in one call, for any task that is judged by likelihoods. Needs the extra `tasks`.
 
     \b
     Examples:

@@ -67,7 +67,7 @@ def test_tasks_are_added_where_they_are_asked_for(run, tmp_path):
     result = run("--tasks")
     assert result.returncode == 1
     assert result.stderr == (
-        "error: tasks: tasks needs lm-evaluation-harness: pip install 'superweight-analyzer[tasks]'\n"
+        "error: tasks: tasks needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'\n"
     )
     assert (tmp_path / "out" / "bits.json").exists()
 
