@@ -15,6 +15,7 @@ PLAN_VERSION = 1
 HEADER = "superweight_plan"
 MAX_FILE_BYTES = 500_000_000
 MAX_NAME = 1000
+MAX_MODEL_BYTES = 10**18
 GAIN_FACTOR = 3  # the score gain reads what projects into an MLP too
 
 
@@ -53,9 +54,11 @@ def read_list(path: Path) -> list[str | Pin]:
     try:
         if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
             raise SurveyError(f"{shown(path)} is no list of models: give a file with one a line")
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SurveyError(f"cannot read the list {shown(path)}: {shown(error)}") from error
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SurveyError(f"the list {shown(path)} is not UTF-8: save it as that") from error
+    except OSError as error:
+        raise SurveyError(f"cannot read the list {shown(path)}: {error.strerror}; give another") from error
     lines = text.splitlines()
     named = (
         _plan(path, lines) if lines and lines[0].startswith("{") else [_name(path, n, t) for n, t in enumerate(lines)]
@@ -116,8 +119,8 @@ def _plan(path: Path, lines: Sequence[str]) -> list[str | Pin]:
             elif "weight_bytes" in content:
                 found.append(_pin(content, where))
             else:
-                found.append(str(content["name"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+                found.append(_name(path, number - 1, content["name"]))
+        except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SurveyError(f"{where} is broken: make the plan again") from error
     return found
 
@@ -127,9 +130,13 @@ def _pin(content: dict[str, object], where: str) -> Pin:
         pin = Pin(**content)  # type: ignore[arg-type]
     except TypeError as error:
         raise SurveyError(f"{where} has not the form that is expected: make it again") from error
-    texts = [pin.name, pin.model, *(each for each in (pin.revision, pin.commit, pin.state, pin.model_type) if each)]
+    texts = [pin.name, pin.model, *(t for t in (pin.revision, pin.commit, pin.state, pin.model_type) if t is not None)]
     sizes = [pin.weight_bytes, 0 if pin.scan_bytes is None else pin.scan_bytes]
-    if not (all(isinstance(t, str) for t in texts) and all(type(size) is int and size >= 0 for size in sizes)):
+    if not (
+        all(isinstance(text, str) and text for text in texts)
+        and all(type(size) is int and 0 <= size <= MAX_MODEL_BYTES for size in sizes)
+        and (pin.commit is None) != (pin.state is None)
+    ):
         raise SurveyError(f"{where} has not the form that is expected: make it again")
     return pin
 

@@ -7,6 +7,7 @@ whose maker is dead, is taken over. Who loses a race does a unit twice, which co
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import psutil
 
 from analyzer.base.atomic import check_writable, write_whole
 from analyzer.base.errors import SurveyError, shown
-from analyzer.survey.units import JOBS, PIN, Failure, Job, Unit
+from analyzer.survey.units import CLASSES, JOBS, PIN, Failure, Job, Unit
 
 RESULT, FAILURE, CLAIM, ASIDE = ".json", ".failed.json", ".claim", ".aside"
 BEAT_S = 10.0
@@ -61,17 +62,30 @@ class Folder:
 
     def result(self, unit: Unit) -> dict[str, Any] | None:
         """Return what a unit found; null where it has no result. Raises SurveyError for a file that is none."""
-        found: dict[str, Any] | None = _load(self.path(unit, RESULT))
-        return found
+        found = _load(self.path(unit, RESULT))
+        if found is None or (isinstance(found, dict) and isinstance(found.get("result"), dict)):
+            return found
+        raise self.broken(unit)
+
+    def broken(self, unit: Unit) -> SurveyError:
+        """Return the error of a unit whose result is JSON, and not what a survey writes."""
+        path = shown(self.path(unit, RESULT))
+        return SurveyError(f"{path} is not what a survey writes: delete it, and run the survey again")
 
     def failure(self, unit: Unit) -> Failure | None:
         """Return why a unit failed; null where it has not. Raises SurveyError for a file that is none."""
         path = self.path(unit, FAILURE)
         content = _load(path)
         try:
-            return None if content is None else Failure(**content["failure"])
-        except (KeyError, TypeError) as error:
-            raise SurveyError(f"{shown(path)} is not what a survey writes: delete it") from error
+            failure = None if content is None else Failure(**content["failure"])
+        except (KeyError, TypeError):
+            pass
+        else:
+            if failure is None or (
+                failure.kind in CLASSES and isinstance(failure.line, str) and type(failure.attempts) is int
+            ):
+                return failure
+        raise SurveyError(f"{shown(path)} is not what a survey writes: delete it")
 
     def save_result(self, unit: Unit, content: Mapping[str, Any]) -> None:
         """Write what a unit found, whole, in the place of a failure."""
@@ -79,8 +93,10 @@ class Folder:
         self.path(unit, FAILURE).unlink(missing_ok=True)
 
     def save_failure(self, unit: Unit, kind: str, line: str) -> Failure:
-        """Write why a unit failed, counting the attempts."""
-        before = self.failure(unit)
+        """Write why a unit failed, counting the attempts: anew where the file there is broken."""
+        before = None
+        with suppress(SurveyError):
+            before = self.failure(unit)
         failure = Failure(kind, line, 1 + (before.attempts if before else 0))
         _save(self.path(unit, FAILURE), {"unit": asdict(unit), "failure": asdict(failure)})
         return failure
@@ -135,11 +151,14 @@ class Folder:
 
     def claims(self) -> Iterator[tuple[str, float]]:
         """Yield the key of each unit that somebody works on, and for how many seconds its claim was not touched."""
-        now = self.now()
+        try:
+            now = self.now()
+        except OSError:  # a folder that may be looked at alone
+            now = time.time()
         for do in (PIN, *JOBS):
             for path in (self.root / do).glob(f"*/*{CLAIM}"):
                 with suppress(OSError):
-                    age = now - path.stat().st_mtime
+                    age = abs(now - path.stat().st_mtime)
                     if age < STALE_S and not _is_dead(path):
                         yield path.name.removesuffix(CLAIM), age
 
@@ -168,8 +187,8 @@ class Folder:
     def _set_aside(self, path: Path) -> bool:
         """Take away a claim whose maker is gone; false where it is not, or another was quicker."""
         try:
-            before = path.read_bytes()
-            if not _is_dead(path) and self.now() - path.stat().st_mtime < STALE_S:
+            before = _read(path)
+            if not _is_dead(path) and abs(self.now() - path.stat().st_mtime) < STALE_S:  # a clock may be set back
                 return False
             aside = _aside(path.parent)
             path.rename(aside)
@@ -240,7 +259,7 @@ def _me() -> dict[str, Any]:
 def _is_dead(path: Path) -> bool:
     """Tell whether a claim's maker was a process of this machine that is no more."""
     try:
-        made = json.loads(path.read_text("utf-8"))
+        made = json.loads(_read(path))
         if made["host"] != _me()["host"]:
             return False
         return bool(abs(psutil.Process(made["pid"]).create_time() - made["began"]) > SAME_S)
@@ -252,21 +271,28 @@ def _is_dead(path: Path) -> bool:
 
 def _units(path: Path) -> Iterator[Unit]:
     try:
-        for line in path.read_text("utf-8").splitlines():
+        for line in _read(path).splitlines():
             yield Unit(**json.loads(line))
     except (OSError, ValueError, TypeError) as error:
         raise SurveyError(f"{shown(path)} is not what a survey writes: delete it, and run the survey again") from error
+
+
+def _read(path: Path) -> bytes:
+    """Return a file's content. Raises OSError where it is no file, such as a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return path.read_bytes()
 
 
 def _load(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SurveyError(f"{shown(path)} has more than {MAX_BYTES:,} bytes, too many for a result: delete it")
-        return json.loads(path.read_bytes())
+        return json.loads(_read(path))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SurveyError(f"cannot read {shown(path)}: {error.strerror}") from error
+        raise SurveyError(f"cannot read {shown(path)}: {error.strerror}; mend or delete it") from error
     except (ValueError, RecursionError) as error:
         raise SurveyError(f"{shown(path)} is not JSON: delete it, and run the survey again") from error
 

@@ -57,7 +57,19 @@ def test_a_plan_says_what_is_known_of_each(tmp_path):
         ("{\n", "line 1 of the plan .* is broken"),
         ('{"superweight_plan": 1}\n{"a": 1}\n', "line 2 of the plan .* is broken"),
         ('{"superweight_plan": 1}\n{"weight_bytes": 1}\n', "line 2 of the plan .* has not the form"),
-        ('{"superweight_plan": 1}\n' + json.dumps({**asdict(PIN), "weight_bytes": -1}), "has not the form"),
+        ('{"superweight_plan": 1}\n{"name": null}\n', "line 2 of the plan .* is broken"),
+        ('{"superweight_plan": 1}\n{"name": "a\\u0000b"}\n', "line 2 of .* is no model's name"),
+        *(
+            ('{"superweight_plan": 1}\n' + json.dumps({**asdict(PIN), **wrong}), "has not the form")
+            for wrong in (
+                {"weight_bytes": -1},
+                {"weight_bytes": 10**400},
+                {"commit": []},
+                {"name": ""},
+                {"commit": None},  # neither a commit nor a folder's state: any would do
+                {"state": "abc"},
+            )
+        ),
         ('{"superweight_plan": 1}\n' + json.dumps({**asdict(PIN), "name": 5}), "has not the form"),
     ],
 )
@@ -85,3 +97,12 @@ def test_shards_are_all_and_share_nothing(tmp_path):
     shards = [units_of(folder, [*pins, "owner/gone"], Job("scan"), (i, 3)) for i in (1, 2, 3)]
     assert sorted(unit.key for shard in shards for unit in shard) == sorted(unit.key for unit in whole)
     assert [sum(unit.needs for unit in shard) for shard in shards] == [2 + 5 + 8, 0 + 3 + 6 + 9, 1 + 4 + 7]
+
+
+def test_a_list_of_windows_is_read_and_one_that_is_not_utf8_refused(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffowner/name\r\n".encode())
+    assert read_list(path) == ["owner/name"]
+    path.write_bytes("owner/name".encode("utf-16"))
+    with pytest.raises(SurveyError, match="is not UTF-8: save it as that"):
+        read_list(path)

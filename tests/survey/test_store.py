@@ -146,13 +146,17 @@ def test_who_lost_its_claim_leaves_that_of_another(survey):
 
 
 @pytest.mark.parametrize("suffix", [RESULT, FAILURE])
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"failure": {"what": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "{}", "[" * 100_000, "[]", '{"failure": {"what": 1}}', '{"result": 5, "failure": 5}'),
+        '{"failure": {"kind": 1, "line": [], "attempts": ""}}',
+    ],
+)
 def test_a_broken_file_is_one_line(survey, suffix, text):
     path = survey.path(UNIT, suffix)
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    if suffix == RESULT and text.startswith('{"'):
-        return
     with pytest.raises(SurveyError, match="delete it"):
         (survey.result if suffix == RESULT else survey.failure)(UNIT)
 
@@ -166,3 +170,41 @@ def test_a_folder_of_something_else_is_refused(survey):
         survey.units()
     with pytest.raises(SurveyError, match="missing, or not what a survey writes"):
         survey.job("other")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
+def test_what_is_no_file_is_never_waited_for(survey, make):
+    for suffix in (RESULT, FAILURE, CLAIM):
+        path = survey.path(UNIT, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+    for look in (survey.result, survey.failure):
+        with pytest.raises(SurveyError, match="mend or delete it"):
+            look(UNIT)
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+        survey.sweep()
+
+
+def test_a_failure_takes_the_place_of_a_broken_one(survey):
+    survey.save_failure(UNIT, "bug", "a line")
+    survey.path(UNIT, FAILURE).write_text("{")
+    assert survey.save_failure(UNIT, "gone", "no such") == survey.failure(UNIT) == Failure("gone", "no such", 1)
+
+
+def test_a_claim_of_later_than_now_is_taken_over(survey):
+    assert survey.claim(UNIT) is not None
+    path = survey.path(UNIT, CLAIM)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "another"}))
+    assert survey.claim(UNIT) is None
+    os.utime(path, (time.time() + 2 * STALE_S,) * 2)  # the clock has been set back, and nobody has touched it since
+    assert list(survey.claims()) == []
+    assert survey.claim(UNIT) is not None
+
+
+def test_a_folder_that_takes_no_files_can_be_looked_at(survey, monkeypatch):
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    assert survey.claim(UNIT) is not None
+    monkeypatch.setattr(survey, "now", refuse)
+    assert [key for key, _ in survey.claims()] == [UNIT.key]

@@ -70,11 +70,14 @@ def _rows(folder: Folder, catalog: Path | None, collected: Collected) -> Iterato
             collected.failed[failure.kind] = collected.failed.get(failure.kind, 0) + 1
         else:
             collected.done += 1
-            if catalog is not None and "entry" in result:
+        try:
+            if result is not None and catalog is not None and "entry" in result:
                 _save(catalog, result["entry"], collected)
-        for row in rows_of(unit, jobs[unit.job], result, failure):
-            collected.rows += 1
-            yield row
+            rows = list(rows_of(unit, jobs[unit.job], result, failure))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise folder.broken(unit) from error
+        collected.rows += len(rows)
+        yield from rows
 
 
 def _save(catalog: Path, entry: dict[str, Any], collected: Collected) -> None:

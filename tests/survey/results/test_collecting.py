@@ -97,6 +97,13 @@ def test_a_broken_result_is_named(survey):
         collect(survey.root, None)
 
 
+@pytest.mark.parametrize("result", [{"outliers": 5}, {"outliers": [7]}, {"entry": 5}, {"entry": {}}])
+def test_a_result_of_another_form_is_named(survey, tmp_path, result):
+    survey.save_result(unit("owner/found"), {"result": result})
+    with pytest.raises(SurveyError, match=r"\.json is not what a survey writes: delete it"):
+        collect(survey.root, tmp_path / "catalog")
+
+
 def test_what_no_column_can_hold_is_named():
     result = {"outliers": [{"layer": 1 << 40}]}
     with pytest.raises(SurveyError, match="a result has a layer that no table can hold"):
