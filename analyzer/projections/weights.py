@@ -49,10 +49,17 @@ def read_weights(
 
 
 def _where(projections: Sequence[DownProjection], coordinate: Coordinate) -> str:
-    """Return which towers these projections are in, where a coordinate's is not among them."""
+    """Return what these projections have in the place of a coordinate: towers, layers, or rows and columns."""
     towers = {each.tower for each in projections}
     named = ", ".join(shown(each) for each in sorted(towers - {None}, key=str))
-    return f" here, where the tower is {named}" if named and coordinate.tower not in towers else ""
+    if named and coordinate.tower not in towers:
+        return f" here, where the tower is {named}"
+    if shape := next((each.shape for each in projections if each.place == coordinate.place), None):
+        return f": its rows are 0 to {shape[0] - 1}, its columns 0 to {shape[1] - 1}"
+    layers = {each.layer for each in projections if each.tower == coordinate.tower}
+    if coordinate.layer in layers or not layers:
+        return ""
+    return f": its layers are {min(layers)} to {max(layers)}"
 
 
 def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:

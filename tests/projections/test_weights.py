@@ -53,7 +53,24 @@ def test_a_weight_that_is_nowhere_is_one_line(opened, coordinate):
     checkpoint, projections = opened
     with pytest.raises(ArchitectureError) as caught:
         read_weights(checkpoint, projections, [WEIGHTS[0], coordinate])
-    assert str(caught.value) == f"{checkpoint.source.model} has no weight {coordinate}"
+    assert str(caught.value).startswith(f"{checkpoint.source.model} has no weight {coordinate}")
+
+
+@pytest.mark.parametrize(
+    ("coordinate", "said"),
+    [
+        (Coordinate(1, None, ROWS, 0), f": its rows are 0 to {ROWS - 1}, its columns 0 to {COLS - 1}"),
+        (Coordinate(9, None, 0, 0), ": its layers are 0 to LAST"),
+        (Coordinate(1, 0, 0, 0), ""),
+    ],
+)
+def test_what_there_is_in_its_place_is_told(opened, coordinate, said):
+    checkpoint, projections = opened
+    last = max(each.layer for each in projections)
+    with pytest.raises(ArchitectureError) as caught:
+        read_weights(checkpoint, projections, [coordinate])
+    named = f"{checkpoint.source.model} has no weight {coordinate}"
+    assert str(caught.value) == named + said.replace("LAST", str(last))
 
 
 @pytest.mark.parametrize("row", [0, 3, ROWS - 1])
