@@ -66,9 +66,7 @@ def test_an_experiment_that_fails_is_a_line_and_the_others_go_on(run, tmp_path):
 def test_tasks_are_added_where_they_are_asked_for(run, tmp_path):
     result = run("--tasks")
     assert result.returncode == 1
-    assert result.stderr == (
-        "error: tasks: tasks needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'\n"
-    )
+    assert result.stderr == ("error: tasks: tasks needs lm-evaluation-harness: pip install 'lm-eval>=0.4.9'\n")
     assert (tmp_path / "out" / "bits.json").exists()
 
 
