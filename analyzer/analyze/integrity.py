@@ -11,7 +11,7 @@ from analyzer.base.errors import AnalyzerError, CatalogError, shown
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate
 from analyzer.catalog.files import known_documents
-from analyzer.catalog.lookup import KnownCoordinate, coordinates_in
+from analyzer.catalog.lookup import REPORTED_PRECISION, KnownCoordinate, coordinates_in
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.projections.down_projections import find_projections
 from analyzer.projections.projection import MAIN_TOWERS
@@ -29,7 +29,6 @@ STATES = {
     "unrecorded": "there, and no value of it is recorded",
 }
 DIFFERING = ("changed", "absent")
-REPORTED_PRECISION = 2.0**-8  # relative: others print values of bfloat16, or rounded ones
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from analyzer.catalog.files import (
 
 PLACED = ("tower", "mlp", "module", "parameter")
 STORED = ("row_rank", "rank_in_128", "rank_in_32", "row_others_max")
+REPORTED_PRECISION = 2.0**-8  # relative: others print values of bfloat16, or rounded ones
 NEAR = 0.5  # how alike two names must be for one to be meant by the other
 
 

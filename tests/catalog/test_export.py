@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from analyzer.catalog.exports.coordinates import selected
 from analyzer.catalog.exports.modules import EXPERTS, FAMILY_TYPES, MODULES, OTHER_CODE, module_of
 from analyzer.catalog.exports.recipe import export_recipe
 from analyzer.catalog.lookup import coordinates_of
@@ -41,3 +42,15 @@ def test_a_recipe_names_all_that_is_critical():
     assert "disputed" not in recipe  # of a place that this tool has verified
     ignored = yaml.safe_load(recipe)["quantization_stage"]["quantization_modifiers"]["QuantizationModifier"]["ignore"]
     assert ignored == ["lm_head", *(f"model.layers.{layer}.mlp.down_proj" for layer in (1, 2, 8, 9, 11))]
+
+
+def test_a_coordinate_with_and_without_a_revision_is_exported_once():
+    known = coordinates_of("mistralai/Mistral-7B-v0.1", folder=CATALOG)
+    assert [(each.row, each.col) for each in known].count((2070, 7310)) == 2
+    (one,) = (each for each in selected(known, standings=(), critical=False) if (each.row, each.col) == (2070, 7310))
+    assert (one.commit, one.value) == ("27d67f1b5f57dc0953326b2601d68371d40ea8da", -0.2734375)
+    assert one.sources[-1] == "fabianandresgrob/super_weights" and len(one.sources) == 4
+    unpinned = replace(one, commit=None)
+    for change in ({"value": -0.3}, {"standing": "disputed"}, {"col": 7311}, {"expert": 0}, {"model": "me/other"}):
+        both = [replace(unpinned, **change), one]
+        assert selected(both, standings=(), critical=False) == both

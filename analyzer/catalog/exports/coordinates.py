@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from analyzer.catalog.exports.modules import module_of
-from analyzer.catalog.lookup import KnownCoordinate
+from analyzer.catalog.lookup import REPORTED_PRECISION, KnownCoordinate
 
 COLUMNS = (
     "model", "commit", "layer", "expert", "row", "col", "value", "standing", "effect", "module", "sources",
@@ -20,13 +21,40 @@ COLUMNS = (
 def selected(
     coordinates: Iterable[KnownCoordinate], *, standings: Collection[str], critical: bool
 ) -> list[KnownCoordinate]:
-    """Return the coordinates of these standings, all if none is given; `critical` leaves out inert verified ones."""
-    return [
+    """Return the coordinates of these standings, all if none is given; `critical` leaves out inert verified ones.
+
+    What is reported of no revision and of one, with the same value and standing, is returned once, as of the revision.
+    """
+    kept = [
         each
         for each in coordinates
         if (not standings or each.standing in standings)
         and (not critical or each.standing != "verified" or each.effect == "critical")
     ]
+    pinned = [each for each in kept if each.commit is not None]
+    ones = {each: [other for other in pinned if _is_one(each, other)] for each in kept if each.commit is None}
+    return [
+        replace(each, sources=_sources(each, *(one for one, others in ones.items() if each in others)))
+        for each in kept
+        if not ones.get(each)
+    ]
+
+
+def _is_one(unpinned: KnownCoordinate, pinned: KnownCoordinate) -> bool:
+    """Return whether both are one claim, of which the first does not say the revision."""
+    place, other = (
+        (each.model.lower(), each.standing, each.tower, each.mlp, each.layer, each.expert, each.row, each.col)
+        for each in (unpinned, pinned)
+    )
+    if place != other:
+        return False
+    if unpinned.value is None or pinned.value is None:
+        return unpinned.value is None
+    return math.isclose(unpinned.value, pinned.value, rel_tol=REPORTED_PRECISION)
+
+
+def _sources(*coordinates: KnownCoordinate) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(source for each in coordinates for source in each.sources))
 
 
 def said_of_none(coordinates: Sequence[KnownCoordinate]) -> str:
