@@ -35,6 +35,8 @@ def render_tensors(result: TensorDiff) -> str:
         sections.append(_layers(result.tensors))
     if other := [line for state in TITLES if (line := _others(state, result.tensors))]:
         sections.append("\n".join(other))
+    if broken := [each for each in result.tensors if each.nonfinite]:
+        sections.append(fill(_not_finite(broken)))
     sections += [fill(shown(note, 300)) for note in result.notes]
     shared = f"; {byte_size(result.bytes_shared)} of each, in files that both share, were not read"
     read = f"Read {byte_size(result.bytes_read)}" + (shared if result.bytes_shared else "") + "."
@@ -109,6 +111,8 @@ def _size(tensor: TensorChange) -> tuple[bool, float]:
 def _amount(change: float | None) -> str:
     if change is None:
         return "-"
+    if change == 0:
+        return "0%"
     if change >= 10:
         return f"{change:.3g} x"
     return f"{change:.2%}" if change >= 1e-4 else f"{change:.0e}"
@@ -129,6 +133,12 @@ def _others(state: str, tensors: Sequence[TensorChange]) -> str:
         return ""
     notes = "; ".join(dict.fromkeys(shown(each.note, 160) for each in them if each.note and state == "not compared"))
     return fill(f"{TITLES[state]}: {_named([each.name for each in them])}" + (f" ({notes})" if notes else "") + ".")
+
+
+def _not_finite(tensors: Sequence[TensorChange]) -> str:
+    count = count_of(sum(each.nonfinite or 0 for each in tensors), "value")
+    names = _named([each.name for each in tensors])
+    return f"NaN or infinite on a side, and left out of how far a tensor moved and its cosine: {count} of {names}."
 
 
 def _named(names: Sequence[str]) -> str:

@@ -63,3 +63,13 @@ def test_what_is_expected_is_said_and_in_the_table():
     assert "All of that is expected (--expect): 1 difference." in render_tensors(expected)
     same = comparison(tensor("c.weight", "same"))
     assert "No differences: 1 tensor in both, of the same values." in render_tensors(same)
+
+
+def test_values_that_are_not_finite_are_said_beside_figures_that_leave_them_out():
+    said = "NaN or infinite on a side, and left out of how far a tensor moved and its cosine:"
+    whole = [tensor("model.layers.0.mlp.weight", relative_change=0.0, cosine=1.0), tensor("x.weight", "same")]
+    assert rows_of(render_tensors(comparison(*whole))) == [["0", "1 of 1", "mlp.weight", "0%", "1.00000", "75.00%"]]
+    assert said not in render_tensors(comparison(*whole))
+    broken = [tensor(f"model.layers.{n}.mlp.weight", relative_change=0.0, nonfinite=n) for n in range(1, 3)]
+    shown = " ".join(render_tensors(comparison(*broken)).split())
+    assert f"{said} 3 values of model.layers.*.mlp.weight x 2." in shown
