@@ -112,3 +112,11 @@ def test_an_export_calls_a_model_what_the_catalog_calls_it(here, tmp_path):
     save_reported(tmp_path, "x", [{**REPORTED, "model": "you/Model-1B"}])
     assert exported("model-1b") == ["me/model-1b", "you/Model-1B"]
     assert exported("ME/model-1b") == "me/model-1b"
+
+
+def test_an_export_without_coordinates_refuses_what_selects_them(here):
+    command = ["catalog", "export", "SmolLM2-135M-Instruct-Q4_1", "--catalog", CATALOG, "--format"]
+    for form, given in (("channels", ["--critical"]), ("prefix", ["--standing", "verified"])):
+        done = here(*command, form, *given)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{given[0]} is of coordinates and changes nothing of --format {form}: leave it out" in done.stderr

@@ -48,6 +48,9 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
     from analyzer.catalog.files import known_documents
     from analyzer.catalog.lookup import coordinates_in, lookup, names_of
 
+    if form in ("channels", "prefix") and (standings or critical):
+        given = "--critical" if critical else "--standing"
+        raise click.UsageError(f"{given} is of coordinates and changes nothing of --format {form}: leave it out")
     documents = known_documents(folder)
     names = names_of(documents, model)
     if form in ("channels", "prefix"):
