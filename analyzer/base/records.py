@@ -86,16 +86,17 @@ class Unit(NamedTuple):
     def parse(cls, text: str) -> Unit:
         """Return the row or column that str() makes this text of. Raises ValueError where it is none."""
         found = UNIT.fullmatch(text.strip())
-        if found is None:
+        at = None if found is None else _first_at(found["place"])
+        if found is None or at is None:
             raise ValueError(f"{text!r} is no row and no column")
         row, col = (None if part is None else int(part) for part in found.group("row", "col"))
-        return cls(Coordinate.parse(f"{found['place']},0,0").place, row, col)
+        return cls(at.place, row, col)
 
     @classmethod
     def parse_expert(cls, text: str) -> Unit:
         """Return the expert that str() makes this text of. Raises ValueError where it is none."""
-        at = Coordinate.parse(f"{text.strip()},0,0")
-        if at.expert is None:
+        at = _first_at(text.strip())
+        if at is None or at.expert is None:
             raise ValueError(f"{text!r} is no expert")
         return cls(at.place)
 
@@ -112,6 +113,14 @@ class Unit(NamedTuple):
     def __str__(self) -> str:
         place = str(Coordinate.at(self.place, 0, 0)).removesuffix(",0,0")
         return place + {"row": f",{self.row},any", "column": f",any,{self.col}", "expert": ""}[self.kind]
+
+
+def _first_at(place: str) -> Coordinate | None:
+    """Return the first weight of a place in this text; None where it is no place."""
+    try:
+        return Coordinate.parse(f"{place},0,0")
+    except ValueError:
+        return None
 
 
 Fields = Mapping[str, Any]
