@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import tabulate
@@ -23,6 +24,9 @@ STANDINGS = {"reported": "reported", "disputed": "disputed", "none_reported": "n
 WORDS = {"family", "model", "commit", "most critical", "standing"}  # the columns that are aligned to the left
 
 
+SHOWN = {field.name for field in fields(SuperWeight)}  # of an entry's weight, which has more
+
+
 def render_catalog(entries: Sequence[tuple[str, Entry]], reported: Sequence[tuple[str, Reported]] = ()) -> str:
     """Return a list of catalog entries as text, and below it one of what others report."""
     if not entries and not reported:
@@ -36,7 +40,7 @@ def render_catalog(entries: Sequence[tuple[str, Entry]], reported: Sequence[tupl
 def render_entry(family: str, entry: Entry) -> str:
     """Return one catalog entry as text."""
     weights = [
-        SuperWeight(**weight)
+        SuperWeight(**{key: value for key, value in weight.items() if key in SHOWN})
         for weight in sorted(
             entry["super_weights"], key=lambda w: (w["effect"] != "critical", -(increase_of(w) or 0.0))
         )

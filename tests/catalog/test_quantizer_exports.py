@@ -127,3 +127,9 @@ def test_an_export_says_where_it_is_pointless():
     text = " ".join(line.removeprefix("# ") for line in comments)
     assert "protecting that one changes nothing of it" in text
     assert yaml.safe_load(export_recipe("m", [extreme]))
+
+
+def test_asking_for_all_architectures_leaves_the_gguf_library_as_it_was():
+    before = get_tensor_name_map(MODEL_ARCH.LLAMA, 1).mapping
+    assert gguf_tensor_of(replace(PLAIN, module="layers.1.feed_forward.w2")) == "blk.1.ffn_down.weight"
+    assert get_tensor_name_map(MODEL_ARCH.LLAMA, 1).mapping == before

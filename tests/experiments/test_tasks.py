@@ -131,6 +131,6 @@ def test_whole_texts_are_judged_and_what_is_made_is_refused(planted, run, own):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-evaluation-harness is here")
-def test_without_the_harness_the_extra_is_named(run):
-    with pytest.raises(ForwardError, match=r"superweight-analyzer\[tasks\]"):
+def test_without_the_harness_it_is_named(run):
+    with pytest.raises(ForwardError, match="pip install 'lm-eval"):
         run(tasks.EXPERIMENT)

@@ -145,6 +145,13 @@ def gguf_tensor_of(coordinate: KnownCoordinate) -> str:
 def _gguf_names(module: str) -> frozenset[str]:
     """Return what any of the architectures that llama.cpp knows calls a module of block 0."""
     from gguf import MODEL_ARCH, get_tensor_name_map
+    from gguf.tensor_mapping import TensorNameMap
 
-    names = (get_tensor_name_map(architecture, 1).get_name(module) for architecture in MODEL_ARCH)
+    names, shared = set(), TensorNameMap.block_mappings_cfg
+    try:
+        for architecture in MODEL_ARCH:
+            TensorNameMap.block_mappings_cfg = dict(shared)  # into which each map writes what is its architecture's
+            names.add(get_tensor_name_map(architecture, 1).get_name(module))
+    finally:
+        TensorNameMap.block_mappings_cfg = shared
     return frozenset(name for name in names if name is not None)

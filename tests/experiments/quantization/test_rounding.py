@@ -199,11 +199,12 @@ def test_a_grids_groups_are_made_to_fit_and_those_asked_for_are_not():
     shapes = [(576, 576), (192, 576), (576, 1536)]
     asked = plan(shapes, grid="quick", group=(), bits=(), activations=())
     groups = [str(each.group) for each in asked.roundings]
-    assert groups == ["flat:13824", "flat:55296", "flat:110592"]  # what of 16,384 … 1,048,576 divides all of them
+    # What of 16,384 … 1,048,576 divides all of them, and Table 3's.
+    assert groups == ["flat:13824", "flat:55296", "flat:110592", "tensor"]
     assert asked.changed[0] == "flat:16384 to flat:13824"
-    assert {(each.bits, each.symmetric) for each in asked.roundings} == {(4, False)}
+    assert [(each.bits, each.symmetric) for each in asked.roundings] == [(4, False)] * 3 + [(8, True)]
     llama = plan([(4096, 4096), (4096, 11008)], grid="quick", group=(), bits=(), activations=())
-    assert [each.group for each in llama.roundings] == list(FLAT)
+    assert [each.group for each in llama.roundings] == [*FLAT, Group("tensor")]
     assert llama.changed == ()
     own = plan(shapes, grid="quick", group=(Group("run", 7),), bits=(3, 8), activations=("none",))
     assert [(each.bits, str(each.group)) for each in own.roundings] == [(3, "7"), (8, "7")]
