@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def _in_one_piece(matrix: Matrix) -> bool:
     return matrix.encoding.expand[0] == 1 or (matrix.data.shape[1] <= matrix.most_units and not matrix.apart)
 
 
-class Meeting:
+class Meeting(ABC):
     """Brings tiles of two versions of one matrix together, which may come in any order and from several threads.
 
     A tile waits for those of the other version that cover the same weights. So memory is bounded by how far one version
@@ -98,9 +99,9 @@ class Meeting:
             chunk = slice(first, first + CHUNK_NUMBERS)
             self._compare_chunk(start + first, old_bits[chunk], new_bits[chunk])
 
+    @abstractmethod
     def _compare_chunk(self, start: int, old_bits: Unsigned, new_bits: Unsigned) -> None:
         """Take the same numbers of both versions, the first of which is `start` as the files have them."""
-        raise NotImplementedError
 
 
 class Comparison(Meeting):
