@@ -12,12 +12,14 @@ from analyzer.base.errors import ForwardError
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
+from analyzer.model.stock import attend_by, attention_of
 
 CHECKED_TOKENS = 64
 FACTOR = -50.0  # of the edited weight, so that it shows
 # The largest differences by dtype: of a loss to the stock model's (to a nat where that is less), and of a stream to its
 # largest value in the layer.
 TOLERANCES = {"float32": (1e-6, 1e-5), "float16": (1e-3, 1e-2), "bfloat16": (1e-3, 1e-2)}
+FAST_ATTENTION = "sdpa"
 MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, rounding chooses another one
 
 PREDICTING = (
@@ -37,7 +39,7 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     in a dictionary or on a module, are not followed there, and come out wrong. So three rows of these ids, one of them
     with an edit, run one at a time through each block, which shows it. Where they differ, rows go through the model
     one at a time from now on, from the first block on, and are compared again. Raises ForwardError where they differ
-    then too.
+    then too. A faster attention than the one that the stock model was built with is used where rows come out so too.
     """
     ids = tuple(ids[:CHECKED_TOKENS])
     middle = runner.some_weight(runner.layers[len(runner.layers) // 2])
@@ -49,11 +51,20 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     runner.blocks.sliced = True
     runner.blocks.sliced = runner.has_loss and _takes_slices(runner, states[0], ids)
     expected = [_stock(runner, ids), *_outcomes(runner, [ids], stream, states), _stock(runner, other)]
-    if not runner.one_by_one and _comes_out(runner, rows, expected):
-        return
+    if not runner.one_by_one:
+        slow = attention_of(runner.blocks.model.config)
+        for attention in dict.fromkeys((FAST_ATTENTION, slow)):
+            if attend_by(runner.blocks.model, attention) and _comes_out(runner, rows, expected):
+                return
     runner.one_by_one = True
     if not _comes_out(runner, rows, expected):
         raise _otherwise(runner, ids)
+
+
+def run_like(runner: Runner, checked: Runner) -> None:
+    """Let a runner of the same model with other weights run as one that was checked does."""
+    runner.one_by_one, runner.blocks.sliced = checked.one_by_one, checked.blocks.sliced
+    attend_by(runner.blocks.model, checked.blocks.model.config._attn_implementation)
 
 
 def _takes_slices(runner: Runner, states: torch.Tensor, ids: Sequence[int]) -> bool:

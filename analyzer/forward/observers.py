@@ -16,6 +16,7 @@ from analyzer.forward.interception import intercepted
 from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.rows import tokens_come_first
+from analyzer.model.stock import attending_by, attention_of
 from analyzer.model.tokens import Window
 
 OnStream = Callable[[int, torch.Tensor], None]
@@ -34,6 +35,9 @@ def observed(runner: Runner, *, stream: OnStream | None = None, attention: OnAtt
     `stream` is asked for and the model has several of them.
     """
     with ExitStack() as stack:
+        if attention is not None:
+            model = runner.blocks.model
+            stack.enter_context(attending_by(model, attention_of(model.config)))
         for block in runner.stack:
             watched = _Watched(runner, block.layers, stream, attention)
             stack.callback(block.module.register_forward_pre_hook(watched.begins).remove)

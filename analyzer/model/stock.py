@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any
     Where the class for text alone has no place for a block of the `stored` tensors, the one that the config names is
     taken: they are called after it.
     """
-    # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
-    attention = "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+    attention = attention_of(config)
     auto, named = _auto_class(config), _named_class(config)
     if auto is not None or named is None:
         auto = auto or transformers.AutoModelForCausalLM  # which says what it does not know
@@ -122,6 +121,30 @@ def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any
     with init_empty_weights(include_buffers=False):
         model = named._from_config(config, dtype=dtype, attn_implementation=attention)
     return model.eval().requires_grad_(False)
+
+
+def attention_of(config: Any) -> str:
+    """Return the implementation of the attention that says what a model of this config says, if slowly."""
+    # Only the eager attention caps its scores as Gemma 2 wants it; but it counts Falcon's ALiBi twice.
+    return "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+
+
+def attend_by(model: Any, implementation: str) -> bool:
+    """Let a stock model compute its attention by this implementation, and tell whether it does so from now on."""
+    with suppress(ValueError, ImportError):  # it has none of that name, or none on this machine
+        model.set_attn_implementation(implementation)
+    return bool(model.config._attn_implementation == implementation)
+
+
+@contextmanager
+def attending_by(model: Any, implementation: str) -> Iterator[None]:
+    """While the context lasts, let a stock model compute its attention by this implementation."""
+    before = model.config._attn_implementation
+    attend_by(model, implementation)
+    try:
+        yield
+    finally:
+        attend_by(model, before)
 
 
 def _auto_class(config: Any) -> Any:

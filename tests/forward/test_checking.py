@@ -5,13 +5,15 @@ import pytest
 import torch
 import transformers
 from models import TEXT_IDS, save_tokenizer, settings, with_large_weights
+from transformers import AttentionInterface
 
 from analyzer.analyze.running import open_runnable
 from analyzer.analyze.verifying import verify_model
 from analyzer.base.errors import ForwardError
-from analyzer.forward.checking import check_rows, check_trace
+from analyzer.forward.checking import check_rows, check_trace, run_like
 from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.forward.losses import losses
+from analyzer.forward.observers import observed
 from analyzer.model import rows
 from analyzer.model.tokens import Window
 from analyzer.source.folder import FolderSource
@@ -169,3 +171,67 @@ def test_what_a_block_gives_is_put_together_by_rows():
     assert found[0].tolist() == found[2][0].tolist() == [[3.0], [1.0], [1.0]]
     assert found[1] is None
     assert found[2][1] is shared
+
+
+def tiny(config_class, model_class, **more):
+    config = config_class(**SMALL, intermediate_size=96, num_hidden_layers=3, **more)
+    torch.manual_seed(0)
+    return with_large_weights(model_class(config).eval())
+
+
+def attention_in(runner):
+    return runner.blocks.model.config._attn_implementation
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    model = tiny(transformers.LlamaConfig, transformers.LlamaForCausalLM)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder, type(model).from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def test_the_fast_attention_is_taken_where_it_says_the_same(llama):
+    folder, model = llama
+    runner = runner_of(folder)
+    assert attention_in(runner) == "eager"
+    check_rows(runner, TEXT_IDS)
+    assert attention_in(runner) == "sdpa"
+    (found,) = losses(runner, windows(), [UNTOUCHED])
+    assert found == pytest.approx(np.mean([plain_loss(model, ids) for ids in TEXTS]), rel=1e-6)
+    seen = []
+    with observed(runner, attention=lambda _layer, _rows, probabilities: seen.append(probabilities)):
+        runner.states([TEXT_IDS], [UNTOUCHED])
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([TEXT_IDS]), output_attentions=True).attentions
+    for one, other in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert attention_in(runner) == "sdpa"
+    again = runner_of(folder)
+    run_like(again, runner)
+    assert attention_in(again) == "sdpa"
+
+
+def test_a_fast_attention_that_says_something_else_is_not_taken(llama, monkeypatch):
+    folder, model = llama
+    exact = AttentionInterface()["sdpa"]
+
+    def unscaled(*args, scaling=None, **more):
+        return exact(*args, scaling=1.001 * scaling, **more)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", unscaled)
+    runner = runner_of(folder)
+    check_rows(runner, TEXT_IDS)
+    assert (attention_in(runner), runner.one_by_one) == ("eager", False)
+    (found,) = losses(runner, windows(), [UNTOUCHED])
+    assert found == pytest.approx(np.mean([plain_loss(model, ids) for ids in TEXTS]), rel=1e-6)
+
+
+def test_a_model_that_caps_its_scores_keeps_the_attention_that_does(tmp_path):
+    model = tiny(transformers.Gemma2Config, transformers.Gemma2ForCausalLM, attn_logit_softcapping=2.0)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    runner = runner_of(tmp_path)
+    check_rows(runner, TEXT_IDS)
+    assert (attention_in(runner), runner.one_by_one) == ("eager", False)

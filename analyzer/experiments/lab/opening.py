@@ -20,7 +20,7 @@ from analyzer.experiments.data.texts import Text, read_text, windows_of
 from analyzer.experiments.lab.asked import MOST_WEIGHTS, Settings, weights_asked
 from analyzer.experiments.lab.costs import cost_of
 from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
-from analyzer.forward.checking import check_rows
+from analyzer.forward.checking import check_rows, run_like
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.linears import InputStatistics
 from analyzer.forward.losses import token_losses
@@ -124,7 +124,7 @@ class Lab:
         """
         gc.collect()
         runner, _ = self.runnable.build(device=self.settings.device, dtype=self.settings.dtype, change=change)
-        runner.one_by_one, runner.blocks.sliced = self.runner.one_by_one, self.runner.blocks.sliced
+        run_like(runner, self.runner)
         return runner
 
     def begun(self, *, bos: bool) -> Lab:

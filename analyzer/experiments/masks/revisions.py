@@ -15,6 +15,7 @@ from analyzer.base.records import Coordinate, plain
 from analyzer.experiments.controls.others import places_in
 from analyzer.experiments.lab.opening import Lab
 from analyzer.experiments.masks.criteria import Criterion, dropping
+from analyzer.forward.checking import run_like
 from analyzer.forward.edits import UNTOUCHED, Intervention, zeroing
 from analyzer.forward.losses import token_losses
 from analyzer.forward.runner import Runner
@@ -112,7 +113,7 @@ def _losses(last: Last, runnable: Runnable, change: ChangeTensor | None, rows: S
     runner: Runner = lab.runner
     if change is not None or runnable is not lab.runnable:
         runner, _ = runnable.build(device=lab.settings.device, dtype=lab.settings.dtype, change=change)
-        runner.one_by_one, runner.blocks.sliced = lab.runner.one_by_one, lab.runner.blocks.sliced
+        run_like(runner, lab.runner)
     if runner.vocabulary != lab.runner.vocabulary:
         raise ForwardError(f"{runner.name} has another vocabulary in one of the revisions")
     pairs = [(window, row) for row in rows for window in lab.windows]
