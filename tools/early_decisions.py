@@ -1,6 +1,6 @@
 """How often is a weight dropped too early? Its cost over the whole text, against what the looks at parts of it say.
 
-    python tools/early_decisions.py                  # on the sample model: 200 weights, half an hour on two cores
+    python tools/early_decisions.py                  # on the sample model: 200 weights, 15 minutes on two cores
     python tools/early_decisions.py --weights 40
 
 Weights with costs of every size are made: critical ones times factors between 0 and 1, and the static outliers.
@@ -33,6 +33,7 @@ from analyzer.verify.settings import evaluation_text
 
 AT_ONCE = 8  # rows that share the blocks before their edits
 SMALL = 0.12  # of the loss: of what costs no more, many factors give costs near that of a critical one
+SCALED = 0.6  # of the weights
 BANDS = (-np.inf, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, np.inf)  # of the loss
 
 
@@ -45,7 +46,8 @@ def main() -> None:
     runner, tokens = open_runnable(source).build()
     windows = tokens.windows(evaluation_text())
     check_rows(runner, windows[0].ids)
-    interventions = [*_scaled(count // 2), *_static(source, count - count // 2)]
+    scaled = int(count * SCALED)
+    interventions = [*_scaled(scaled), *_static(source, count - scaled)]
     kept: dict[Intervention, list[NDArray[np.float32]]] = {}
     todo = [UNTOUCHED, *interventions]
     for start in range(0, len(todo), AT_ONCE):
