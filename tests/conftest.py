@@ -1,5 +1,6 @@
 """Keeps the tests off the real Hub and out of the user's home; must run before anything imports the Hub's client."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -61,6 +62,11 @@ def pytest_collection_modifyitems(items, config):
     if config.getoption("--quick"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
     items.sort(key=lambda item: item.get_closest_marker("early") is None)  # else one of two cores waits at the end
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # the two million objects of torch and transformers outlive all tests: looked at in vain each time
 
 
 def pytest_terminal_summary(terminalreporter, config):
