@@ -57,17 +57,19 @@ def on(origin, change):
 
 
 def once_a_read(origin, change):
-    """Return a tamperer that changes the first reply of one origin to each read, and lets all others be.
-
-    Reads are told by the file and their last byte, which stays the same when one goes on in the middle.
-    """
+    """Return a tamperer that changes the first reply of one origin to each read, and lets all others be."""
     seen, looking = set(), threading.Lock()
 
     def tamper(request, reply):
-        read = urlsplit(request.path).path, (request.range or "").rpartition("-")[2]
+        read = read_of(request)
         with looking:
             first = request.origin == origin and read not in seen
             seen.add(read)
         return change(reply) if first else reply
 
     return tamper
+
+
+def read_of(request):
+    """Return what tells a read: the file and the last byte, which stays the same when one goes on in the middle."""
+    return urlsplit(request.path).path, (request.range or "").rpartition("-")[2]
