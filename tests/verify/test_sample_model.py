@@ -31,9 +31,7 @@ PAPER_PROMPT = "Apple Inc. is a worldwide tech company."
 
 @pytest.fixture(scope="module")
 def sample():
-    torch.set_num_threads(2)
-    yield verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:450], top=3)
-    torch.set_num_threads(1)
+    return verify_folder(SAMPLE, prompt=PAPER_PROMPT, text=evaluation_text()[:450], top=3)
 
 
 @needs_sample
