@@ -40,8 +40,9 @@ def test_the_ranking_is_of_the_values(tmp_path, name):
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])
-def test_lines_longer_than_a_tile(tmp_path, bits):
-    model = linears(mlx(bits), told(bits), dtype=f"MLX-{bits}bit", rows=64, cols=1 << 18,
+def test_lines_longer_than_a_tile(tmp_path, monkeypatch, bits):
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 512)
+    model = linears(mlx(bits), told(bits), dtype=f"MLX-{bits}bit", rows=64, cols=1024,
                     places={(0, None): DENSE.format(0)})  # fmt: skip
     model = model._replace(tensors={name: model.tensors[name] for name in model.read})
     write(tmp_path, model)

@@ -264,21 +264,21 @@ def test_only_the_down_projections_are_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_200_000_tensors(tmp_path):
-    """A header of 26 MB, each tensor with a read of its own."""
+def test_50_000_tensors(tmp_path):
+    """A header of 6 MB, each tensor with a read of its own."""
     header = {}
-    for number in range(200_000):
+    for number in range(50_000):
         kind = "down" if number % 40 == 0 else "gate"
         name = f"model.layers.{number // 400}.mlp.experts.{number % 400}.{kind}_proj.weight"
         header[name] = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8 * number, 8 * number + 8]}
     encoded = json.dumps(header).encode()
-    weights = np.ones((200_000, 4), DTYPES["BF16"])
-    weights[199_960, 2] = -3  # of layer 499, expert 360
+    weights = np.ones((50_000, 4), DTYPES["BF16"])
+    weights[49_960, 2] = -3  # of layer 124, expert 360
     (tmp_path / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + weights.tobytes())
     write_config(tmp_path, model_type="qwen3_moe", hidden_size=2)
     result = scan_folder(tmp_path, top=2)
-    assert found(result) == [(499, 360, 1, 0, -3.0), (0, 0, 0, 0, 1.0)]
-    assert len(result.tensors) == 5000
+    assert found(result) == [(124, 360, 1, 0, -3.0), (0, 0, 0, 0, 1.0)]
+    assert len(result.tensors) == 1250
 
 
 def test_progress_adds_up(tmp_path):

@@ -108,11 +108,12 @@ def test_the_ranking_is_of_the_values(tmp_path, name):
 
 
 @pytest.mark.parametrize("zeros", [None, "packed"])
-def test_lines_longer_than_a_tile(tmp_path, zeros):
+def test_lines_longer_than_a_tile(tmp_path, monkeypatch, zeros):
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 512)
     places = {(0, None): DENSE.format(0)}
     encode = pack_quantized(4, 96, zeros=zeros)  # groups that no tile ends with
     model = linears(
-        encode, told(4, 96, zeros is None), dtype="INT4", rows=32, cols=96 << 12, places=places, **SHAPES_TOLD
+        encode, told(4, 96, zeros is None), dtype="INT4", rows=32, cols=96 << 3, places=places, **SHAPES_TOLD
     )
     model = model._replace(tensors={name: model.tensors[name] for name in model.read})
     write(tmp_path, model)

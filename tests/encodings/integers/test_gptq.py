@@ -65,9 +65,10 @@ def test_the_ranking_is_of_the_values(tmp_path, name):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
-def test_lines_longer_than_a_tile(tmp_path, bits):
+def test_lines_longer_than_a_tile(tmp_path, monkeypatch, bits):
+    monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 512)
     places = {(0, None): DENSE.format(0)}
-    model = linears(gptq_bits(bits), config(bits), dtype=f"GPTQ-{bits}bit", rows=1 << 14, cols=96, places=places)
+    model = linears(gptq_bits(bits), config(bits), dtype=f"GPTQ-{bits}bit", rows=256, cols=96, places=places)
     model = model._replace(tensors={name: model.tensors[name] for name in model.read})
     write(tmp_path, model)
     check(tmp_path, model)
