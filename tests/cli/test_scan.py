@@ -22,8 +22,8 @@ def test_scan_prints_the_outlier_first(spiked):
     assert str(spiked.parent) not in result.stdout
 
 
-def test_scan_json_is_the_contract(spiked):
-    result = superweight("scan", spiked, "--json", "--top", 3, "--layers", "0-1")
+def test_scan_json_is_the_contract(here, spiked):
+    result = here("scan", spiked, "--json", "--top", 3, "--layers", "0-1")
     scan = json.loads(result.stdout)
     assert result.stderr == ""
     assert list(scan) == [
@@ -42,25 +42,25 @@ def test_scan_json_is_the_contract(spiked):
     assert [best[key] for key in ("rank", "layer", "expert", "row", "col", "value")] == [1, 1, None, 2, 3, 1.5]
 
 
-def test_scan_warns_of_what_a_layer_lacks(tmp_path):
+def test_scan_warns_of_what_a_layer_lacks(here, tmp_path):
     write_llama(tmp_path, random_downs(layers=4))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.2.mlp.down_proj.weight"]
     write_tensors(tmp_path, tensors)
-    result = superweight("scan", tmp_path, "--json")
+    result = here("scan", tmp_path, "--json")
     why = "what projects into it is stored, and it is not"
     assert result.stderr == f"warning: not read: 1 x model.layers.2.mlp.down_proj: {why}\n"
     assert len(json.loads(result.stdout)["tensors"]) == 3
-    assert superweight("scan", tmp_path, "--layers", "0-1").stderr == ""
+    assert here("scan", tmp_path, "--layers", "0-1").stderr == ""
 
 
-def test_scan_says_what_is_not_finite(tmp_path):
+def test_scan_says_what_is_not_finite(here, tmp_path):
     downs = random_downs()
     downs[2][0, :2] = float("nan")
     downs[0][:] = float("inf")
     write_llama(tmp_path, downs)
-    assert "162 weights in 2 tensors are NaN or infinite" in superweight("scan", tmp_path).stdout
-    scan = json.loads(superweight("scan", tmp_path, "--json").stdout)
+    assert "162 weights in 2 tensors are NaN or infinite" in here("scan", tmp_path).stdout
+    scan = json.loads(here("scan", tmp_path, "--json").stdout)
     assert [t["nonfinite"] for t in scan["tensors"]] == [160, 0, 2]
     assert scan["tensors"][0]["mean_abs"] is None
     assert all(o["layer"] != 0 for o in scan["outliers"])
@@ -74,21 +74,21 @@ def test_layers(text, ranges):
     assert Layers().convert(text, None, None) == ranges
 
 
-def test_a_gguf_file(tmp_path):
+def test_a_gguf_file(here, tmp_path):
     path = tmp_path / "quant" / "x.Q5_K.gguf"
     downs = write_llama_gguf(path, "Q5_K")
-    assert "down projections of" in superweight("scan", path).stdout
-    result = json.loads(superweight("scan", f"{path.parent}:x.Q5_K.gguf", "--json", "--top", 1).stdout)
+    assert "down projections of" in here("scan", path).stdout
+    result = json.loads(here("scan", f"{path.parent}:x.Q5_K.gguf", "--json", "--top", 1).stdout)
     best = max(np.nanmax(np.abs(down[np.isfinite(down)])) for down in downs.values())
     assert (result["model"], result["outliers"][0]["score"]) == ("quant:x.Q5_K.gguf", float(best))
-    fails(superweight("diff", path, tmp_path / "no.gguf"), "there is no folder or file")
+    fails(here("diff", path, tmp_path / "no.gguf"), "there is no folder or file")
     path.with_name("y.gguf").write_bytes(b"GGUF")
-    fails(superweight("scan", path.parent), "has 2 GGUF files, and none is named", "one of x.Q5_K.gguf, y.gguf")
-    fails(superweight("scan", path.with_name("y.gguf")), "quant:y.gguf: y.gguf is truncated")
+    fails(here("scan", path.parent), "has 2 GGUF files, and none is named", "one of x.Q5_K.gguf, y.gguf")
+    fails(here("scan", path.with_name("y.gguf")), "quant:y.gguf: y.gguf is truncated")
 
 
-def test_what_is_not_read_is_said_after_success(partly_known):
-    result = superweight("scan", partly_known)
+def test_what_is_not_read_is_said_after_success(here, partly_known):
+    result = here("scan", partly_known)
     assert result.returncode == 0
     said = "not read: 1 x model.layers.*.extra.bwd of shape [8, 20]: looks like a down projection"
     assert result.stderr.count("\n") == 1
@@ -96,7 +96,7 @@ def test_what_is_not_read_is_said_after_success(partly_known):
     first = " ".join(result.stdout.split("\n\n")[0].split())
     assert first.startswith("part: 3 down projections of 3 layers, BF16, ")
     assert first.endswith("; 1 not read")
-    result = superweight("scan", partly_known, "--json")
+    result = here("scan", partly_known, "--json")
     assert result.stderr.startswith(f"warning: {said}")
     assert json.loads(result.stdout)["unread"] == [
         {
@@ -106,9 +106,9 @@ def test_what_is_not_read_is_said_after_success(partly_known):
     ]  # fmt: skip
 
 
-def test_what_is_left_out_on_purpose_is_not_unread(partly_known):
+def test_what_is_left_out_on_purpose_is_not_unread(here, partly_known):
     for wanted in (("--layers", "0,2"), ("--tensors", "*.mlp.down_proj.weight")):
-        result = superweight("scan", partly_known, "--json", *wanted)
+        result = here("scan", partly_known, "--json", *wanted)
         assert (result.stderr, json.loads(result.stdout)["unread"]) == ("", [])
 
 
@@ -123,12 +123,12 @@ def test_of_many_kinds_that_are_not_read_some_are_shown(capsys, where, said):
     ]
 
 
-def test_a_layer_that_is_not_there(partly_known):
-    fails(superweight("scan", partly_known, "--layers", "7"), "no down projection in layer 7")
+def test_a_layer_that_is_not_there(here, partly_known):
+    fails(here("scan", partly_known, "--layers", "7"), "no down projection in layer 7")
 
 
-def test_diff_says_what_is_not_read_of_which_side(partly_known, folder):
-    result = superweight("diff", folder, partly_known, "--json")
+def test_diff_says_what_is_not_read_of_which_side(here, partly_known, folder):
+    result = here("diff", folder, partly_known, "--json")
     assert result.stderr.count("\n") == 1
     assert "not read: 1 x model.layers.*.extra.bwd of shape [8, 20] in the new one" in result.stderr
     (unread,) = json.loads(result.stdout)["unread"]
@@ -136,14 +136,14 @@ def test_diff_says_what_is_not_read_of_which_side(partly_known, folder):
         "new", "model.layers.*.extra.bwd", 1, [8, 20],
     )  # fmt: skip
     saved = folder.parent / "saved.json"
-    saved.write_text(superweight("scan", partly_known, "--json").stdout)
-    assert json.loads(superweight("diff", saved, folder, "--json").stdout)["unread"] == [{**unread, "side": "old"}]
+    saved.write_text(here("scan", partly_known, "--json").stdout)
+    assert json.loads(here("diff", saved, folder, "--json").stdout)["unread"] == [{**unread, "side": "old"}]
 
 
-def test_diff_says_what_is_not_read_of_which_revisions(partly_known, folder, hub):
+def test_diff_says_what_is_not_read_of_which_revisions(here, partly_known, folder, hub):
     for name, files in {"v1": folder, "v2": partly_known, "v3": partly_known}.items():
         hub.add("owner/tiny", files, branch=name)
-    result = superweight("diff", "owner/tiny", "--revisions", "v1,v2,v3", "--json", HF_ENDPOINT=hub.url)
+    result = here("diff", "owner/tiny", "--revisions", "v1,v2,v3", "--json")
     of_revisions = [each["unread"] for each in json.loads(result.stdout)["revisions"]]
     assert [len(each) for each in of_revisions] == [0, 1, 1]
     assert of_revisions[1][0]["names"] == "model.layers.*.extra.bwd"
