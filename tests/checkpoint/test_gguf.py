@@ -234,7 +234,7 @@ def small(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(edits=st.lists(st.tuples(st.integers(0, 420), st.binary(min_size=1, max_size=8)), max_size=3), cut=st.data())
 def test_any_bytes_give_records_inside_of_the_file_or_one_line(small, edits, cut):
     data = bytearray(small)

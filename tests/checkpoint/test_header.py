@@ -228,7 +228,7 @@ TOKENS = [b"-", b"-0", b"0", b"7", b"00", b".5", b"e1", b"NaN", b"null", b"true"
 EDITS = st.tuples(st.integers(0, len(TWO)), st.integers(0, 3), st.sampled_from(TOKENS) | st.binary(max_size=2))
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(edits=st.lists(EDITS, min_size=1, max_size=2), keep_length=st.booleans())
 @example(edits=[(TWO.index(b'"w"') + 1, 1, b"\\ud800")], keep_length=False)
 def test_mutated_headers(edits, keep_length):
@@ -260,7 +260,7 @@ def headers(draw):
     return header, stop
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(headers())
 def test_made_up_headers(made):
     assert_not_more_lenient_than_the_library(to_file(*made))

@@ -84,8 +84,8 @@ def test_output_that_cannot_be_written(spiked):
         ["nonsense"],
     ],
 )
-def test_wrong_usage_exits_with_2(arguments):
-    result = superweight(*arguments)
+def test_wrong_usage_exits_with_2(here, arguments):
+    result = here(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
 

@@ -83,7 +83,7 @@ def changed(dtype, shape, change):
     return dtype, (2, *shape) if change == "longer" else shape[1:]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(FORMS)), st.data())
 def test_found_within_the_bytes_or_refused_in_one_line(name, data):
     encode, told = FORMS[name]

@@ -6,6 +6,7 @@ import pytest
 from coverage import Row, check, counts, prepare, table, truth_of
 from scan_census import compare_scanned, differences, patterns
 from tiny_models import Kind, NotBuildable, all_kinds, build
+from tiny_overrides import OVERRIDES
 
 pytestmark = pytest.mark.early
 
@@ -41,6 +42,16 @@ SCAN_RIGHT = (
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OVERRIDES, "longformer", {"attention_window": 16})  # 512 by default, and all is padded to that
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Each kind, with the folder where its models are once they have been built."""
+    root = tmp_path_factory.mktemp("census")
+    return lambda text: (kind(text), root / text)
 
 
 def kind(text):
@@ -48,49 +59,50 @@ def kind(text):
 
 
 @pytest.mark.parametrize("text", BOTH_RIGHT)
-def test_the_scan_finds_every_down_projection_and_the_verification_the_planted_weight(tmp_path, text):
-    row = check(kind(text), tmp_path / "built")
+def test_the_scan_finds_every_down_projection_and_the_verification_the_planted_weight(built, text):
+    row = check(*built(text))
     latent = text.startswith(("mobilebert", "muse_spark"))  # of which none is planted
     assert (row.scan, row.verify) == (("right", ""), ("right", "none planted" if latent else ""))
     assert row.truth["matrices"]
 
 
-def test_the_head_of_a_language_model_within_a_model_without_one(tmp_path):
-    row = check(kind("nemotron_h_omni/NemotronH_Omni_Reasoning_V3"), tmp_path / "built")
+def test_the_head_of_a_language_model_within_a_model_without_one(built):
+    row = check(*built("nemotron_h_omni/NemotronH_Omni_Reasoning_V3"))
     assert row.verify == ("right", "none planted")  # its loss is the library's
 
 
 @pytest.mark.parametrize("text", SCAN_RIGHT)
-def test_the_scan_finds_every_down_projection(tmp_path, text):
-    truth = truth_of(kind(text), tmp_path / "built")
-    assert compare_scanned(truth, tmp_path / "built" / "model")[0] == ("right", "")
+def test_the_scan_finds_every_down_projection(built, text):
+    what, folder = built(text)
+    truth = truth_of(what, folder)
+    assert compare_scanned(truth, folder / "model")[0] == ("right", "")
     assert truth["matrices"]
 
 
-def matrices_of(tmp_path, text):
-    return truth_of(kind(text), tmp_path / "built")["matrices"]
+def matrices_of(built, text):
+    return truth_of(*built(text))["matrices"]
 
 
-def test_a_model_without_mlps_is_refused_by_what_it_is(tmp_path):
-    row = check(kind("mamba2/Mamba2ForCausalLM"), tmp_path / "built")
+def test_a_model_without_mlps_is_refused_by_what_it_is(built):
+    row = check(*built("mamba2/Mamba2ForCausalLM"))
     assert (row.scan[0], row.verify[0], row.truth["matrices"]) == ("refused", "refused", [])
     assert "state-space" in row.scan[1]
 
 
-def test_one_matrix_of_several_blocks(tmp_path):
-    (matrix,) = matrices_of(tmp_path, "albert/AlbertForMaskedLM")
+def test_one_matrix_of_several_blocks(built):
+    (matrix,) = matrices_of(built, "albert/AlbertForMaskedLM")
     assert (matrix["layer"], matrix["layers"]) == (0, [0, 1, 2, 3])
 
 
-def test_several_mlps_in_a_block(tmp_path):
-    matrices = matrices_of(tmp_path, "mobilebert/MobileBertForMaskedLM")
+def test_several_mlps_in_a_block(built):
+    matrices = matrices_of(built, "mobilebert/MobileBertForMaskedLM")
     names = ["ffn.0.output", "ffn.1.output", "ffn.2.output", "output"]
     expected = [(f"mobilebert.encoder.layer.{n}.{x}.dense.weight", n, m) for n in range(4) for m, x in enumerate(names)]
     assert [(each["name"], each["layer"], each["mlp"]) for each in matrices] == expected
 
 
-def test_latent_experts_named_as_the_file_has_them(tmp_path):
-    matrices = matrices_of(tmp_path, "nemotron_h/NemotronHForCausalLM")
+def test_latent_experts_named_as_the_file_has_them(built):
+    matrices = matrices_of(built, "nemotron_h/NemotronHForCausalLM")
     latent = [each for each in matrices if each["writes"] == "latent"]
     assert {(each["rows"], each["cols"]) for each in latent} == {(24, 72)}
     layer = latent[0]["layer"]
@@ -98,8 +110,8 @@ def test_latent_experts_named_as_the_file_has_them(tmp_path):
     assert [(each["name"], each["expert"]) for each in latent] == list(zip(names, range(4), strict=True))
 
 
-def test_the_number_of_a_sublayer_is_not_the_blocks(tmp_path):
-    matrices = matrices_of(tmp_path, "switch_transformers/SwitchTransformersForConditionalGeneration")
+def test_the_number_of_a_sublayer_is_not_the_blocks(built):
+    matrices = matrices_of(built, "switch_transformers/SwitchTransformersForConditionalGeneration")
     experts = [each for each in matrices if each["expert"] is not None and each["stack"] == "decoder.block"]
     assert {each["layer"] for each in experts} == {1, 3}
     assert all(each["name"].startswith(f"decoder.block.{each['layer']}.layer.2.mlp.experts.") for each in experts)
@@ -132,8 +144,8 @@ def test_rows_are_counted_and_tabled_by_both_verdicts():
     ]
 
 
-def test_what_the_library_itself_refuses_to_run_on_text_is_told_apart(tmp_path):
-    verdict, reason = check(kind("blip/BlipForConditionalGeneration"), tmp_path / "built").verify
+def test_what_the_library_itself_refuses_to_run_on_text_is_told_apart(built):
+    verdict, reason = check(*built("blip/BlipForConditionalGeneration")).verify
     assert verdict == "not on text"
     assert "(blip) asks for pixel_values beside text" in reason
     assert re.search("own model on text alone: TypeError: .* missing 1 required positional argument", reason)

@@ -113,7 +113,7 @@ def test_a_survey_with_a_worker_killed_is_the_same(town, whole, tmp_path, ray, h
     os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
     held[0] = False
     said = json.loads(town.end(process))
-    assert (said["done"], said["failed"]) == (6, {})
+    assert (said["done"], said["failed"]) == (4, {})
     assert town.table(tmp_path) == (whole / "survey.parquet").read_bytes()
     assert list(tmp_path.rglob(f"*{CLAIM}")) == []
 
@@ -146,7 +146,7 @@ def test_a_survey_with_a_machine_lost_is_the_same(town, whole, tmp_path, ray, he
         held[0] = False
         said = json.loads(town.end(process))
         machines.communicate("\n")
-    assert (said["done"], said["failed"]) == (6, {})
+    assert (said["done"], said["failed"]) == (4, {})
     assert town.table(tmp_path) == (whole / "survey.parquet").read_bytes()
 
 
