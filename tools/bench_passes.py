@@ -121,11 +121,12 @@ def _way_row(bench: Bench, way: str, found: dict[str, Any]) -> Row:
 def run(what: str, bench: Bench) -> dict[str, Any]:
     """Do one run in this process, and return what it cost; of several passes the last, and what it found."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     from analyzer.analyze.running import open_runnable
     from analyzer.analyze.verifying import verify_model
     from analyzer.base.records import plain
+    from analyzer.forward.checking import check_rows
     from analyzer.forward.edits import UNTOUCHED
     from analyzer.forward.losses import token_losses
     from analyzer.model import blocks
@@ -134,10 +135,12 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
 
     source, text = FolderSource(bench.model), evaluation_text()[: bench.text_bytes]
     on_gpu = bench.device.startswith("cuda")
+    left_out_by_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attention = {left_out_by_torch: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
 
     def measured(work: Any) -> tuple[Any, dict[str, Any]]:
         cpu, began = time.process_time(), time.perf_counter()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=attention) as counter:
             result = work()
         if on_gpu:
             torch.cuda.synchronize()
@@ -157,6 +160,7 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
         blocks.staging_to = lambda *_: None  # type: ignore[attr-defined]
     runner, tokens = open_runnable(source).build(device=bench.device, keep_bytes=None if what == "plain" else 0)
     pairs = [(window, UNTOUCHED) for window in tokens.windows(text)]
+    check_rows(runner, pairs[0][0].ids)  # which finds the attention that a verification takes
     if on_gpu:
         token_losses(runner, pairs)  # what CUDA does first, and loading of what stays
     runner.blocks.cost = type(runner.blocks.cost)()

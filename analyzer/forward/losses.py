@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.runner import Runner
+from analyzer.model.rows import Untouched
 from analyzer.model.tokens import Window
 
 PASS_BYTES = 1 << 29  # of all rows' residual streams and attention masks in one pass over the weights
@@ -70,12 +71,13 @@ def token_losses(
     progress: Callable[[int], object] = lambda _: None,
     watch: Watch | None = None,
     comparison: Comparison | None = None,
+    untouched: Untouched | None = None,
 ) -> list[NDArray[np.float32]]:
     """Return the negative log-likelihood of each judged token, in nats, of each window under its intervention.
 
     The batch is split only where memory asks for it; `progress` is called with the number of pairs just done. Each
     pass runs in the context that `watch` gives for the numbers of its pairs, of one where rows do not run together.
-    What a `comparison` asks for is put there.
+    What a `comparison` asks for is put there. What `untouched` keeps of a block is not run again, and so not watched.
     """
     if comparison is not None:
         _compare_kept(runner, comparison)
@@ -87,7 +89,7 @@ def token_losses(
             part = same[start : start + rows]
             with nullcontext() if watch is None else watch(part):
                 here = [pairs[place] for place in part]
-                found |= zip(part, _likelihoods(runner, here, comparison), strict=True)
+                found |= zip(part, _likelihoods(runner, here, comparison, untouched), strict=True)
             progress(len(part))
     return [found[place] for place in range(len(pairs))]
 
@@ -117,10 +119,14 @@ def losses(
 
 
 def _likelihoods(
-    runner: Runner, pairs: Sequence[tuple[Window, Intervention]], comparison: Comparison | None
+    runner: Runner,
+    pairs: Sequence[tuple[Window, Intervention]],
+    comparison: Comparison | None,
+    untouched: Untouched | None,
 ) -> list[NDArray[np.float32]]:
     """Return what token_losses does, all in one pass over the blocks, and the head once for each distinct state."""
-    states = runner.states([window.ids for window, _ in pairs], [intervention for _, intervention in pairs])
+    prompts, interventions = [window.ids for window, _ in pairs], [intervention for _, intervention in pairs]
+    states = runner.states(prompts, interventions, untouched)
     judged = [states[row, list(window.places)] for row, (window, _) in enumerate(pairs)]
     compared = [] if comparison is None else [row for row, pair in enumerate(pairs) if comparison.lacks(*pair)]
     plain = [row for row in range(len(pairs)) if row not in compared]

@@ -28,7 +28,7 @@ from analyzer.forward.trace import Stream, Trace
 from analyzer.model.blocks import BlockwiseModel
 from analyzer.model.devices import bearable_bytes, pick_device, pick_dtype, row_bytes
 from analyzer.model.layouts.gguf import gguf_config, gguf_notes
-from analyzer.model.rows import Kind, UnsplittableError
+from analyzer.model.rows import Kind, UnsplittableError, Untouched
 from analyzer.model.stock import is_masked, raised_by_model, read_config, trusting_nobody
 from analyzer.model.weights import ChangeTensor
 from analyzer.projections.projection import DownProjection
@@ -36,7 +36,6 @@ from analyzer.projections.weights import read_row, read_weights
 
 Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
 """Asked after each block, with the layers and the first row's residual stream so far, whether to stop there."""
-
 
 POSITIONS_KEYS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
 STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
@@ -212,14 +211,20 @@ class Runner:
         # Medians: neither a super activation nor the rounding of its channel may decide this.
         return bool(np.median(np.abs(whole - stream)) <= tolerance * np.median(np.abs(whole)))
 
-    def states(self, prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> torch.Tensor:
+    def states(
+        self,
+        prompts: Sequence[Sequence[int]],
+        interventions: Sequence[Intervention],
+        untouched: Untouched | None = None,
+    ) -> torch.Tensor:
         """Return what goes into the output head, [rows, T, hidden_size], of prompts of one length.
 
-        Rows of the same prompt run once for all of them, up to the block where the first edit of theirs acts.
+        Rows of a prompt run once up to the first edit, and not so far where `untouched` keeps that of a call before.
         """
 
         def run(prompts: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> torch.Tensor:
-            with self.running(), self._edited(prompts, interventions) as ids:
+            kept = self.blocks.rows.remembering(None if self.one_by_one else untouched)
+            with kept, self.running(), self._edited(prompts, interventions) as ids:
                 return self.blocks.body(ids)
 
         return torch.cat(self._together(run, prompts, interventions))

@@ -28,6 +28,27 @@ class Kind(NamedTuple):
     here: Hashable
 
 
+class Untouched:
+    """What blocks give for prompts to which nothing was done, a row each: as much of it as `limit` bytes hold."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._given: dict[Hashable, Any] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._given
+
+    def __getitem__(self, key: Hashable) -> Any:
+        return self._given[key]
+
+    def keep(self, key: Hashable, given: Any) -> None:
+        """Keep what a block gives, if there is room, and if all of it is known to be of this row."""
+        size = _row_size(given)
+        if size is not None and size <= self._left:
+            self._left -= size
+            self._given[key] = given
+
+
 class Rows:
     """The rows of a batch on their way through a block: attention's memory grows with rows, weights' does not."""
 
@@ -43,6 +64,7 @@ class Rows:
         self.shape = 0, 0
         """Of the batch that runs: rows, tokens."""
         self._heads = heads
+        self._untouched: Untouched | None = None
 
     @contextmanager
     def told_apart(self, kind: Callable[[str, int], Kind]) -> Iterator[None]:
@@ -58,6 +80,19 @@ class Rows:
             self.kind = before
 
     @contextmanager
+    def remembering(self, untouched: Untouched | None) -> Iterator[None]:
+        """While the context lasts, run a block on a prompt to which nothing was done only where that is not kept.
+
+        What is inside of a block sees nothing of such a row then. For models that hand nothing from block to block
+        that is not seen here (checking.py).
+        """
+        before, self._untouched = self._untouched, untouched
+        try:
+            yield
+        finally:
+            self._untouched = before
+
+    @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
         """While the context lasts, run each row of a batch through a block by itself."""
         before, self.row_bytes = self.row_bytes, 1
@@ -68,7 +103,7 @@ class Rows:
 
     def run(self, name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what `forward`, that of the block of this name, makes of the whole batch."""
-        if self.shape[0] == 1:
+        if self.shape[0] == 1 and self._untouched is None:
             self.in_hand = [0]
             return forward(*args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -91,21 +126,55 @@ class Rows:
         at_once = max(1, self.row_bytes // self.bytes_of_one(hidden))
         first = self.first = self._first_alike(name, hidden, args, kwargs)
         distinct = sorted(set(first))
-        parts: list[_Part] = []
-        for start in range(0, len(distinct), at_once):
-            self.in_hand = distinct[start : start + at_once]
+        keys = self._keys(name, hidden, distinct, args, kwargs)
+        kept = self._kept(keys)
+        running = [row for row in distinct if row not in kept]
+        parts = [_Part(1, given, [{}]) for given in kept.values()]  # into `kwargs`, the only mapping, nothing
+        for start in range(0, len(running), at_once):
+            self.in_hand = running[start : start + at_once]
             if len(self.in_hand) == batch:
-                return forward(*args, **kwargs)
+                output = forward(*args, **kwargs)
+                self._keep(keys, output)
+                return output
             few_args, few = _picked((args, kwargs), batch, self.in_hand)
             given = [(each, dict(each)) for each in _mappings((few_args, few))]
             output = forward(*few_args, **few)
+            self._keep(keys, output)
             parts.append(_Part(len(self.in_hand), output, [_written(each, before) for each, before in given]))
-        place = {row: index for index, row in enumerate(distinct)}
+        place = {row: index for index, row in enumerate((*kept, *running))}
         back = torch.tensor([place[row] for row in first], device=hidden.device)
         counts = [part.rows for part in parts]
         for number, mapping in enumerate(_mappings((args, kwargs))):
             mapping.update(_joined([part.written[number] for part in parts], counts, back))
         return _joined([part.output for part in parts], counts, back)
+
+    def _keys(
+        self, name: str, hidden: torch.Tensor, rows: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[int, Hashable]:
+        """Return by row, of those to which nothing was done, what tells this run of a block on it from all others.
+
+        A block may run several times in a pass, each time on something else. None where what is given for a row could
+        be no part of what the block gives.
+        """
+        if self._untouched is None or hidden.ndim != 3 or _mappings([*args, *kwargs.values()]):
+            return {}
+        kinds = {row: self.kind(name, row) for row in rows}
+        return {
+            row: (name, kind.prompt, _bits(hidden[row, -1]).cpu().numpy().tobytes())
+            for row, kind in kinds.items()
+            if not kind.before and not kind.here
+        }
+
+    def _kept(self, keys: Mapping[int, Hashable]) -> dict[int, Any]:
+        """Return what is kept of what a block gives for rows."""
+        untouched = self._untouched
+        return {} if untouched is None else {row: untouched[key] for row, key in keys.items() if key in untouched}
+
+    def _keep(self, keys: Mapping[int, Hashable], output: Any) -> None:
+        """Keep what a block gave for those rows in hand that have a key."""
+        for place, row in enumerate(self.in_hand):
+            if self._untouched is not None and row in keys and _row_size(output, len(self.in_hand)) is not None:
+                self._untouched.keep(keys[row], _picked(output, len(self.in_hand), [place]))
 
     def _first_alike(self, name: str, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
         """Return of each row the first that this block makes the same of."""
@@ -179,6 +248,18 @@ def _picked(value: Any, batch: int, rows: list[int], name: str = "") -> Any:
         few.update({key: _picked(member, batch, rows, str(key)) for key, member in value.items()})
         return few
     return value
+
+
+def _row_size(value: Any, rows: int = 1) -> int | None:
+    """Return the bytes of what a block gives for so many rows; null where some of it is not known to be of rows."""
+    if value is None:
+        return 0
+    if isinstance(value, torch.Tensor):
+        return value.nbytes if value.ndim and value.shape[0] == rows else None
+    if type(value) not in (tuple, list):
+        return None
+    sizes = [_row_size(member, rows) for member in value]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def _are_equal(one: Any, other: Any) -> bool:

@@ -15,6 +15,7 @@ from analyzer.forward.losses import Comparison, token_losses
 from analyzer.forward.observers import expert_outputs
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
+from analyzer.model.rows import Untouched
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
@@ -44,6 +45,7 @@ from analyzer.verify.records import (
 )
 from analyzer.verify.settings import Thresholds, VerifySettings
 
+UNTOUCHED_BYTES = 1 << 28  # of what the blocks give for the evaluation text, kept for the rows that share it so far
 PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}
 
 
@@ -80,7 +82,7 @@ def verify(
     if not early_stop:
         if runner.has_loss:
             comparison = Comparison()
-            run = partial(token_losses, runner, comparison=comparison)
+            run = partial(token_losses, runner, comparison=comparison, untouched=Untouched(UNTOUCHED_BYTES))
             measuring = Measuring(run, prepared.windows, progress, causal=causal, comparison=comparison)
         if statics.is_asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)

@@ -1,5 +1,7 @@
 """Blocks on few rows of a batch at a time, and rows that become alike again."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from models import (
@@ -13,7 +15,9 @@ from models import (
 from streamed import assert_close
 
 from analyzer.base.records import Coordinate
-from analyzer.model.rows import _are_equal
+from analyzer.forward.edits import zeroing
+from analyzer.forward.losses import token_losses
+from analyzer.model.rows import Untouched, _are_equal
 
 
 # Each batch of rows, T long, in a model of 4 heads: of the shapes that a tensor's first axis could be mistaken for.
@@ -98,6 +102,65 @@ def test_what_is_written_into_a_mapping_keeps_rows_apart(silent, monkeypatch):
     monkeypatch.setattr(body, "forward", lambda *args, **kwargs: forward(*args, **kwargs, kept_by_blocks={}))
     _, counts = rows_run(model, [PROMPT_IDS], [(), (SILENT,), (SILENT, OTHER)])
     assert counts == [1, 3, 3, 3, 3, 3]
+
+
+def with_kept(model, sets, untouched):
+    """Return the losses of a prompt under each set of zeroed weights, and how many rows each block ran."""
+    pairs = [(model.tokens.window(PROMPT_IDS), zeroing(each)) for each in sets]
+
+    def run(*_):
+        return [float(losses.mean()) for losses in token_losses(model.runner, pairs, untouched=untouched)]
+
+    return rows_run(SimpleNamespace(layers=model.layers, stack=model.stack, losses=run), [], [])
+
+
+def test_what_is_kept_of_an_untouched_prompt_is_not_run_again(silent):
+    model = hooked(silent)
+    later = Coordinate(3, None, 9, 5)
+    expected = model.losses([PROMPT_IDS], [(), (HEARD,), (later,)])
+    untouched = Untouched(1 << 20)
+    assert with_kept(model, [()], untouched)[1] == [1] * 6
+    found, counts = with_kept(model, [(HEARD,), (later,)], untouched)
+    assert counts == [0, 1, 1, 2, 2, 2]
+    assert found == pytest.approx(expected[1:], rel=1e-6)
+    found, counts = with_kept(model, [(), (HEARD,), (later,)], untouched)
+    assert counts == [0, 1, 1, 2, 2, 2]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_more_is_kept_than_there_is_room_for(silent):
+    """Two rows of a block, and not a byte more."""
+    model = hooked(silent)
+    row = 4 * len(PROMPT_IDS) * model.runner.hidden_size
+    untouched = Untouched(2 * row)
+    with_kept(model, [()], untouched)
+    assert with_kept(model, [()], untouched)[1] == [0, 0, 1, 1, 1, 1]
+    untouched = Untouched(2 * row - 1)
+    with_kept(model, [()], untouched)
+    assert with_kept(model, [()], untouched)[1] == [0, 1, 1, 1, 1, 1]
+
+
+def test_nothing_is_kept_where_rows_run_one_by_one_or_write_into_a_mapping(silent, monkeypatch):
+    model, untouched = hooked(silent), Untouched(1 << 20)
+    model.runner.one_by_one = True
+    for _ in range(2):
+        assert with_kept(model, [()], untouched)[1] == [1] * 6
+    model.runner.one_by_one = False
+    body = model.blocks.model.model
+    forward = body.forward
+    monkeypatch.setattr(body, "forward", lambda *args, **kwargs: forward(*args, **kwargs, kept_by_blocks={}))
+    for _ in range(2):
+        assert with_kept(model, [()], untouched)[1] == [1] * 6
+
+
+def test_prompts_are_told_apart_by_all_their_tokens(silent):
+    model, untouched = hooked(silent), Untouched(1 << 20)
+    other = [PROMPT_IDS[0] % 16 + 1, *PROMPT_IDS[1:]]
+    windows = [model.tokens.window(ids) for ids in (PROMPT_IDS, other)]
+    expected = model.losses([other], [()])
+    for window in windows:
+        (found,) = token_losses(model.runner, [(window, zeroing([]))], untouched=untouched)
+    assert found.mean() == pytest.approx(expected[0], rel=1e-6)
 
 
 def test_zero_and_minus_zero_are_not_the_same():

@@ -14,8 +14,9 @@ from shapes import SHAPES, WIDTH, build, coordinate, inside, plant
 from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ForwardError
 from analyzer.forward.blocks.mlps import find_blocks
-from analyzer.forward.edits import UNTOUCHED, zeroing
+from analyzer.forward.edits import UNTOUCHED, scaling, zeroing
 from analyzer.forward.losses import losses
+from analyzer.model.rows import Untouched
 from analyzer.source.folder import FolderSource
 
 LAYER, ROW, COL = 1, 5, 19
@@ -134,6 +135,19 @@ def test_rows_of_several_streams_run_a_few_at_a_time(pair, monkeypatch, name, ro
     alone = torch.cat([runner.states([prompt], [UNTOUCHED]) for prompt in prompts])
     for found in (together, apart):
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-5 * alone.abs().max().item())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_kept_of_untouched_prompts_changes_nothing(pair, name):
+    _, runner, _ = pair(name)
+    edited = scaling({runner.some_weight(runner.layers[len(runner.layers) // 2]): -50.0})
+    prompts, edits = [PROMPT_IDS, PROMPT_IDS, PROMPT_IDS[::-1]], [UNTOUCHED, edited, UNTOUCHED]
+    expected = runner.states(prompts, edits)
+    untouched = Untouched(1 << 24)
+    for _ in range(2):
+        found = runner.states(prompts, edits, untouched)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert not runner.one_by_one
 
 
 def test_weights_that_several_layers_share_are_attributed_at_each_use(pair):
