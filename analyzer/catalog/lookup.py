@@ -171,7 +171,9 @@ def lookup(documents: Mapping[str, Document], model: str) -> tuple[list[tuple[st
     The model is given by its full id or the part after the slash, in any case. Raises CatalogError, naming the
     nearest models, where the catalog has neither.
     """
-    wanted, _, commit = model.lower().partition("@")
+    wanted, _, commit = model.strip().lower().partition("@")
+    if not wanted:
+        raise CatalogError("the model's name is empty: `superweight catalog list` shows all that the catalog has")
     entries, reported = entries_in(documents), reported_in(documents)
     found = [pair for pair in entries if _is_meant(pair[1]["model"], pair[1]["commit"], wanted, commit)]
     others = [pair for pair in reported if _is_meant(pair[1]["model"], pair[1]["revision"], wanted, commit)]

@@ -206,6 +206,10 @@ def verify_options(*more: Decorator) -> Decorator:
         from analyzer.verify.settings import VerifySettings, read_prompts, read_text
 
         asked = chosen.pop("weights", ())
+        if chosen.get("early_stop") and (asked or experts or weights_of is not None):
+            raise click.UsageError("--early-stop searches: leave it out where weights or experts are asked for")
+        if chosen.get("early_stop") and chosen.get("more"):
+            raise click.UsageError("--early-stop runs no text, on which --more is measured: give one of them")
         chosen["weights"] = tuple(each for each in asked if isinstance(each, Coordinate))
         chosen["units"] = (*(each for each in asked if isinstance(each, Unit)), *experts)
         if weights_of is not None:

@@ -27,13 +27,13 @@ NAMES = ["model.layers.1.mlp.down_proj", "model.layers.11.mlp.down_proj", "model
 
 def test_rules_of_gptqmodel_leave_out_these_modules_and_no_other():
     config = pytest.importorskip("gptqmodel.quantization.config", reason="gptqmodel is not installed")
-    rules = json.loads(json.dumps(gptqmodel_rules("m", [FUSED, PLAIN])))
+    rules = json.loads(json.dumps(gptqmodel_rules([FUSED, PLAIN])))
     assert [config.dynamic_get(rules, name, "bits", 4) for name in NAMES] == [False, 4, False]
 
 
 def test_rules_of_gptqmodel_by_their_documented_meaning():
     """A key is tried from a name's beginning, and -: leaves out what it matches."""
-    rules = gptqmodel_rules("m", [FUSED, PLAIN])
+    rules = gptqmodel_rules([FUSED, PLAIN])
     found = [[key for key in rules if re.match(key.removeprefix("-:"), name)] for name in NAMES]
     assert [len(keys) for keys in found] == [1, 0, 1]
     assert all(key.startswith("-:") for key in rules)
@@ -42,7 +42,7 @@ def test_rules_of_gptqmodel_by_their_documented_meaning():
 def test_a_config_of_torchao_leaves_these_modules_as_they_are():
     core = pytest.importorskip("torchao.core.config", reason="torchao is not installed")
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-    config = core.config_from_dict(json.loads(json.dumps(torchao_config("m", [PLAIN]))))
+    config = core.config_from_dict(json.loads(json.dumps(torchao_config([PLAIN]))))
     assert isinstance(config, quantization.FqnToConfig)
     model = torch.nn.Module()
     model.lm_head = torch.nn.Linear(8, 8)
@@ -57,7 +57,7 @@ def test_a_config_of_torchao_leaves_these_modules_as_they_are():
 
 
 def test_a_config_of_torchao_names_the_parameter_of_fused_experts():
-    config = torchao_config("m", [ODD, FUSED, PLAIN])["_data"]["fqn_to_config"]
+    config = torchao_config([ODD, FUSED, PLAIN])["_data"]["fqn_to_config"]
     assert [name for name, scheme in config.items() if scheme is None] == [
         "lm_head", "model.layers.1.mlp.down_proj", "model.layers.2.block_sparse_moe.output_linear.weight",
         "model.layers.2.mlp.experts.down_proj",
@@ -73,7 +73,7 @@ def test_a_recipe_is_one_of_llm_compressor():
 
 def test_lines_of_llama_cpp_find_the_tensors_of_the_gguf_librarys_table():
     """As its quantizer reads them: words, each a regular expression, the first = and a type."""
-    words = llama_cpp_types("m", [APART, FUSED, PLAIN]).split()
+    words = llama_cpp_types([APART, FUSED, PLAIN]).split()
     types = [(re.compile(pattern), kind) for pattern, kind in (word.split("=", 1) for word in words)]
     table = get_tensor_name_map(MODEL_ARCH.LLAMA, 12)
 
@@ -95,17 +95,14 @@ def test_every_known_module_of_a_decoder_has_a_name_in_gguf(model_type):
 
 def test_what_cannot_be_named_is_one_line():
     with pytest.raises(CatalogError, match=r"the experts of layer 2 in m are one tensor, .*which this format cannot"):
-        gptqmodel_rules("m", [ODD])
+        gptqmodel_rules([ODD])
     with pytest.raises(CatalogError, match="has a name that this tool does not know"):
-        torchao_config("m", [replace(PLAIN, module=None)])
+        torchao_config([replace(PLAIN, module=None)])
     with pytest.raises(CatalogError, match="the gguf library has no name for the module of layer 1 in m"):
-        llama_cpp_types("m", [replace(PLAIN, module=None)])
+        llama_cpp_types([replace(PLAIN, module=None)])
     tower = replace(PLAIN, tower="vision", module="vision.layers.1.mlp.down_proj")  # not the language model's
     with pytest.raises(CatalogError, match=r"no name for vision\.layers\.1\.mlp\.down_proj"):
         gguf_tensor_of(tower)
-    for export in (gptqmodel_rules, torchao_config, llama_cpp_types):
-        with pytest.raises(CatalogError, match="knows no such coordinate of m to protect"):
-            export("m", [])
 
 
 def test_what_others_report_of_the_same_place_is_called_as_the_entry_has_it():

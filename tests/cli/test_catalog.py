@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 from catalogs import REPORTED
+from commands import fails
 
 from analyzer.catalog.files import save_reported
 
@@ -78,6 +79,9 @@ def test_exports_for_quantizers_of_an_entry_with_modules_and_ranks(here):
     assert here(*command, "llama.cpp").stdout.startswith("^blk\\.1\\.ffn_down\\.weight$=f16\n")
     command[2] = "mistral-7c"
     assert "has no entry for mistral-7c" in here(*command, "torchao").stderr
+    for empty in ("", " ", "@abc"):
+        command[2] = empty
+        fails(here(*command, "torchao"), "the model's name is empty")
 
 
 def test_export_can_be_narrowed(here):
@@ -94,10 +98,14 @@ def test_export_can_be_narrowed(here):
     ):
         done = here(*command, form)
         assert done.returncode == 0
-        assert done.stderr == "warning: no coordinate of that standing: 4 reported, 0 disputed\n"
+        assert done.stderr.startswith("warning: no coordinate of that standing: 0 verified")
         assert done.stdout == nothing if nothing else done.stdout.count("\n") == 1
+    for form in ("llm-compressor", "gptqmodel", "torchao", "llama.cpp"):
+        said = "no coordinate of that standing: 0 verified, 0 of them critical, 4 reported, 0 disputed: "
+        hint = "leave --standing and --critical out, or verify it yourself with `superweight analyze`"
+        fails(here(*command, form), f"mistralai/Mistral-7B-v0.1: {said}{hint}")
     command = ["catalog", "export", "bigscience/bloom-7b1", "--catalog", CATALOG, "--format", "llm-compressor"]
-    assert "knows no such coordinate of bigscience/bloom-7b1" in here(*command).stderr
+    fails(here(*command), "bigscience/bloom-7b1: no coordinate is known, so that there is nothing to protect")
     command[2] = "DNABERT-2-117M"
     assert "has a name that this tool does not know: use --format json" in here(*command).stderr
 

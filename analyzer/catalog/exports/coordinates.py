@@ -58,13 +58,16 @@ def _sources(*coordinates: KnownCoordinate) -> tuple[str, ...]:
 
 
 def said_of_none(coordinates: Sequence[KnownCoordinate]) -> str:
-    """Return in words why nothing of these known coordinates was selected."""
+    """Return in words why nothing of these known coordinates was selected, and what to do next."""
     if not coordinates:
-        return "no coordinate is known"
+        return "no coordinate is known, so that there is nothing to protect"
     count = Counter(each.standing for each in coordinates)
     critical = sum(each.effect == "critical" for each in coordinates)
-    verified = f"{count['verified']} verified, {critical} of them critical, " if count["verified"] else ""
-    return f"no coordinate of that standing: {verified}{count['reported']} reported, {count['disputed']} disputed"
+    verified = f"{count['verified']} verified, {critical} of them critical"
+    others = f"{count['reported']} reported, {count['disputed']} disputed"
+    leave = "leave --standing and --critical out"
+    hint = leave if count["verified"] else f"{leave}, or verify it yourself with `superweight analyze`"
+    return f"no coordinate of that standing: {verified}, {others}: {hint}"
 
 
 def export_rows(coordinates: Sequence[KnownCoordinate]) -> list[dict[str, Any]]:

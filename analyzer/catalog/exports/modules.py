@@ -86,16 +86,12 @@ def module_of(coordinate: KnownCoordinate) -> str | None:
     return name.format(layer=coordinate.layer, expert=coordinate.expert) if name else None
 
 
-def by_module(
-    model: str, coordinates: Sequence[KnownCoordinate], *, whole: bool = False
-) -> dict[str, list[KnownCoordinate]]:
+def by_module(coordinates: Sequence[KnownCoordinate], *, whole: bool = False) -> dict[str, list[KnownCoordinate]]:
     """Return the coordinates of each module, by its name, in the order of layers.
 
-    With `whole` a tensor that many experts share goes by its own name. Raises CatalogError where there is no
-    coordinate, where a module's name is not known, or, without `whole`, where it is experts' that nobody takes apart.
+    With `whole` a tensor that many experts share goes by its own name. Raises CatalogError where a module's name is not
+    known or, without `whole`, where it is experts' that nobody takes apart.
     """
-    if not coordinates:
-        raise CatalogError(f"the catalog knows no such coordinate of {shown(model)} to protect")
     modules: dict[str, list[KnownCoordinate]] = {}
     for each in coordinates:
         module = module_of(each)

@@ -21,7 +21,7 @@ def export_recipe(model: str, coordinates: Sequence[KnownCoordinate]) -> str:
 
     Raises CatalogError like by_module.
     """
-    modules = by_module(model, coordinates)
+    modules = by_module(coordinates)
     places = {module: _places_of(them) for module, them in modules.items()}
     known = [said for module in places.values() for said in module.values()]
     inert = known.count("verified, inert")

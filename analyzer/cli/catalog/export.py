@@ -39,6 +39,7 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
       superweight catalog export mistralai/Mistral-7B-v0.1 --format llm-compressor > recipe.yaml
       superweight catalog export SmolLM2-135M-Instruct-Q4_1 --format llama.cpp --critical > types.txt
     """
+    from analyzer.base.errors import CatalogError, shown
     from analyzer.base.text import fill
     from analyzer.catalog.exports.channels import channels_of, prefix_of
     from analyzer.catalog.exports.coordinates import export_csv, export_rows, said_of_none, selected
@@ -59,6 +60,8 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
         return
     known = coordinates_in(documents, model)
     coordinates = selected(known, standings=standings, critical=critical)
+    if not coordinates and form not in ("json", "csv"):
+        raise CatalogError(f"{shown(' and '.join(names))}: {said_of_none(known)}")
     if form in ("json", "csv"):
         if not coordinates:
             click.echo(f"warning: {said_of_none(known)}", err=True)
@@ -67,13 +70,12 @@ def catalog_export(model: str, form: str, standings: tuple[str, ...], critical: 
         else:
             click.echo(export_csv(coordinates), nl=False)
         return
-    named = " and ".join(names)
     if form == "llm-compressor":
-        click.echo(export_recipe(named, coordinates), nl=False)
+        click.echo(export_recipe(" and ".join(names), coordinates), nl=False)
         return  # it says itself what is pointless
     if form == "llama.cpp":
-        click.echo(llama_cpp_types(named, coordinates), nl=False)
+        click.echo(llama_cpp_types(coordinates), nl=False)
     else:
-        print_json((gptqmodel_rules if form == "gptqmodel" else torchao_config)(named, coordinates))
+        print_json((gptqmodel_rules if form == "gptqmodel" else torchao_config)(coordinates))
     for note in pointless(coordinates):
         click.echo(fill(f"note: {note}"), err=True)

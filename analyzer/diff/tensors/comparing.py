@@ -163,7 +163,7 @@ def _check(
     for pattern in expect:
         if not any(each.named_by([pattern]) for each in compared.values()):
             first = shown(next(iter(pairs)), 80)
-            raise ResultError(f"--expect {shown(pattern, 80)} names no tensor of either: they are named as {first}")
+            raise ResultError(f"--expect '{shown(pattern, 80)}' names no tensor of either: they are named as {first}")
 
 
 def _places(held: Held, checkpoint: Checkpoint, contents: Mapping[str, str | None]) -> list[object] | None:

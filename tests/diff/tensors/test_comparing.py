@@ -245,8 +245,10 @@ def test_patterns_say_what_may_differ(tmp_path):
     paths = write_model(tmp_path / "old", old), write_model(tmp_path / "new", new)
     assert compare_tensors(*paths, expect=["model.layers.*"]).unexpected == ("lm_head.weight",)
     assert compare_tensors(*paths, expect=["*.down_proj.weight", "lm_head.*"]).unexpected == ()
-    with pytest.raises(ResultError, match=r"--expect \*\.gate_proj\.weight names no tensor of either"):
+    with pytest.raises(ResultError, match=r"--expect '\*\.gate_proj\.weight' names no tensor of either"):
         compare_tensors(*paths, expect=["lm_head.weight", "*.gate_proj.weight"])
+    with pytest.raises(ResultError, match="--expect '' names no tensor of either"):
+        compare_tensors(*paths, expect=[""])
     write_model(tmp_path / "other", {f"x.{name}": tensor for name, tensor in old.items()})
     with pytest.raises(ResultError, match="have no tensor of the same name"):
         compare_tensors(paths[0], tmp_path / "other")
