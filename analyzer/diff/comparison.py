@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -169,7 +170,7 @@ def _known_changes(old: Side, new: Side) -> list[Change]:
 def _known_kind(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "appeared" if before is None else "vanished"
-    return "unchanged" if before == after else "changed"
+    return "unchanged" if before == after or (math.isnan(before) and math.isnan(after)) else "changed"
 
 
 def _values_of(side: Side, coordinates: Sequence[Coordinate]) -> dict[Coordinate, float]:

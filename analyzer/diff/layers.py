@@ -59,7 +59,15 @@ def _layer_of_pairs(
         return layer if unpaired else replace(layer, state=same)
     ranked = [_best(differing, side, top) for side in (OLD, NEW)]
     shared, correlation = overlap(*ranked)
-    layer = replace(layer, ranked=max(map(len, ranked)), shared=shared, rank_correlation=correlation)
+    lost = [sum(pair.summaries[side].nonfinite for pair in differing if pair.summaries) for side in (OLD, NEW)]
+    layer = replace(
+        layer,
+        ranked=max(map(len, ranked)),
+        shared=shared,
+        rank_correlation=correlation,
+        old_nonfinite=lost[OLD],
+        new_nonfinite=lost[NEW],
+    )
     if any(pair.change is None for pair in differing):
         return replace(layer, state="not compared")
     relative, largest = _size_of_change(differing)
@@ -67,7 +75,7 @@ def _layer_of_pairs(
 
 
 def _note(pairs: Sequence[Pair], unpaired: Sequence[tuple[DownProjection | None, DownProjection | None]]) -> str | None:
-    """Return what else is to be said of a layer: of its experts, of weights that are not finite."""
+    """Return what else is to be said of a layer and of its experts."""
     differing = [pair for pair in pairs if not pair.same]
     notes = []
     if len(pairs) > 1 and differing:
@@ -78,9 +86,6 @@ def _note(pairs: Sequence[Pair], unpaired: Sequence[tuple[DownProjection | None,
         notes.append(f"{count} {why}" if pairs or count > 1 else why)
     if any(pair.change is None for pair in differing):
         notes.append("stored in other ways, so ranked, but not compared weight by weight")
-    lost = [sum(pair.summaries[side].nonfinite for pair in differing if pair.summaries) for side in (OLD, NEW)]
-    if any(lost):
-        notes.append(f"{lost[OLD]:,} weights of the old and {lost[NEW]:,} of the new one are not finite")
     return "; ".join(notes) or None
 
 

@@ -64,7 +64,8 @@ class LayerChange:
     "incomparable", or "ranked" where no more is known than the outliers that were saved; `note` says more. All else is
     over the layer's down projections that differ, which of many experts may be a few. Of the `ranked` top outliers on
     each side `shared` are the same weights, and `rank_correlation` is Spearman's over those (null below three).
-    `relative_change` is ||new - old|| / ||old||, Frobenius norms over the weights that are finite in both.
+    `relative_change` is ||new - old|| / ||old||, Frobenius norms over the weights that are finite in both;
+    `old_nonfinite` and `new_nonfinite` are how many are not, of each.
     """
 
     tower: str | None
@@ -76,6 +77,13 @@ class LayerChange:
     rank_correlation: float | None
     relative_change: float | None
     largest_change: LargestChange | None
+    old_nonfinite: int | None = None
+    new_nonfinite: int | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite, as far as that was looked at."""
+        return not (self.old_nonfinite or self.new_nonfinite)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What changed between two results, on results whose differences are known."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -93,14 +94,19 @@ def known_side(weights, known, look_up=None, **options):
 
 def test_what_the_catalog_knows_is_looked_up_on_both_sides():
     here, there, gone = Coordinate(0, None, 1, 2), Coordinate(2, None, 7, 8), Coordinate(3, None, 0, 0)
-    values = [{here: 5.0, there: 2.0}, {here: 5.5, there: 2.0, gone: 1.0}]
+    nan = Coordinate(1, None, 0, 0)
+    values = [{here: 5.0, there: 2.0, nan: math.nan}, {here: 5.5, there: 2.0, gone: 1.0, nan: math.nan}]
     sides = [
         known_side(BEFORE, known, lambda cs, at=at: {c: at[c] for c in cs if c in at})
-        for at, known in zip(values, ({here: "verified, critical"}, {there: "reported", gone: "reported"}), strict=True)
+        for at, known in zip(
+            values, ({here: "verified, critical", nan: "known"}, {there: "reported", gone: "reported"}), strict=True
+        )
     ]
     result = compare(*sides)
     assert result.super_weights_from == "known"
-    assert [(c.coordinate, c.known, c.kind, c.old, c.new) for c in result.super_weights] == [
+    first, *others = result.super_weights
+    assert (first.coordinate, first.kind) == (nan, "unchanged")
+    assert [(c.coordinate, c.known, c.kind, c.old, c.new) for c in others] == [
         (there, "reported", "unchanged", {"value": 2.0}, {"value": 2.0}),
         (gone, "reported", "appeared", None, {"value": 1.0}),
         (here, "verified, critical", "changed", {"value": 5.0}, {"value": 5.5}),

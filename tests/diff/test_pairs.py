@@ -218,7 +218,7 @@ def test_weights_that_are_not_finite_are_said_and_left_out_of_the_norm(tmp_path)
     scanned, _ = paired(*write_pair(tmp_path, [old], [new]))
     (layer,) = layers_of_pairs(scanned, top=5)
     assert layer.relative_change == pytest.approx(0.5, rel=1e-6)
-    assert layer.note == "0 weights of the old and 1 of the new one are not finite"
+    assert (layer.old_nonfinite, layer.new_nonfinite, layer.note) == (0, 1, None)
 
 
 def test_both_sides_are_read_in_step():

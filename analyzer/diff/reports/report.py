@@ -228,14 +228,28 @@ def _layers(layers: Sequence[LayerChange]) -> str:
     text = f"By layer: {what}how many of its top outliers both share, which of its weights moved most"
     more = len(layers) - len(kept)
     sections = [fill(text), table(header, rows) + (f"\n\n… and {more} more layers (--json and --csv)" if more else "")]
-    return "\n\n".join([*sections, *_layer_notes(layers)])
+    return "\n\n".join([*sections, *_not_finite(layers), *_layer_notes(layers)])
 
 
-def _quietness(layer: LayerChange) -> tuple[bool, bool, float, float, float]:
+def _not_finite(layers: Sequence[LayerChange]) -> list[str]:
+    broken = [layer for layer in layers if not layer.is_finite]
+    if not broken:
+        return []
+    old, new = (sum(getattr(layer, f"{side}_nonfinite") or 0 for layer in broken) for side in ("old", "new"))
+    return [
+        fill(
+            f"NaN or infinite, and left out of how far weights moved: {count_of(old, 'weight')} of the old and {new:,} "
+            f"of the new one, in layer{'s' if broken[1:] else ''} {_listed(broken)}."
+        )
+    ]
+
+
+def _quietness(layer: LayerChange) -> tuple[bool, bool, bool, float, float, float]:
     """Return what puts first the layers of which most is to be said."""
     largest = layer.largest_change
     return (
         layer.state in ("same", "same file"),
+        layer.is_finite,
         layer.state != "incomparable",
         -(layer.relative_change or 0.0),
         -(abs(largest.new - largest.old) if largest else 0.0),
@@ -245,16 +259,20 @@ def _quietness(layer: LayerChange) -> tuple[bool, bool, float, float, float]:
 
 def _layer_notes(layers: Sequence[LayerChange]) -> list[str]:
     """Return the notes, each once with its layers."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[LayerChange]] = {}
     for layer in layers:
         if layer.note:
-            name = f"{shown(layer.tower, 12)} {layer.layer}" if layer.tower else str(layer.layer)
-            groups.setdefault(layer.note, []).append(name)
-    lines = []
-    for note, names in list(groups.items())[:SHOWN_NOTES]:
-        where = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
-        lines.append(fill(f"Layer{'s' if names[1:] else ''} {where}: {shown(note)}."))
+            groups.setdefault(layer.note, []).append(layer)
+    lines = [
+        fill(f"Layer{'s' if them[1:] else ''} {_listed(them)}: {shown(note)}.")
+        for note, them in list(groups.items())[:SHOWN_NOTES]
+    ]
     return ["\n".join(lines) + _more(len(groups) - len(lines))] if lines else []
+
+
+def _listed(layers: Sequence[LayerChange]) -> str:
+    names = [f"{shown(layer.tower, 12)} {layer.layer}" if layer.tower else str(layer.layer) for layer in layers]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
 
 
 def _runs(layers: Sequence[LayerChange]) -> list[list[LayerChange]]:
@@ -275,6 +293,8 @@ def _runs(layers: Sequence[LayerChange]) -> list[list[LayerChange]]:
 def _amount(layer: LayerChange) -> str:
     """Return how far a layer's weights moved, or what else there is to say."""
     change = layer.relative_change
+    if not change and not layer.is_finite:
+        return "not finite"
     if change is None or not math.isfinite(change):
         return layer.state
     if change >= 10:

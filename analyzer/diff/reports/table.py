@@ -17,7 +17,8 @@ from analyzer.diff.tuned.records import Judged, TunedDiff
 DIFF_COLUMNS = (
     "what", "kind", "tower", "layer", "mlp", "expert", "row", "col", "known", "old_rank", "new_rank", "old_value",
     "new_value", "old_status", "new_status", "old_effect", "new_effect", "old_loss", "new_loss", "old_loss_zeroed",
-    "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "note",
+    "new_loss_zeroed", "ranked", "shared", "rank_correlation", "relative_change", "old_nonfinite", "new_nonfinite",
+    "note",
 )  # fmt: skip
 TENSOR_COLUMNS = (
     "name", "state", "expected", "old_shape", "new_shape", "old_dtype", "new_dtype", "relative_change", "cosine",

@@ -82,7 +82,7 @@ def _layers(tensors: Sequence[TensorChange]) -> str:
                 "-" if number < 0 else shown(f"{stack}{number}", 30) if stacks else number,
                 f"{differing} of {len(layers[layer])}",
                 shown(name, 46),
-                _amount(tensor.relative_change),
+                _amount(tensor),
                 "-" if tensor.cosine is None else f"{tensor.cosine:.5f}",
                 _share(tensor.unchanged),
             ]
@@ -102,13 +102,16 @@ def _layer(name: str) -> tuple[str, int]:
     return (name[: found.start()], int(found[0])) if found else ("", -1)
 
 
-def _size(tensor: TensorChange) -> tuple[bool, float]:
-    """Return what the most changed is told by: matrices before vectors; bytes, and what was zero before, last."""
+def _size(tensor: TensorChange) -> tuple[bool, bool, float]:
+    """Return what the most changed is told by: what is not finite, matrices; bytes, and what was zero before, last."""
     matrix = len(tensor.new_shape or ()) > 1
-    return matrix, -1.0 if tensor.relative_change is None else tensor.relative_change
+    return bool(tensor.nonfinite), matrix, -1.0 if tensor.relative_change is None else tensor.relative_change
 
 
-def _amount(change: float | None) -> str:
+def _amount(tensor: TensorChange) -> str:
+    change = tensor.relative_change
+    if not change and tensor.nonfinite:
+        return "not finite"
     if change is None:
         return "-"
     if change == 0:

@@ -73,3 +73,7 @@ def test_values_that_are_not_finite_are_said_beside_figures_that_leave_them_out(
     broken = [tensor(f"model.layers.{n}.mlp.weight", relative_change=0.0, nonfinite=n) for n in range(1, 3)]
     shown = " ".join(render_tensors(comparison(*broken)).split())
     assert f"{said} 3 values of model.layers.*.mlp.weight x 2." in shown
+    many = [tensor(f"model.layers.{n}.mlp.weight", relative_change=0.1) for n in range(200)]
+    broken = [tensor(f"model.layers.7.{name}.bias", shape=(8,), relative_change=0.0, nonfinite=1) for name in "ab"]
+    row = next(row for row in rows_of(render_tensors(comparison(*many, *broken))) if row[0] == "7")
+    assert row == ["7", "3 of 3", "a.bias", "not finite", "0.25000", "75.00%"]
