@@ -124,8 +124,9 @@ class _Watched:
         self._see(TAKEN, next(tensors, None))
         self._see(GIVEN, _first(output))
 
-    def _shared(self, _module: object, args: Any, _output: object) -> None:
+    def _shared(self, _module: object, args: Any, output: Any) -> None:
         self._see(ENTERED, args[0])
+        self._see(GIVEN, _first(output))
 
     def _expert(self, passage: Passage) -> None:
         """See what a down projection took of an expert's tokens, which stand flat, row after row."""
@@ -135,6 +136,7 @@ class _Watched:
             return
         entered = passage.entered[mine]
         self._figures.see(self._layer, ENTERED, _largest(entered))
+        self._figures.see(self._layer, GIVEN, _largest(passage.left[mine]))
         # Where the router's weights are in what entered already, nothing of a token that chose others is left there.
         tokens = passage.tokens[mine] if passage.is_weighed else passage.tokens[mine][entered.any(dim=1)]
         weight = passage.routed[mine].double().sum().item() if passage.is_weighed else None

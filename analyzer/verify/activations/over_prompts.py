@@ -11,7 +11,8 @@ class LayerMagnitudes:
     """The largest magnitudes of one block, over the positions of all prompts.
 
     `residual` is that of the stream after the block, `mlp_input` of what its MLPs take, `down_input` of what their down
-    projections take, `mlp_output` of what they give; null where there is no MLP, or it could not be looked into.
+    projections take, `mlp_output` of what they give, each expert before the router's weight too; null where there is no
+    MLP, or it could not be looked into.
     """
 
     layer: int

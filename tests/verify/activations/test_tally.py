@@ -132,7 +132,7 @@ def test_magnitudes_and_routing_of_a_mixture(tmp_path):
     result = verify_folder(tmp_path, prompts=PROMPTS)
     plain = load_plain("qwen2_moe", tmp_path)
     mlps = [block.mlp for block in plain.blocks]
-    chosen, weights, entered = Counter(), Counter(), Counter()
+    chosen, weights, entered, given = Counter(), Counter(), Counter(), Counter()
 
     def hook(module, args):
         layer = next(number for number, mlp in enumerate(mlps) if module in mlp.children())
@@ -140,7 +140,9 @@ def test_magnitudes_and_routing_of_a_mixture(tmp_path):
         for each in index.unique().tolist():
             tokens, place = torch.where(index == each)
             gate, up = (hidden[tokens] @ module.gate_up_proj[each].T).chunk(2, dim=-1)
-            entered[layer] = max(entered[layer], (module.act_fn(gate) * up).abs().max().item())
+            inner = module.act_fn(gate) * up
+            entered[layer] = max(entered[layer], inner.abs().max().item())
+            given[layer] = max(given[layer], (inner @ module.down_proj[each].T).abs().max().item())
             chosen[layer, each] += len(tokens)
             weights[layer, each] += weight[tokens, place].sum().item()
 
@@ -151,8 +153,10 @@ def test_magnitudes_and_routing_of_a_mixture(tmp_path):
     for handle in handles:
         handle.remove()
     expected = [
-        (seen[mlp][0], max(entered[layer], seen[shared[layer]][0]), seen[mlp][1]) for layer, mlp in enumerate(mlps)
+        (seen[mlp][0], max(entered[layer], seen[down][0]), max(given[layer], seen[down][1], seen[mlp][1]))
+        for layer, (mlp, down) in enumerate(zip(mlps, shared, strict=True))
     ]
+    assert any(given[layer] > seen[mlp][1] for layer, mlp in enumerate(mlps))  # before the router's weight
     assert_are(result.headroom, expected)
     tokens = sum(map(len, EVERY))
     assert {(each.layer, each.expert) for each in result.routing} == {(w.layer, w.expert) for w in result.super_weights}
