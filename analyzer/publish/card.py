@@ -80,7 +80,8 @@ superweight catalog list --catalog catalog
   with the worst of its control weights zeroed in its place.
 - `kl_divergence`, `top1_agreement`, `destroyed`: over the whole text, the KL divergence of the untouched model from the
   one with it zeroed, in nats a token; at which part of the tokens both find the same one likeliest; and whether the
-  zeroed one's loss is above that of the text's own unigrams. null where the whole text was not needed.
+  zeroed one's loss is above that of the text's own unigrams. null where the whole text was not needed, and the last
+  also where the untouched model's loss is above that.
 - `static_rank`: its rank by magnitude in all down projections; `row_rank`, `rank_in_128`, `rank_in_32` those in its row
   and in its runs of so many there, `row_others_max` the largest magnitude beside it in the row.
 - `round`: more than 1 where it showed only when others had been zeroed.

@@ -92,7 +92,8 @@ class SuperWeight:
     its interval; where `zeroed_with` is not null, the weight has no loss of its own: it was zeroed with so many others,
     whose delta this is. Of a weight that was run over the whole text, `kl_divergence` is that of the untouched model
     from the one with it zeroed, in nats per token, `top1_agreement` the part of the tokens where both find the same
-    one likeliest, and `destroyed` says whether the zeroed one knows less of the text than its unigrams tell.
+    one likeliest, and `destroyed` says whether the zeroed one knows less of the text than its unigrams tell, null where
+    the untouched one does not know more.
     `delta_half` is what half of the weight's value adds to the loss, where that was asked for.
     """
 

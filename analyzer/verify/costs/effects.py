@@ -172,11 +172,15 @@ def effect_of(measuring: Measuring, cost: Estimate, controls: Sequence[Estimate]
 
 
 def beside_loss(measuring: Measuring, intervention: Intervention) -> tuple[float | None, float | None, bool | None]:
-    """Return the KL divergence, the agreement and whether the model is destroyed, null where it was not compared."""
+    """Return the KL divergence, the agreement and whether the model is destroyed, null where it was not compared.
+
+    What knows no more than the unigrams untouched cannot be destroyed: null too.
+    """
     compared = measuring.compared(intervention)
     if compared is None:
         return None, None, None
-    return *compared, measuring.of(intervention).loss_zeroed > measuring.unigram_loss
+    knows = measuring.loss <= measuring.unigram_loss
+    return *compared, measuring.of(intervention).loss_zeroed > measuring.unigram_loss if knows else None
 
 
 def _as_group(weight: SuperWeight, cost: Estimate, size: int) -> SuperWeight:

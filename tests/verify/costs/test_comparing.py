@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from models import verify_folder as verify
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, zeroing
 from analyzer.forward.losses import Comparison, token_losses
+from analyzer.verify.costs.effects import beside_loss
 
 WEIGHT = Coordinate(1, None, 5, 19)
 
@@ -86,7 +88,23 @@ def test_a_verification_tells_them_of_what_ran_over_the_whole_text(folder):
     shares = [count / (len(TEXT_IDS) - 1) for count in Counter(TEXT_IDS[1:]).values()]
     unigram = -sum(share * math.log(share) for share in shares)
     for weight in (planted, other):
-        assert weight.destroyed is (weight.loss_zeroed > unigram)
+        assert weight.loss > unigram  # a random model: nothing of it can be destroyed
+        assert weight.destroyed is None
+
+
+def test_a_model_is_destroyed_that_knew_more_than_unigrams_and_knows_less():
+    def destroyed(before, after):
+        measuring = SimpleNamespace(
+            loss=before,
+            unigram_loss=2.0,
+            compared=lambda _: (0.5, 0.9),
+            of=lambda _: SimpleNamespace(loss_zeroed=after),
+        )
+        return beside_loss(measuring, zeroing([PLANTED]))
+
+    assert destroyed(1.0, 2.1) == (0.5, 0.9, True)
+    assert destroyed(1.0, 2.0) == (0.5, 0.9, False)
+    assert destroyed(2.1, 5.0) == (0.5, 0.9, None)
 
 
 def test_a_search_compares_no_weight_that_a_part_of_the_text_settled(folder):
