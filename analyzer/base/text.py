@@ -14,6 +14,9 @@ from analyzer.base.records import Coordinate
 
 WIDTH = 100
 tabulate.MIN_PADDING = 0  # else every header takes two columns more than it needs
+ROW = tabulate.DataRow("", " ", "")
+CLOSE = tabulate.TableFormat(None, tabulate.Line("", "-", " ", ""), None, None, ROW, ROW, 0, None)
+"""Like its "simple", with one space between columns."""
 WORDS = {
     "tower",
     "vanish",
@@ -86,13 +89,14 @@ def coordinate_cells(coordinates: Sequence[Coordinate]) -> tuple[list[str], list
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table of these cells, words to the left and numbers to the right."""
-    return tabulate.tabulate(
-        [[str(value) for value in row] for row in rows],
-        header,
-        disable_numparse=True,
-        colalign=["left" if name in WORDS else "right" for name in header],
-    )
+    """Return a table of these cells, words to the left and numbers to the right; close together where it is wide."""
+    cells = [[str(value) for value in row] for row in rows]
+    aligned = ["left" if name in WORDS else "right" for name in header]
+    for form in ("simple", CLOSE):
+        text = tabulate.tabulate(cells, header, form, disable_numparse=True, colalign=aligned)
+        if max(map(len, text.splitlines())) <= WIDTH:
+            break
+    return text
 
 
 def fill(sentence: str) -> str:

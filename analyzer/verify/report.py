@@ -174,12 +174,14 @@ def _beside(divergence: float, agreement: float, *, destroyed: bool) -> str:
 def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
     """Return the first of the weights, and all critical ones."""
     kept = [weight for place, weight in enumerate(weights) if place < SHOWN_WEIGHTS or weight.effect == "critical"]
-    header, places = coordinate_cells([weight.coordinate for weight in kept])
-    header += ["value", "writes", "share", "rank", "status", "effect", "falls", "Δ loss", "control"]
+    header, places = coordinate_cells([weight.coordinate._replace(tower=None) for weight in kept])
+    header += ["value", "writes", "share", "rank", "status", "effect", "falls", "Δ loss"]
+    controlled = any(weight.control_loss_max is not None for weight in kept)
+    header += ["control"] if controlled else []
     rows = [
         [
             *place,
-            f"{w.value:+.4g}",
+            f"{w.value:+.3g}",
             "-" if w.change is None else big(w.change),
             percent(None if w.reason == "latent" else w.share),
             _rank(w),
@@ -187,10 +189,11 @@ def weights_table(weights: Sequence[SuperWeight], title: str = WEIGHTS) -> str:
             cell(w.effect),
             "grows" if w.reason == "grows" else percent(w.activation_collapse),
             _cost(w),
-            _change(w.loss, w.control_loss_max),
+            *([_change(w.loss, w.control_loss_max)] if controlled else []),
         ]
         for w, place in zip(kept, places, strict=True)
     ]
+    title += f", in the tower {shown(weights[0].tower, 40)}" if weights[0].tower else ""
     more = len(weights) - len(kept)
     note = f"\n\n… and {more} more, none of them critical (--json lists all)" if more else ""
     tokens = {w.loss_tokens for w in kept if w.loss_tokens is not None}
@@ -288,7 +291,8 @@ def _rank(weight: SuperWeight) -> str:
     rank = weight.static_rank
     if rank is None:
         return "-"
-    return f"{rank:,}" if rank < 1_000_000 else f"{rank / 1e6:.0f}M"
+    unit, of = (1e6, "M") if rank >= 999_500 else (1e3, "k")
+    return f"{rank:,}" if rank < 100_000 else f"{rank / unit:.0f}{of}"
 
 
 def _cost(weight: SuperWeight) -> str:

@@ -59,3 +59,12 @@ def test_tables_have_words_to_the_left_and_numbers_to_the_right():
         "confirmed     7",
         "x          1234",
     ]
+
+
+def test_a_wide_table_is_drawn_close_together():
+    header, row = ["x" * 30] * 3, ["1"] * 3
+    wide = table([*header, "x" * 4], [[*row, "1"]]).splitlines()[0]
+    assert (len(wide), wide) == (100, "  ".join([*header, "x" * 4]))
+    close = table([*header, "x" * 5], [[*row, "1"]]).splitlines()
+    assert close[0] == " ".join([*header, "x" * 5])
+    assert close[1] == " ".join("-" * len(name) for name in [*header, "x" * 5])

@@ -23,6 +23,7 @@ ACTIVATION = SuperActivation(2, 507, 0, "Apple", 24081.2, 12632.7, 29)
 WEIGHT = SuperWeight(
     11, None, 507, 1229, 5.875, 0.733, 2, "confirmed", "critical", 0.7316, 2.888, 4.692, 2.889, 1881
 )  # fmt: skip
+INERT = replace(WEIGHT, effect="inert", loss_zeroed=2.889, control_loss_max=None)
 RESULT = VerifyResult(
     model="me/model", revision=None, commit=None, model_type="llama", prompt="p", tokens=("a",) * 9, dtype="float32",
     device="cpu", verdict="found", layers=(LayerMaxima(11, 2999.0, 1229, 24045.0, 507, 24081.0, 507),),
@@ -49,10 +50,17 @@ def test_fits_in_100_columns_with_many_large_numbers():
     )
     text = render_verify(replace(RESULT, super_weights=(WEIGHT, *others)))
     assert max(map(len, text.splitlines())) <= 100
+    figures = {"tower": "language", "delta": 1.804, "delta_low": 1.637, "delta_high": 1.971, "change": -12345.0}
+    experts = [replace(each, expert=123, static_rank=604_123, **figures) for each in (WEIGHT, *others)]
+    text = render_verify(replace(RESULT, super_weights=tuple(experts)))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Weights on the super activations' channels, in the tower language" in text
+    assert "11 123 507 1229 +5.88 -12,345 73% 604k confirmed critical" in " ".join(text.split())
+    assert ("control" in text, "control" in render_verify(replace(RESULT, super_weights=(INERT,)))) == (True, False)
 
 
 def test_an_inert_super_weight_is_said_to_be_inert():
-    inert = replace(WEIGHT, effect="inert", loss_zeroed=2.889, control_loss_max=None)
+    inert = INERT
     text = " ".join(render_verify(replace(RESULT, super_weights=(inert,))).split())
     assert "Super weight, but inert: layer 11" in text
     assert "too little to be critical" in text
