@@ -43,7 +43,8 @@ def _finding(weights: list[CheckedWeight]) -> str:
     said = [f"{states.count(state)} {STATES[state]}" for state in ORDER if state != "same" and state in states]
     if not said:
         return f"As recorded: {count}."
-    return f"{'Not as' if set(states) & set(DIFFERING) else 'As'} recorded: of {count} {', '.join(said)}."
+    known = "Not as recorded" if set(states) & set(DIFFERING) else "Not all could be read"
+    return f"{'As recorded' if set(states) <= {'same', 'unrecorded'} else known}: of {count} {', '.join(said)}."
 
 
 def _cell(found: Found | None) -> str:

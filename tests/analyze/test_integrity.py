@@ -114,6 +114,7 @@ def test_what_is_stored_in_a_way_that_is_not_read_is_not_called_absent(tmp_path)
     result = check_known(str(tmp_path / "tiny"), catalog=tmp_path / "catalog")
     assert states(result) == [["same"], ["unreadable"]]
     assert "aqlm" in result.unreadable[0]
+    assert "Not all could be read: of 2 known weights 1 cannot be read." in render_integrity(result)
 
 
 def test_a_weight_that_names_no_tower_is_of_the_language(tmp_path):

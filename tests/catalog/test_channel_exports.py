@@ -37,6 +37,8 @@ def test_the_tools_own_settings_are_meant_and_what_is_not_there_is_one_line():
     default = entry(massive_channels=[], method={**METHOD, "settings": "default"})
     assert channels_of("m", [FULL, default])["layers"] == {}
     with pytest.raises(CatalogError, match=r"the catalog has no prefix of m: run `superweight analyze`"):
+        prefix_of("m", [default])
+    with pytest.raises(CatalogError, match=r"the analysis of m suggests no prefix: there is none to export"):
         prefix_of("m", [default, entry(prefix=None)])
     other = entry(commit="b" * 40, massive_channels=[])
     with pytest.raises(CatalogError, match=r"has 2 analyses of m: name one of me/model-1b@aaaaaaa.*, me/model-1b@bbbb"):

@@ -42,6 +42,8 @@ def _the_one(model: str, entries: Sequence[Entry], field: str) -> Mapping[str, A
     """Return the entry with this field, of several the one that was made with the tool's own settings."""
     known = [entry for entry in entries if entry.get(field) is not None]
     own = [entry for entry in known if entry["method"]["settings"] == "default"] or known
+    if not own and any(field in entry for entry in entries):
+        raise CatalogError(f"the analysis of {shown(model)} suggests no {field}: there is none to export")
     if not own:
         raise CatalogError(
             f"the catalog has no {field.replace('_', ' ')} of {shown(model)}: run `superweight analyze` on it, whose "
