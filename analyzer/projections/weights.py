@@ -49,7 +49,7 @@ def read_weights(
 
 
 def _where(projections: Sequence[DownProjection], coordinate: Coordinate) -> str:
-    """Return what these projections have in the place of a coordinate: towers, layers, or rows and columns."""
+    """Return what these projections have in the place of a coordinate: towers, layers, experts, or rows and columns."""
     towers = {each.tower for each in projections}
     named = ", ".join(shown(each) for each in sorted(towers - {None}, key=str))
     if named and coordinate.tower not in towers:
@@ -57,9 +57,11 @@ def _where(projections: Sequence[DownProjection], coordinate: Coordinate) -> str
     if shape := next((each.shape for each in projections if each.place == coordinate.place), None):
         return f": its rows are 0 to {shape[0] - 1}, its columns 0 to {shape[1] - 1}"
     layers = {each.layer for each in projections if each.tower == coordinate.tower}
-    if coordinate.layer in layers or not layers:
-        return ""
-    return f": its layers are {min(layers)} to {max(layers)}"
+    if coordinate.layer not in layers:
+        return f": its layers are {min(layers)} to {max(layers)}" if layers else ""
+    here = sorted(each.place for each in projections if each.place[:2] == coordinate.place[:2])
+    first, last = (str(Coordinate.at(place, 0, 0)).removesuffix("0,0") + "ROW,COL" for place in (here[0], here[-1]))
+    return f": of that layer it has {first}" + (f" to {last}" if here[1:] else "")
 
 
 def _has(shape: tuple[int, int], coordinate: Coordinate) -> bool:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checkpoints import random_downs, write_gpt2, write_llama
+from checkpoints import random_downs, write_config, write_gpt2, write_llama, write_tensors
 
 from analyzer.base.errors import ArchitectureError
 from analyzer.base.records import Coordinate
@@ -61,7 +61,7 @@ def test_a_weight_that_is_nowhere_is_one_line(opened, coordinate):
     [
         (Coordinate(1, None, ROWS, 0), f": its rows are 0 to {ROWS - 1}, its columns 0 to {COLS - 1}"),
         (Coordinate(9, None, 0, 0), ": its layers are 0 to LAST"),
-        (Coordinate(1, 0, 0, 0), ""),
+        (Coordinate(1, 0, 0, 0), ": of that layer it has 1,ROW,COL"),
     ],
 )
 def test_what_there_is_in_its_place_is_told(opened, coordinate, said):
@@ -71,6 +71,16 @@ def test_what_there_is_in_its_place_is_told(opened, coordinate, said):
         read_weights(checkpoint, projections, [coordinate])
     named = f"{checkpoint.source.model} has no weight {coordinate}"
     assert str(caught.value) == named + said.replace("LAST", str(last))
+
+
+def test_the_experts_of_a_layer_are_told(tmp_path):
+    name = "model.layers.0.mlp.experts.{}.down_proj.weight"
+    write_tensors(tmp_path, {name.format(n): DOWNS[0] for n in range(4)})
+    write_config(tmp_path, model_type="qwen3_moe")
+    checkpoint = Checkpoint(FolderSource(tmp_path))
+    for coordinate in (Coordinate(0, None, 0, 0), Coordinate(0, 4, 0, 0)):
+        with pytest.raises(ArchitectureError, match=r"of that layer it has 0,0,ROW,COL to 0,3,ROW,COL$"):
+            read_weights(checkpoint, down_projections(checkpoint), [coordinate])
 
 
 @pytest.mark.parametrize("row", [0, 3, ROWS - 1])
