@@ -311,7 +311,8 @@ def test_weights_asked_for_and_an_early_stop_have_the_prompt_alone(tmp_path):
     early = verify_folder(folder, early_stop=True)
     assert (early.headroom.prompts, early.headroom.unseen) == (1, ())
     assert [each.layer for each in early.headroom.layers] == [each.layer for each in early.layers]
-    assert early.headroom.layers == asked.layers[: len(early.layers)]
+    told = [(each.mlp_input, each.down_input, each.mlp_output) for each in asked.layers[: len(early.layers)]]
+    assert_are(early.headroom, told, rtol=1e-5)  # rows run one by one there
 
 
 def test_no_pass_is_made_for_it(tmp_path, monkeypatch):
