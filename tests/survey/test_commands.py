@@ -119,6 +119,12 @@ def test_a_plan_of_what_the_hub_lists(town):
         (["run", "x.txt", "--out", "o", "--do", "verify", "--layers", "1"], "--layers is not an option of"),
         (["run", "x.txt", "--out", "o", "--do", "analyze", "--early-stop"], "--early-stop is not an option of"),
         (["run", "x.txt", "--out", "o", "--max-bytes", "much"], "is no number of bytes"),
+        (["run", "x.txt", "--out", "o", "--max-memory", "nan"], "is no number of bytes"),
+        (["run", "x.txt", "--out", "o", "--max-bytes", "0"], "is no number of bytes"),
+        *(
+            (["run", "x.txt", "--out", "o", "--timeout", time], "is no number of seconds")
+            for time in ("nan", "inf", "1e400", "-1", "0", "soon")
+        ),
         (["run", "x.txt", "--out", "o", "--shard", "4/3"], "is no part of several"),
         (["collect", "o", "--private"], "go with --publish"),
         (["collect", "o", "--publish", "me"], "has no owner"),

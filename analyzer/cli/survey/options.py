@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,22 @@ class Bytes(click.ParamType[int]):
         if match is None or not (count := int(float(match[1]) * UNITS[match[2]])):
             self.fail(f"{shown(value)!r} is no number of bytes such as 500MB or 16GB", param, ctx)
         return count
+
+
+class Seconds(click.ParamType[float]):
+    """A time that ends, such as 3600 or 0.5."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            self.fail(f"{shown(value)!r} is no number of seconds such as 3600, above 0", param, ctx)
+        return seconds
 
 
 class Shard(click.ParamType[tuple[int, int]]):

@@ -23,7 +23,7 @@ from analyzer.cli.options import (
 )
 from analyzer.cli.output import print_json
 from analyzer.cli.scan import Layers
-from analyzer.cli.survey.options import Bytes, Shard, pin_all, run_all
+from analyzer.cli.survey.options import Bytes, Seconds, Shard, pin_all, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ SHOWN_UNITS = 40
 @verify_options(early_stop_option)
 @click.option("--max-bytes", type=Bytes(), metavar="SIZE", help="Leave out models of which more must be read.")
 @click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Memory that one model's processes may take.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Time for one model.")
+@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="Time for one model.")
 @click.option("--shard", type=Shard(), default="1/1", metavar="I/N", help="Do the I-th of N parts.  [default: all]")
 @click.option(
     "--engine",
