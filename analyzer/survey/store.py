@@ -50,11 +50,19 @@ class Folder:
             raise SurveyError(
                 f"cannot write to the folder {shown(self.root)}: {error.strerror}; give another"
             ) from error
+        self._check_folders()
 
     def check(self) -> None:
         """Raise SurveyError where there is no survey."""
+        self._check_folders()
         if not (self.root / JOB_FOLDER).is_dir():
             raise SurveyError(f"{shown(self.root)} is no survey's folder: `superweight survey run` makes one")
+
+    def _check_folders(self) -> None:
+        for name in (PIN, *JOBS, JOB_FOLDER, UNITS_FOLDER):
+            path = self.root / name
+            if os.path.lexists(path) and not path.is_dir():
+                raise SurveyError(f"{shown(path)} is where a survey has a folder, and is none: move it away")
 
     def path(self, unit: Unit, suffix: str) -> Path:
         """Return where a unit's file is."""

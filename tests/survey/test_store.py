@@ -172,6 +172,14 @@ def test_a_folder_of_something_else_is_refused(survey):
         survey.job("other")
 
 
+@pytest.mark.parametrize("name", ["pin", "scan", "jobs", "units"])
+def test_a_file_in_the_place_of_a_folder_is_named(survey, name):
+    (survey.root / name).symlink_to("nowhere")
+    for act in (survey.make, survey.check, survey.units):
+        with pytest.raises(SurveyError, match=f"/{name} is where a survey has a folder, and is none: move it away"):
+            act()
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
 def test_what_is_no_file_is_never_waited_for(survey, make):
     for suffix in (RESULT, FAILURE, CLAIM):

@@ -45,7 +45,9 @@ def collect(root: Path, catalog: Path | None) -> tuple[bytes, Collected]:
     try:
         write_whole(root / TABLE, table)
     except OSError as error:
-        raise SurveyError(f"cannot write {shown(root / TABLE)}: {error.strerror}") from error
+        raise SurveyError(
+            f"cannot write {shown(root / TABLE)}: {error.strerror}; mend that, or collect a copy of the folder"
+        ) from error
     return table, collected
 
 
