@@ -70,12 +70,14 @@ def read_list(path: Path) -> list[str | Pin]:
 
 
 def plan_lines(folder: Folder, names: Iterable[str | Pin]) -> list[str]:
-    """Return a plan's lines: what is known of each name, or why it is not."""
-    lines = [json.dumps({HEADER: PLAN_VERSION})]
+    """Return a plan's lines: what is known of each name, or why it is not; once what several names stand for."""
+    lines, seen = [json.dumps({HEADER: PLAN_VERSION})], set()
     for each in names:
         known = each if isinstance(each, Pin) else pinned(folder, each)
         if isinstance(known, Pin):
-            lines.append(json.dumps(asdict(known)))
+            if (known.name, known.commit, known.state) not in seen:
+                lines.append(json.dumps(asdict(known)))
+            seen.add((known.name, known.commit, known.state))
         else:
             assert isinstance(each, str)
             why = {"failure": known.kind, "line": known.line} if known else {}
@@ -92,18 +94,27 @@ def pinned(folder: Folder, name: str) -> Pin | Failure | None:
     return _pin(found["result"], f"what {shown(name)} stands for")
 
 
-def units_of(folder: Folder, names: Iterable[str | Pin], job: Job, shard: tuple[int, int] = (1, 1)) -> list[Unit]:
-    """Return the units of a job, the smallest first, once each; a name that cannot be pinned keeps that unit.
+def part_of(names: Sequence[str | Pin], job: Job, shard: tuple[int, int]) -> list[str | Pin]:
+    """Return the i-th of n parts of a list or plan, for a shard (i, n): every n-th name, the smallest first.
 
-    `shard` (i, n) takes every n-th of them, from the i-th on.
+    It tells the same at any time, whatever of the names that are not pinned can be opened by then.
+    """
+    units = [each.unit(job) if isinstance(each, Pin) else pin_unit(each) for each in names]
+    ordered = sorted(zip(units, names, strict=True), key=lambda pair: (pair[0].needs, pair[0].name, pair[0].key))
+    return [name for _, name in ordered[shard[0] - 1 :: shard[1]]]
+
+
+def units_of(folder: Folder, names: Iterable[str | Pin], job: Job) -> list[Unit]:
+    """Return the units of a job, the smallest first; a name that cannot be pinned keeps that unit.
+
+    Names that stand for the same make one, which has the revision of the first of them.
     """
     units: dict[str, Unit] = {}
     for each in names:
         known = each if isinstance(each, Pin) else pinned(folder, each)
         unit = known.unit(job) if isinstance(known, Pin) else pin_unit(str(each))
         units.setdefault(unit.key, unit)
-    ordered = sorted(units.values(), key=lambda unit: (unit.needs, unit.name, unit.key))
-    return ordered[shard[0] - 1 :: shard[1]]
+    return sorted(units.values(), key=lambda unit: (unit.needs, unit.name, unit.key))
 
 
 def _plan(path: Path, lines: Sequence[str]) -> list[str | Pin]:

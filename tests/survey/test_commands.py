@@ -29,6 +29,17 @@ def test_what_would_run_is_told_from_headers_alone(town, tmp_path):
     assert not (tmp_path / "scan").exists()
 
 
+def test_names_that_stand_for_one_commit_are_one_unit_and_said(town, tmp_path):
+    commit = town.hub.repositories["owner/model-1"].resolve("main")
+    (tmp_path / "list.txt").write_text(f"owner/model-1\nowner/model-1@main\nowner/model-1@{commit}\n")
+    process = town.start("plan", tmp_path / "list.txt")
+    plan, said = process.communicate(timeout=120)
+    assert len(plan.splitlines()) == 2
+    assert said == "planned 1 of 1 model (2 more names stand for the same): 896 B to scan, of 2.8 kB in all\n"
+    said = town.run("run", tmp_path / "list.txt", "--out", tmp_path / "out", "--quiet")
+    assert said.startswith("1 done, 0 failed; 2 more names that stand for the same. See ")
+
+
 @pytest.mark.slow
 def test_what_failed_is_tried_again_where_one_says_so(town, tmp_path):
     refused = [True]

@@ -7,7 +7,7 @@ import pytest
 
 from analyzer.base.errors import SurveyError
 from analyzer.scan.records import ScanSettings
-from analyzer.survey.planning import Pin, plan_lines, read_list, units_of
+from analyzer.survey.planning import Pin, part_of, plan_lines, read_list, units_of
 from analyzer.survey.store import Folder
 from analyzer.survey.units import Job, pin_unit
 
@@ -94,9 +94,30 @@ def test_shards_are_all_and_share_nothing(tmp_path):
     whole = units_of(folder, [*pins, pins[3], "owner/gone"], Job("scan"))
     assert [unit.needs for unit in whole] == [0, *range(10)]
     assert [unit.do for unit in whole].count("pin") == 1
-    shards = [units_of(folder, [*pins, "owner/gone"], Job("scan"), (i, 3)) for i in (1, 2, 3)]
+    parts = [part_of([*pins, "owner/gone"], Job("scan"), (i, 3)) for i in (1, 2, 3)]
+    shards = [units_of(folder, part, Job("scan")) for part in parts]
     assert sorted(unit.key for shard in shards for unit in shard) == sorted(unit.key for unit in whole)
     assert [sum(unit.needs for unit in shard) for shard in shards] == [2 + 5 + 8, 0 + 3 + 6 + 9, 1 + 4 + 7]
+
+
+def test_a_model_that_is_back_for_one_shard_takes_none_from_another(tmp_path):
+    """What the plan could not open may open now, here and not there: each shard has the same part all the same."""
+    pins = [Pin(f"owner/n{n}@abc", f"owner/n{n}", None, "abc", None, "llama", n, 100) for n in range(1, 6)]
+    folders = [Folder(tmp_path / name) for name in ("before", "after")]
+    back = Pin("owner/back@abc", "owner/back", None, "abc", None, "llama", 99, 100)
+    folders[1].save_result(pin_unit("owner/back"), {"result": asdict(back)})
+    parts = [part_of([*pins, "owner/back"], Job("scan"), (i, 2)) for i in (1, 2)]
+    found = [units_of(folder, part, Job("scan")) for folder, part in zip(folders, parts, strict=True)]
+    assert sorted(unit.model for part in found for unit in part) == sorted(["owner/back", *(p.model for p in pins)])
+
+
+def test_names_of_one_commit_are_one_unit(tmp_path):
+    folder = Folder(tmp_path)
+    other = Pin(**{**asdict(PIN), "revision": "v1"})
+    folder.save_result(pin_unit("owner/name@v1"), {"result": asdict(other)})
+    names = [PIN, "owner/name@v1", other]
+    assert plan_lines(folder, names) == plan_lines(folder, [PIN])
+    assert [unit.revision for unit in units_of(folder, names, Job("scan"))] == ["main"]
 
 
 def test_a_list_of_windows_is_read_and_one_that_is_not_utf8_refused(tmp_path):

@@ -77,11 +77,11 @@ def survey_plan(
         lines = plan_lines(Folder(Path(folder)), names)
     for line in lines:
         click.echo(line)
-    _say(lines, quiet)
+    _say(lines, len(names), quiet)
 
 
-def _say(lines: list[str], quiet: bool) -> None:
-    """Say on stderr what is in a plan, and what of it cannot be opened."""
+def _say(lines: list[str], names: int, quiet: bool) -> None:
+    """Say on stderr what is in a plan made of so many names, and what of it cannot be opened."""
     import json
 
     entries = [json.loads(line) for line in lines[1:]]
@@ -92,8 +92,9 @@ def _say(lines: list[str], quiet: bool) -> None:
     if not quiet:
         scan = sum(each["weight_bytes"] if each["scan_bytes"] is None else each["scan_bytes"] for each in pinned)
         whole = sum(each["weight_bytes"] for each in pinned)
+        same = f" ({names - len(entries):,} more names stand for the same)" if names > len(entries) else ""
         click.echo(
-            f"planned {len(pinned):,} of {count_of(len(entries), 'model')}: {byte_size(scan)} to scan, of "
+            f"planned {len(pinned):,} of {count_of(len(entries), 'model')}{same}: {byte_size(scan)} to scan, of "
             f"{byte_size(whole)} in all",
             err=True,
         )

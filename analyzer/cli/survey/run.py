@@ -115,7 +115,7 @@ def survey_run(
       superweight survey run plan.jsonl --out survey --do analyze --max-memory 16GB --timeout 3600
       superweight survey run plan.jsonl --out survey --shard 3/8 --dry-run
     """
-    from analyzer.survey.planning import read_list, units_of
+    from analyzer.survey.planning import part_of, read_list, units_of
     from analyzer.survey.store import Folder
     from analyzer.survey.units import PIN, Job, pin_unit
     from analyzer.survey.work.attempts import Terms, still_to_do
@@ -129,15 +129,13 @@ def survey_run(
     folder.sweep()
     limits = Limits(max_memory, timeout)
     terms = Terms(limits, again, retry_failed, folder.now(), scan.use_cache, token)
-    names = read_list(list_file)
-    if all(isinstance(name, str) for name in names):  # of a plan it is the units that are shared out, by their size
-        names, shard = names[shard[0] - 1 :: shard[1]], (1, 1)
+    job = Job(do, scan, settings if do != "scan" else None)
+    names = part_of(read_list(list_file), job, shard)
     pins = [pin_unit(name) for name in names if isinstance(name, str)]
     if not dry_run:
         folder.save_job(Job(PIN), pins)  # for `status` to know of them
     pin_all(out, pins, terms, quiet=quiet)
-    job = Job(do, scan, settings if do != "scan" else None)
-    units = units_of(folder, names, job, shard)
+    units = units_of(folder, names, job)
     opened = [unit for unit in units if unit.do == do]
     wanted = [unit for unit in opened if max_bytes is None or unit.needs <= max_bytes]
     to_run = still_to_do(folder, wanted, terms)
@@ -151,6 +149,7 @@ def survey_run(
         "not_opened": len(units) - len(opened),
         "before": len(wanted) - len(to_run),
         "left_out": len(opened) - len(wanted),
+        "same": len(names) - len(units),
     }
     _show_end(tally, others, out, as_json)
 
@@ -186,6 +185,11 @@ def _show_end(tally: Tally, others: dict[str, int], out: Path, as_json: bool) ->
         return
     why = ", ".join(f"{count} {kind}" for kind, count in failed.items())
     parts = [f"{tally.done:,} done, {tally.failed.total():,} failed{f' ({why})' if why else ''}"]
-    said = {"not_opened": "could not be opened", "before": "settled before", "left_out": "left out (--max-bytes)"}
+    said = {
+        "not_opened": "could not be opened",
+        "before": "settled before",
+        "left_out": "left out (--max-bytes)",
+        "same": "more names that stand for the same",
+    }
     parts += [f"{others[key]:,} {words}" for key, words in said.items() if others[key]]
     click.echo(f"{'; '.join(parts)}. See `superweight survey status {shown(out)}`.")
