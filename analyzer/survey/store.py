@@ -261,7 +261,13 @@ def _me() -> dict[str, Any]:
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     host = f"{socket.gethostname()} {space}"
-    return {"host": host, "pid": os.getpid(), "began": psutil.Process().create_time()}
+    return {"host": host, "pid": os.getpid(), "began": _began(os.getpid())}
+
+
+def _began(pid: int) -> float:
+    """Return when a process began, in seconds since its machine did: the clock may be set meanwhile."""
+    machine = 0.0 if psutil.WINDOWS else psutil.boot_time()  # what psutil adds goes with the clock
+    return psutil.Process(pid).create_time() - machine
 
 
 def _is_dead(path: Path) -> bool:
@@ -270,7 +276,7 @@ def _is_dead(path: Path) -> bool:
         made = json.loads(_read(path))
         if made["host"] != _me()["host"]:
             return False
-        return bool(abs(psutil.Process(made["pid"]).create_time() - made["began"]) > SAME_S)
+        return bool(abs(_began(made["pid"]) - made["began"]) > SAME_S)
     except psutil.NoSuchProcess:
         return True
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):  # begun, and not yet written

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from analyzer.base.errors import SurveyError
@@ -91,6 +92,20 @@ def test_one_of_two_processes_has_a_unit(survey):
     assert not claiming(survey.root)[1]
     claim.release()
     assert claiming(survey.root)[1]
+
+
+def test_a_claim_outlives_a_clock_that_is_set(survey, monkeypatch):
+    """What tells when a process began adds its seconds to the machine's start, which is told by the clock."""
+    process, has_it = claiming(survey.root, then="sys.stdin.read()")
+    began = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: began + 3600)
+    assert psutil.boot_time() == began + 3600
+    survey.sweep()
+    assert has_it
+    assert survey.claim(UNIT) is None
+    process.kill()
+    process.wait()
+    assert survey.claim(UNIT) is not None
 
 
 def test_a_claim_of_another_machine_is_taken_over_when_it_is_old(survey):
