@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from analyzer.base.errors import (
     AnalyzerError,
     GatedError,
@@ -32,6 +34,7 @@ from analyzer.base.records import plain
 from analyzer.base.text import name_at
 from analyzer.survey.store import Folder
 from analyzer.survey.units import BUG, GATED, GONE, MEMORY, NETWORK, PIN, UNSUPPORTED, Job, Unit
+from analyzer.survey.work.limits import with_begun
 
 OK, HAS_FAILED, NO_ROOM = 0, 3, 4
 """The process's status: what it was to write is there; a failure is there; the disk or the folder takes nothing."""
@@ -166,9 +169,13 @@ def _has_no_room(error: BaseException | None) -> bool:
 
 
 def _end_with_parent() -> None:
-    """End all processes of this session once stdin is closed: who waits for them is no more."""
+    """End this process and all that it has begun once stdin is closed: who waits for them is no more."""
     while os.read(0, 1):
         pass
+    for each in with_begun({psutil.Process()}):
+        if each.pid != os.getpid():
+            with suppress(psutil.Error):
+                each.kill()
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

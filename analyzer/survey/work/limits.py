@@ -7,14 +7,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 LOOK_S = 0.1  # between two looks at the memory of the processes
 ENDS_S = 5.0  # in which what was killed is over
+TELLS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()  # psutil would ask every process there is
 TIME, MEMORY, GIVEN_UP = "time", "memory", "given up"
 
 
@@ -48,7 +50,7 @@ def run_within(
         env=dict(environment),
         start_new_session=True,  # a Ctrl-C is for this process alone, which decides what it means
     )
-    began = time.monotonic()
+    began, members = time.monotonic(), {psutil.Process(process.pid)}
     try:
         assert process.stdin is not None
         with suppress(OSError):
@@ -62,41 +64,61 @@ def run_within(
                 return GIVEN_UP
             if limits.seconds is not None and time.monotonic() - began > limits.seconds:
                 return TIME
-            if limits.memory is not None and memory_of(process.pid) > limits.memory:
+            members = with_begun(members)
+            if limits.memory is not None and memory_of(members) > limits.memory:
                 return MEMORY
     finally:
-        end_all(process)
+        end_all(process, members)
 
 
-def memory_of(pid: int) -> int:
-    """Return the bytes that a process and those below it hold, without what they map of files."""
+def memory_of(processes: Iterable[psutil.Process]) -> int:
+    """Return the bytes that processes hold, without what they map of files."""
     total = 0
-    for process in _tree(pid):
+    for process in processes:
         with suppress(psutil.Error):
             info = process.memory_info()
             total += info.rss - getattr(info, "shared", 0)
     return total
 
 
-def end_all(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it has begun, whatever they do."""
-    below = _tree(process.pid)[1:]
+def with_begun(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """Return those of these processes that still run, with all that they have begun.
+
+    Who was met while who began it was there is kept when that is no more.
+    """
+    found = {process for process in processes if process.is_running()}
+    to_ask = list(found)
+    while to_ask:
+        new = _begun_by(to_ask.pop()) - found
+        found |= new
+        to_ask += new
+    return found
+
+
+def end_all(process: subprocess.Popen[bytes], members: Iterable[psutil.Process]) -> None:
+    """End a process, those of its session, and those that were met with it, whatever they do."""
+    others = {each for each in with_begun(members) if each.pid != process.pid}
     if hasattr(os, "killpg"):
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)  # of a session of its own, also where it has ended itself
-    for each in below:
+    for each in others:
         with suppress(psutil.Error):
             each.kill()
     process.kill()
     process.wait()
-    psutil.wait_procs(below, timeout=ENDS_S)  # what they held is free for the next
+    psutil.wait_procs(others, timeout=ENDS_S)  # what they held is free for the next
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
+def _begun_by(process: psutil.Process) -> set[psutil.Process]:
+    """Return the processes that one has begun."""
+    found = set()
+    with suppress(OSError, psutil.Error):
+        if not TELLS_CHILDREN:
+            return set(process.children())
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            with suppress(OSError, psutil.Error):  # a thread or a process that has just ended
+                found |= {psutil.Process(int(pid)) for pid in path.read_text().split()}
+    return found

@@ -33,6 +33,15 @@ def survey(tmp_path):
     return folder
 
 
+def ends(pid):
+    """Tell whether a process ends within some seconds."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def pin_of(survey, name):
     assert do_unit(survey, pin_unit(str(name))) == OK
     return pinned(survey, str(name))
@@ -161,8 +170,20 @@ def test_it_ends_with_who_started_it(survey, hub, folder):
         pid = int(process.stdout.readline())
         assert psutil.Process(pid).is_running()
         process.kill()
-    for _ in range(100):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{pid} still runs")
+    assert ends(pid)
+
+
+def test_what_it_has_begun_ends_with_it():
+    script = (
+        "import subprocess, sys\n"
+        "from analyzer.survey.work.job import _end_with_parent\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)\n"
+        "print(p.pid, flush=True); _end_with_parent()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
+    pid = int(done.stdout)
+    assert done.returncode == -9
+    assert ends(pid)

@@ -7,10 +7,16 @@ import threading
 import time
 
 import psutil
+import pytest
 
 from analyzer.survey.work.limits import GIVEN_UP, MEMORY, TIME, Limits, memory_of, run_within
 
 STUBBORN = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (2, 15)]; time.sleep(60)"
+SLEEPS = "import time; time.sleep(60)"
+HOLDS = f"import sys, time; time.sleep(1); held = b'1' * int(sys.argv[1]); {SLEEPS}"
+BEGINS = "import os, subprocess, sys, time; "
+BEGINS += f"begun = subprocess.Popen([sys.executable, '-c', {HOLDS!r}, sys.argv[2]], start_new_session=True); "
+BEGINS += "open(sys.argv[1], 'w').write(str(begun.pid)); time.sleep(0.8)"
 
 
 def is_over(pid):
@@ -50,6 +56,24 @@ def test_memory_that_a_process_below_it_takes_is_used_up(tmp_path):
     assert is_over(int((tmp_path / "pid").read_text()))  # it was taken along, out of a session of its own
 
 
+@pytest.mark.parametrize(
+    ("script", "memory", "expected"),
+    [
+        (f"{BEGINS}; os.kill(os.getpid(), 9)", None, -9),
+        (f"{BEGINS}; sys.exit(5)", None, 5),
+        # Who began it is no more when it takes its memory.
+        (
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BEGINS!r}, *sys.argv[1:]]); {SLEEPS}",
+            10**8,
+            MEMORY,
+        ),
+    ],
+)
+def test_what_was_begun_in_a_session_of_its_own_ends_too(tmp_path, script, memory, expected):
+    assert run(script, tmp_path / "pid", memory or 0, memory=memory) == expected
+    assert is_over(int((tmp_path / "pid").read_text()))
+
+
 def test_a_file_that_is_mapped_is_no_memory(tmp_path):
     path = tmp_path / "large"
     path.write_bytes(bytes(300_000_000))
@@ -57,7 +81,7 @@ def test_a_file_that_is_mapped_is_no_memory(tmp_path):
     script += "print(sum(m[:: 4096]), flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
-        held, resident = memory_of(process.pid), psutil.Process(process.pid).memory_info().rss
+        held, resident = memory_of([psutil.Process(process.pid)]), psutil.Process(process.pid).memory_info().rss
         process.kill()
     assert held < 100_000_000
     assert resident > 300_000_000
