@@ -38,6 +38,11 @@ def entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     return entry["model"], entry["commit"], json.dumps(method, sort_keys=True)
 
 
+def version_order(version: str) -> tuple[int, ...]:
+    """Return what puts versions of this tool in order; a part that is no number comes before any that is."""
+    return tuple(int(part) if part.isdecimal() else -1 for part in version.split("."))
+
+
 def reported_key(item: Mapping[str, Any]) -> tuple[str | int, ...]:
     """Return what makes a reported coordinate one, which is also its place in a file: nulls come first."""
     numbers = (-1 if item[axis] is None else item[axis] for axis in ("layer", "expert", "row", "col"))
@@ -286,7 +291,13 @@ def write_document(path: Path, family: str, *, entries: Iterable[Entry], reporte
     }
     if fault := next(problems(document, family), None):
         raise CatalogError(f"refusing to write {shown(path)}: {fault}")
-    write_whole(path, (_formatted(document) + "\n").encode("ascii"))
+    data = (_formatted(document) + "\n").encode("ascii")
+    if len(data) > MAX_FILE_BYTES:
+        raise CatalogError(
+            f"refusing to write {shown(path)}: it would have {len(data):,} bytes, of at most {MAX_FILE_BYTES:,}: put a "
+            "part of its models into another catalog (--catalog)"
+        )
+    write_whole(path, data)
     schema = path.parent / SCHEMA_FILE
     if is_older_schema(schema):
         try:

@@ -22,6 +22,7 @@ from analyzer.catalog.documents import (
     load,
     problems,
     read_document,
+    version_order,
     write_document,
 )
 from analyzer.catalog.documents import Entry as Entry
@@ -61,13 +62,28 @@ def save_entry(folder: Path, family: str, entry: Entry) -> Path:
     it keeps where it has none; analyses made in another way stand beside it, since their figures do not mix.
     Raises CatalogError where the file there is broken or newer, or cannot be written; it is then as it was.
     """
+    save_entries(folder, family, [entry])
+    return _family_path(folder, family)
+
+
+def save_entries(folder: Path, family: str, entries: Iterable[Entry], *, keep_newer: bool = False) -> int:
+    """Put entries into the family's file, each as save_entry does, all in one write; returns how many.
+
+    With `keep_newer` those that a newer version of this tool made stay, in the place of which one would come.
+    Raises CatalogError like save_entry.
+    """
+    count = 0
     with _changing(folder, family) as (path, document):
-        others = [other for other in document["entries"] if entry_key(other) != entry_key(entry)]
-        if entry["note"] is None:
-            same = (other["note"] for other in document["entries"] if entry_key(other) == entry_key(entry))
-            entry = {**entry, "note": next(same, None)}
-        write_document(path, family, entries=[*others, entry], reported=document["reported"])
-    return path
+        kept = {entry_key(entry): entry for entry in document["entries"]}
+        for entry in entries:
+            key = entry_key(entry)
+            before = kept.get(key)
+            if keep_newer and before is not None and _version_of(before) > _version_of(entry):
+                continue
+            kept[key] = {**entry, "note": before["note"]} if before and entry["note"] is None else entry
+            count += 1
+        write_document(path, family, entries=kept.values(), reported=document["reported"])
+    return count
 
 
 def save_reported(folder: Path, family: str, reported: Iterable[Reported]) -> Path:
@@ -102,6 +118,10 @@ def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
         raise CatalogError(f"cannot write {shown(path)}: {error.strerror}; what was there is unchanged") from error
     finally:
         lock.release()
+
+
+def _version_of(entry: Entry) -> tuple[int, ...]:
+    return version_order(entry["method"]["version"])
 
 
 def known_documents(folder: Path | None) -> dict[str, Document]:

@@ -15,6 +15,7 @@ from analyzer.base.errors import CatalogError
 from analyzer.catalog.documents import read_document
 from analyzer.catalog.files import (
     read_documents,
+    save_entries,
     save_entry,
     save_reported,
     validate,
@@ -66,6 +67,32 @@ def test_an_analysis_made_in_another_way_stands_beside(tmp_path, change):
     other = save_entry(tmp_path / "2", "x", first)
     assert len(read_document(one)["entries"]) == 2
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_entries_in_one_write_are_as_one_by_one_and_newer_ones_may_stay(tmp_path):
+    def made(commit, version, note=None):
+        return entry(commit=commit * 40, note=note, method={**METHOD, "version": version})
+
+    old = [made("a", "0.10.0", "Mine."), made("b", "0.9.0")]
+    new = [made("a", "0.9.0"), made("b", "0.10.0"), made("c", "0.9.0"), made("c", "0.10.0"), made("c", "0.1.0")]
+    for each in (*old, *new):
+        save_entry(tmp_path / "one", "x", each)
+    assert save_entries(tmp_path / "all", "x", [*old, *new]) == 7
+    assert (tmp_path / "one" / "x.json").read_bytes() == (tmp_path / "all" / "x.json").read_bytes()
+    assert save_entries(tmp_path / "newer", "x", [*old, *new], keep_newer=True) == 5
+    (document,) = read_documents(tmp_path / "newer").values()
+    assert [(each["method"]["version"], each["note"]) for each in document["entries"]] == [
+        *(("0.10.0", "Mine."), ("0.10.0", None), ("0.10.0", None)),
+    ]
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    save_entry(tmp_path, "x", entry())
+    before = (tmp_path / "x.json").read_bytes()
+    monkeypatch.setattr("analyzer.catalog.documents.MAX_FILE_BYTES", len(before))
+    with pytest.raises(CatalogError, match=r"put a part of its models into another catalog"):
+        save_entry(tmp_path, "x", entry("you/another"))
+    assert (tmp_path / "x.json").read_bytes() == before
 
 
 def test_an_entry_leaves_what_others_report_alone_and_the_other_way_round(tmp_path):

@@ -94,4 +94,5 @@ def _said(collected: Collected, table: Path, catalog: Path) -> str:
     parts += [f"{sum(collected.failed.values()):,} failed ({why})"] * bool(why)
     parts += [f"{collected.missing:,} missing"] * bool(collected.missing)
     entries = f" Entries written to {shown(catalog)}: {collected.entries:,}." if collected.entries else ""
-    return f"{', '.join(parts)}.{entries}"
+    older = f" Left out, since it has newer ones: {collected.older:,}." if collected.older else ""
+    return f"{', '.join(parts)}.{entries}{older}"

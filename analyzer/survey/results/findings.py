@@ -13,7 +13,7 @@ from typing import Any
 
 from analyzer.base.errors import SurveyError, shown
 from analyzer.base.records import Coordinate
-from analyzer.catalog.documents import is_super
+from analyzer.catalog.documents import is_super, version_order
 from analyzer.catalog.families import family_of
 from analyzer.survey.results.collecting import asked_for
 from analyzer.survey.store import RESULT, Folder
@@ -176,8 +176,7 @@ def _place(unit: Unit) -> tuple[str, str, str, str]:
 
 def _merit(unit: Unit, job: Job) -> tuple[Any, ...]:
     whole = job.verify is not None and not job.verify.early_stop
-    version = tuple(int(part) if part.isdecimal() else -1 for part in job.version.split("."))
-    return unit.do != "scan", whole, version, JOBS.index(unit.do), unit.job
+    return unit.do != "scan", whole, version_order(job.version), JOBS.index(unit.do), unit.job
 
 
 def _read(folder: Folder, unit: Unit, job: Job) -> tuple[str, list[Weight]]:

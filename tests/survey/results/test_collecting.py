@@ -5,9 +5,9 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from catalogs import entry
+from catalogs import METHOD, entry
 
-from analyzer.base.errors import SurveyError
+from analyzer.base.errors import CatalogError, SurveyError
 from analyzer.catalog.files import read_documents
 from analyzer.survey.results.collecting import TABLE, collect
 from analyzer.survey.results.status import render_status, status_of
@@ -63,6 +63,27 @@ def test_a_table_has_what_was_found_and_what_failed(survey, tmp_path):
     assert [each["model"] for each in document["entries"]] == ["owner/found"]
     assert collected.entries == 1
     assert [line.startswith("no catalog may hold the name bad\\nname") for line in collected.refused] == [True]
+
+
+def test_what_the_catalog_has_of_a_newer_version_stays_there(survey, tmp_path):
+    """Also where both are of one survey, which a newer version has gone on with."""
+    for version in ("0.9", "0.10", "0.1"):
+        job = Job("analyze", version=version)
+        made = entry(model="owner/found", method={**METHOD, "version": version})
+        survey.save_job(job, [unit("owner/found", job=job)])
+        survey.save_result(unit("owner/found", job=job), {"result": {"super_weights": [], "entry": made}})
+    collect(survey.root, tmp_path / "catalog")
+    _, collected = collect(survey.root, tmp_path / "catalog")
+    (document,) = read_documents(tmp_path / "catalog").values()
+    assert [each["method"]["version"] for each in document["entries"]] == ["1"]
+    assert (collected.entries, collected.older) == (1, 3)
+
+
+def test_a_catalog_that_takes_nothing_does_not_take_the_table_along(survey, tmp_path):
+    (tmp_path / "catalog").touch()
+    with pytest.raises(CatalogError, match=r"is a file: give a folder for the catalog \(--catalog\)"):
+        collect(survey.root, tmp_path / "catalog")
+    assert len(read((survey.root / TABLE).read_bytes())) == 5
 
 
 def test_neither_times_nor_attempts_change_it(survey):
