@@ -39,6 +39,7 @@ from analyzer.survey.results.prediction import (
     correlation_said,
     first_by,
     score_said,
+    unknown_said,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def render_report(findings: Findings, predictions: Sequence[Prediction]) -> str:
             families=_families(findings, placed),
             hidden_families=max(len(findings.families) - MAX_FAMILIES, 0),
             undrawn_families=len({weight.family for weight in placed}) - len(drawn),
+            placed=bool(placed),
             unplaced=sum(weight.depth is None or weight.across is None for weight in placed),
             weights=_weights(judged or placed),
             hidden_weights=max(len(judged or placed) - MAX_ROWS, 0),
@@ -204,7 +206,7 @@ def _correlations(weights: Sequence[Weight], predictions: Sequence[Prediction]) 
 
 def _figures_of(each: Prediction) -> tuple[str, str, str, str]:
     if each.rho is None:
-        return f"{each.weights:,}", f"{each.models:,}", "too few", "-"
+        return f"{each.weights:,}", f"{each.models:,}", unknown_said(each), "-"
     return f"{each.weights:,}", f"{each.models:,}", f"{each.rho:+.2f}", f"{each.low:+.2f} to {each.high:+.2f}"
 
 

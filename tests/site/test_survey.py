@@ -70,7 +70,7 @@ def test_what_became_of_the_models(root, page):
     totals = {next(each.all("dt")).text: next(each.all("dd")).text for each in next(page.all("dl")).all("div")}
     critical = {m for m, w in stored(root) if w["effect"] == "critical"}
     assert totals == {"critical": str(len(critical)), "none found": "1", "failed": "2", "not run yet": "1"}
-    assert next(page.all("h1")).text == "Super weights of 16 models"
+    assert next(page.all("h1")).text == "A survey of 16 models"
     assert next(s for s in page.all("section") if s.attributes["id"] == "none").text == "None found o/none-1b."
 
 
@@ -195,7 +195,7 @@ def test_nothing_hostile_runs_or_is_drawn_as_markup(tmp_path):
 
 def test_an_empty_survey_says_so(tmp_path):
     page = page_of(survey_in(tmp_path, JOB).root)
-    assert next(page.all("h1")).text == "Super weights of 0 models"
+    assert next(page.all("h1")).text == "A survey of 0 models"
     assert "No model was asked for yet." in page.text
     assert not list(page.all("img"))
 
@@ -222,8 +222,20 @@ def test_effects_that_were_not_measured_and_too_few_are_said(tmp_path):
     assert "Of 1 weight the results do not tell how many blocks and channels there are" in page.text
     assert rows(page, WEIGHTS)[0]["Δ loss"] == rows(page, WEIGHTS)[0]["gain rank"] == "-"
     page = page_of(survey_in(tmp_path / "few", JOB, {"o/m": verified([weight(0, 0, 0, 1.0)])}).root)
-    assert "There are too few weights to tell: 20 weights of 10 models are needed." in page.text
+    assert "There are too few weights to tell, or they vary too little: 20 weights of 10 models are" in page.text
     assert {row["ρ"] for row in rows(page, CORRELATIONS)} == {"too few"}
+
+
+def test_effects_that_are_all_the_same_are_not_too_few(tmp_path):
+    results = {f"o/m{n}": verified([weight(0, 0, col, 1.0 + col) for col in range(3)]) for n in range(12)}
+    page = page_of(survey_in(tmp_path, JOB, results).root)
+    assert {row["ρ"] for row in rows(page, CORRELATIONS) if row["weights"] == "36"} == {"varies too little"}
+    assert "or they vary too little" in page.text
+
+
+def test_where_nothing_was_found_no_heading_says_so(tmp_path):
+    page = page_of(survey_in(tmp_path, JOB, failures={"o/m": ("gone", "no such model")}).root)
+    assert [next(section.all("h2")).text for section in page.all("section")][1:] == ["Families", "Refused and failed"]
 
 
 def test_what_is_not_drawn_is_counted(tmp_path, monkeypatch):

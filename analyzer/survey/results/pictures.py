@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from analyzer.base.pictures import BLUE, DPI, HEADER_HEIGHT, PANEL_HEIGHT, VERMILION, WIDTH, label_of
 from analyzer.survey.results.findings import CANDIDATE, CRITICAL, INERT, KINDS, OUTLIER, UNMEASURED, Weight
@@ -53,9 +53,7 @@ def draw_shares(weights: Sequence[Weight]) -> Figure:
     figure = _figure(PANEL_HEIGHT + HEADER_HEIGHT)
     axes = figure.subplots()
     _scatter(axes, weights, lambda weight: (weight.magnitude or None, weight.share))
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    _spread(axes, [weight.magnitude for weight in weights if weight.magnitude and weight.share is not None])
     axes.set_xlabel("|W|")
     axes.set_ylabel("Share of the write")
     axes.grid(color="0.9")
@@ -76,10 +74,11 @@ def draw_effects(weights: Sequence[Weight], predictions: Sequence[Prediction]) -
 
         _scatter(axes, alone, at)
         axes.axhline(0.0, color="0.6", linewidth=1)
-        if any(None not in at(weight) for weight in alone):
-            axes.set_xscale("linear" if score in LINEAR else "log")
+        known_of = [x for x, y in map(at, alone) if x is not None and y is not None]
+        if known_of:
             axes.set_yscale("symlog", linthresh=SMALLEST)
-        axes.xaxis.set_minor_locator(NullLocator())
+        if score not in LINEAR:
+            _spread(axes, known_of, whole=score in RANKS)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.set_title(correlation_said(known[score]), fontsize="medium")
@@ -105,6 +104,18 @@ def _scatter(axes: Axes, weights: Sequence[Weight], at: Callable[[Weight], tuple
             look: dict[str, Any] = {"marker": marker, "linewidths": 1.2}
             look |= {} if marker == "x" else {"edgecolors": "white", "linewidths": 0.5}
             axes.scatter(x, y, s=32, c=color, label=label, alpha=0.75, zorder=3, **look)
+
+
+def _spread(axes: Axes, values: Sequence[float], *, whole: bool = False) -> None:
+    """Lay what is above zero out by powers of ten where it spans one, so that there are numbers on the axis."""
+    if values and max(values) >= 10 * min(values):
+        few = max(values) < 1000 * min(values)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

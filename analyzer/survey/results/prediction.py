@@ -68,8 +68,15 @@ def _predict(weights: Sequence[Weight], score: str, alone: bool) -> Prediction:
 def correlation_said(prediction: Prediction) -> str:
     """Return a correlation with its interval in words and numbers."""
     if prediction.rho is None:
-        return f"too few: {count_of(prediction.weights, 'weight')} of {count_of(prediction.models, 'model')}"
+        of = f"{count_of(prediction.weights, 'weight')} of {count_of(prediction.models, 'model')}"
+        return f"{unknown_said(prediction)}: {of}"
     return f"ρ = {prediction.rho:+.2f}, from {prediction.low:+.2f} to {prediction.high:+.2f}"
+
+
+def unknown_said(prediction: Prediction) -> str:
+    """Return why there is no correlation."""
+    few = prediction.weights < LEAST_WEIGHTS or prediction.models < LEAST_MODELS
+    return "too few" if few else "varies too little"
 
 
 def score_said(score: str) -> str:
