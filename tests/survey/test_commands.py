@@ -9,6 +9,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
+from analyzer.base.text import byte_size
+
 COUNT = 4
 
 
@@ -27,6 +29,20 @@ def test_what_would_run_is_told_from_headers_alone(town, tmp_path):
     assert text.splitlines()[0] == "Would run 2 units, 1.54 kB; 2 are done, failed or left out."
     assert text.splitlines()[2].split()[:3] == ["640", "B", "model-0"]
     assert not (tmp_path / "scan").exists()
+
+
+def test_what_is_downloaded_for_good_is_told_before(town, tmp_path):
+    command = ["run", town.list_file, "--out", tmp_path, "--dry-run"]
+    files = [town.root / f"model-{n}" / "model.safetensors" for n in range(1, COUNT, 2)]  # of the Hub
+    size = byte_size(sum(file.stat().st_size for file in files))
+    for options, is_told in ((["--do", "analyze"], True), (["--do", "verify", "--early-stop"], False), ([], False)):
+        process = town.start(*command, *options)
+        _, said = process.communicate(timeout=120)
+        told = [line for line in said.splitlines() if "downloaded" in line]
+        assert [line.partition(":")[0] for line in told] == [
+            f"up to {size} of weights are downloaded into the Hub's cache, and stay there"
+        ] * is_told
+        assert all(f": {town.root / 'hub-cache'} has room for " in line for line in told)
 
 
 def test_names_that_stand_for_one_commit_are_one_unit_and_said(town, tmp_path):

@@ -139,6 +139,8 @@ def survey_run(
     opened = [unit for unit in units if unit.do == do]
     wanted = [unit for unit in opened if max_bytes is None or unit.needs <= max_bytes]
     to_run = still_to_do(folder, wanted, terms)
+    if do != "scan" and not (settings.early_stop or ray_address or quiet):
+        _say_downloads(to_run)
     if dry_run:
         _show_plan(to_run, len(units) - len(to_run), as_json)
         return
@@ -161,6 +163,19 @@ def _check(ctx: click.Context, do: str) -> None:
     if wrong:
         option = next(each.opts[0] for each in ctx.command.params if each.name == wrong[0])
         raise click.UsageError(f"{option} is not an option of `superweight {do}`: leave it out, or give another --do")
+
+
+def _say_downloads(units: Sequence[Unit]) -> None:
+    """Say on stderr how much of the weights goes into the Hub's cache, out of which nothing takes it."""
+    from analyzer.source.hub.cache import room
+
+    if size := sum(unit.needs for unit in units if not Path(unit.name).is_absolute()):
+        folder, free = room()
+        click.echo(
+            f"up to {byte_size(size)} of weights are downloaded into the Hub's cache, and stay there: {shown(folder)} "
+            f"has room for {byte_size(free)}",
+            err=True,
+        )
 
 
 def _show_plan(units: Sequence[Unit], others: int, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def cache_folder(model: str) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model")
+
+
+def room() -> tuple[Path, int]:
+    """Return the folder of the Hub's cache, and how many bytes its disk has free."""
+    from huggingface_hub import constants
+
+    root = Path(constants.HF_HUB_CACHE).absolute()
+    return root, shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
 
 
 def cached_model(folder: Path) -> str | None:
