@@ -78,6 +78,11 @@ def test_what_failed_is_tried_again_where_one_says_so(town, tmp_path):
         assert summary(town.run(*command, "--retry-failed")) == {"done": 1, "before": 1}
         status = json.loads(town.run("status", tmp_path, "--json"))
         assert (status["total"], status["done"], status["failures"]) == (2, 2, [])
+        refused[0] = True
+        process = town.start(*command, "--again")
+        said, warned = process.communicate(timeout=120)
+        assert summary(said) == {"done": 1, "failed": {"gated": 1}}
+        assert warned.startswith("warning: what owner/model-1 stood for before is taken: ")
     finally:
         town.hub.tamper = lambda request, reply: reply
     assert summary(town.run(*command, "--again")) == {"done": 2}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from analyzer.scan.records import ScanSettings
     from analyzer.survey.running import Tally
+    from analyzer.survey.store import Folder
     from analyzer.survey.units import Unit
     from analyzer.verify.settings import VerifySettings
 
@@ -135,6 +136,7 @@ def survey_run(
     if not dry_run:
         folder.save_job(Job(PIN), pins)  # for `status` to know of them
     pin_all(out, pins, terms, quiet=quiet)
+    _say_old_pins(folder, pins)
     units = units_of(folder, names, job)
     opened = [unit for unit in units if unit.do == do]
     wanted = [unit for unit in opened if max_bytes is None or unit.needs <= max_bytes]
@@ -163,6 +165,16 @@ def _check(ctx: click.Context, do: str) -> None:
     if wrong:
         option = next(each.opts[0] for each in ctx.command.params if each.name == wrong[0])
         raise click.UsageError(f"{option} is not an option of `superweight {do}`: leave it out, or give another --do")
+
+
+def _say_old_pins(folder: Folder, pins: Sequence[Unit]) -> None:
+    """Say on stderr what could not be looked up anew, where it is known what it stood for before."""
+    from analyzer.survey.store import RESULT
+
+    for unit in pins:
+        failure = folder.failure(unit) if folder.written(unit, RESULT) is not None else None
+        if failure is not None:
+            click.echo(f"warning: what {shown(unit.model)} stood for before is taken: {failure.line}", err=True)
 
 
 def _say_downloads(units: Sequence[Unit]) -> None:
