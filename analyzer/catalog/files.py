@@ -80,7 +80,7 @@ def save_entries(folder: Path, family: str, entries: Iterable[Entry], *, keep_ne
             before = kept.get(key)
             if keep_newer and before is not None and _version_of(before) > _version_of(entry):
                 continue
-            kept[key] = {**entry, "note": before["note"]} if before and entry["note"] is None else entry
+            kept[key] = {**entry, "note": before["note"]} if before and entry.get("note") is None else entry
             count += 1
         write_document(path, family, entries=kept.values(), reported=document["reported"])
     return count
@@ -121,7 +121,7 @@ def _changing(folder: Path, family: str) -> Iterator[tuple[Path, Document]]:
 
 
 def _version_of(entry: Entry) -> tuple[int, ...]:
-    return version_order(entry["method"]["version"])
+    return version_order(str(entry["method"].get("version")))
 
 
 def known_documents(folder: Path | None) -> dict[str, Document]:

@@ -79,6 +79,18 @@ def test_what_the_catalog_has_of_a_newer_version_stays_there(survey, tmp_path):
     assert (collected.entries, collected.older) == (1, 3)
 
 
+def test_an_entry_that_is_none_leaves_the_catalog_as_it_was(survey, tmp_path):
+    collect(survey.root, tmp_path / "catalog")
+    (path,) = (each for each in (tmp_path / "catalog").glob("*.json") if each.name != "schema.json")
+    before, method = path.read_bytes(), {key: value for key, value in METHOD.items() if key != "version"}
+    survey.save_result(
+        unit("owner/found"), {"result": {"entry": {"model": "owner/found", "commit": "b" * 40, "method": method}}}
+    )
+    with pytest.raises(CatalogError, match=r"refusing to write .* owner/found: "):
+        collect(survey.root, tmp_path / "catalog")
+    assert path.read_bytes() == before
+
+
 def test_a_catalog_that_takes_nothing_does_not_take_the_table_along(survey, tmp_path):
     (tmp_path / "catalog").touch()
     with pytest.raises(CatalogError, match=r"is a file: give a folder for the catalog \(--catalog\)"):
