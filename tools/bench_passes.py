@@ -135,12 +135,14 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
 
     source, text = FolderSource(bench.model), evaluation_text()[: bench.text_bytes]
     on_gpu = bench.device.startswith("cuda")
-    left_out_by_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attention = {left_out_by_torch: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    left_out_by_torch = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
 
     def measured(work: Any) -> tuple[Any, dict[str, Any]]:
         cpu, began = time.process_time(), time.perf_counter()
-        with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        with FlopCounterMode(display=False, custom_mapping=left_out_by_torch) as counter:
             result = work()
         if on_gpu:
             torch.cuda.synchronize()
