@@ -135,6 +135,7 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
 
     source, text = FolderSource(bench.model), evaluation_text()[: bench.text_bytes]
     on_gpu = bench.device.startswith("cuda")
+
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
