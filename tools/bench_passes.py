@@ -126,10 +126,11 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
     from analyzer.analyze.running import open_runnable
     from analyzer.analyze.verifying import verify_model
     from analyzer.base.records import plain
-    from analyzer.forward.checking import check_rows
+    from analyzer.forward.checking import FAST_ATTENTION
     from analyzer.forward.edits import UNTOUCHED
     from analyzer.forward.losses import token_losses
     from analyzer.model import blocks
+    from analyzer.model.stock import attend_by
     from analyzer.source.folder import FolderSource
     from analyzer.verify.settings import VerifySettings, evaluation_text
 
@@ -163,7 +164,7 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
         blocks.staging_to = lambda *_: None  # type: ignore[attr-defined]
     runner, tokens = open_runnable(source).build(device=bench.device, keep_bytes=None if what == "plain" else 0)
     pairs = [(window, UNTOUCHED) for window in tokens.windows(text)]
-    check_rows(runner, pairs[0][0].ids)  # which finds the attention that a verification takes
+    attend_by(runner.blocks.model, FAST_ATTENTION)  # as a verification does
     if on_gpu:
         token_losses(runner, pairs)  # what CUDA does first, and loading of what stays
     runner.blocks.cost = type(runner.blocks.cost)()
