@@ -37,7 +37,7 @@ from analyzer.projections.weights import read_row, read_weights
 Enough = Callable[[tuple[int, ...], NDArray[np.float32]], bool]
 """Asked after each block, with the layers and the first row's residual stream so far, whether to stop there."""
 
-POSITIONS_KEYS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+POSITIONS_KEYS = (*(f"max_{of}position_embeddings" for of in ("", "encoder_", "decoder_")), "max_seq_len")
 STREAM_BYTES = 1 << 28  # of the residual streams that one pass records
 
 

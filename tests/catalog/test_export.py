@@ -33,7 +33,7 @@ def test_a_recipe_names_all_that_is_critical():
     recipe = export_recipe("me/" + "m" * 90, [beside, *known, *many, beside])
     comments = [line for line in recipe.splitlines() if "# " in line]
     assert max(map(len, comments)) <= 100
-    assert "# Of these 58, 22 are inert: zeroing them is harmless, and --critical leaves them out.\n" in recipe
+    assert "# Inert: 22 of these 58. Zeroing those is harmless, and --critical leaves them out.\n" in recipe
     text = " ".join(recipe.replace("        # ", "").split())
     them = ", ".join(f"({row}, {first.col})" for row in range(30))
     assert f"verified, critical: (260, 90), (507, 90), (507, 430), {them} verified, inert: (260, 430) - model" in text

@@ -157,3 +157,8 @@ def test_cuda_agrees_with_the_cpu(planted, tmp_path):
     expected = analyzed.streams([ids] * 2, sets)
     np.testing.assert_allclose(on_gpu.streams([ids] * 2, sets), expected, rtol=1e-2, atol=1e-2)
     assert on_gpu.losses([ids], sets) == pytest.approx(analyzed.losses([ids], sets), rel=1e-3)
+
+
+def test_a_model_has_positions_for_so_many_tokens(tmp_path):
+    assert hooked(save_random("mpt", tmp_path / "mpt", max_seq_len=40)).runner.max_tokens == 40
+    assert hooked(save_random("llama", tmp_path / "llama", max_position_embeddings=50)).runner.max_tokens == 50

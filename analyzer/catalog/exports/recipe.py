@@ -33,7 +33,7 @@ def export_recipe(model: str, coordinates: Sequence[KnownCoordinate]) -> str:
         ),
         *(
             _comment(
-                f"Of these {len(known)}, {inert} are inert: zeroing them is harmless, and --critical leaves them out."
+                f"Inert: {inert} of these {len(known)}. Zeroing those is harmless, and --critical leaves them out."
             )
             if inert
             else []
