@@ -1,11 +1,14 @@
 """A Hub with tiny models, and a list of these and of local ones, for all tests of whole surveys."""
 
+import io
 import os
 import random
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -14,27 +17,32 @@ COUNT = 4
 
 @dataclass
 class Town:
-    """Where surveys are run: each command a process of its own, on one Hub, with nothing kept between tests."""
+    """Where surveys are run, on one Hub, with nothing kept between tests: in this process, or in ones of their own."""
 
     root: Path
     hub: object
     list_file: Path
 
-    def start(self, *arguments, before=(), **environment):
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": self.hub.url,
-            "HF_HUB_CACHE": str(self.root / "hub-cache"),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            **environment,
-        }
-        command = [*before, sys.executable, "-m", "analyzer", "survey", *map(str, arguments)]
+    def start(self, *arguments, before=(), program=("-m", "analyzer"), **environment):
+        """Start a command in a process of its own, for what is killed, interrupted, or runs beside another."""
+        command = [*before, sys.executable, *program, "survey", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.root, env=environment, **pipes)
+        return subprocess.Popen(command, cwd=self.root, env={**os.environ, **environment}, **pipes)
 
-    def run(self, *arguments, status=0, **environment):
+    def call(self, *arguments):
+        """Run a command to its end in this process; its units still have processes of their own."""
+        from analyzer.__main__ import run
+
+        argv, out, err = ["superweight", "survey", *map(str, arguments)], io.StringIO(), io.StringIO()
+        with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+            status = run()
+        return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+    def run(self, *arguments, status=0):
         """Run a command to its end; returns what it says on stdout, or on stderr where it has another status."""
-        return self.end(self.start(*arguments, **environment), status=status)
+        done = self.call(*arguments)
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
 
     def end(self, process, *, status=0):
         out, err = process.communicate(timeout=120)
@@ -50,6 +58,7 @@ class Town:
 def town(tmp_path_factory):
     from checkpoints import random_downs, write_gpt2, write_llama
     from hub_server import HubServer
+    from huggingface_hub import close_session, constants
 
     root, hub, names = tmp_path_factory.mktemp("town"), HubServer(), []
     for number in range(COUNT):
@@ -61,7 +70,16 @@ def town(tmp_path_factory):
             hub.add(names[-1], folder)
     random.Random(0).shuffle(names)
     (root / "list.txt").write_text("".join(f"{name}  # a comment\n" for name in names))
-    yield Town(root, hub, root / "list.txt")
+    cache = str(root / "hub-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", cache)
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_HUB_CACHE", cache)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        yield Town(root, hub, root / "list.txt")
+    close_session()  # its kept connections would outlive the server
     hub.stop()
 
 

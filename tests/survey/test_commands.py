@@ -36,8 +36,7 @@ def test_what_is_downloaded_for_good_is_told_before(town, tmp_path):
     of_hub = [name.partition("/")[2] for name in town.list_file.read_text().split() if name.startswith("owner/")]
     size = byte_size(sum((town.root / name / "model.safetensors").stat().st_size for name in of_hub))
     for options, is_told in ((["--do", "analyze"], True), (["--do", "verify", "--early-stop"], False), ([], False)):
-        process = town.start(*command, *options)
-        _, said = process.communicate(timeout=120)
+        said = town.call(*command, *options).stderr
         told = [line for line in said.splitlines() if "downloaded" in line]
         assert [line.partition(":")[0] for line in told] == [
             f"up to {size} of weights are downloaded into the Hub's cache, and stay there"
@@ -48,10 +47,9 @@ def test_what_is_downloaded_for_good_is_told_before(town, tmp_path):
 def test_names_that_stand_for_one_commit_are_one_unit_and_said(town, tmp_path):
     commit = town.hub.repositories["owner/model-1"].resolve("main")
     (tmp_path / "list.txt").write_text(f"owner/model-1\nowner/model-1@main\nowner/model-1@{commit}\n")
-    process = town.start("plan", tmp_path / "list.txt")
-    plan, said = process.communicate(timeout=120)
-    assert len(plan.splitlines()) == 2
-    assert said == "planned 1 of 1 model (2 more names stand for the same): 896 B to scan, of 2.8 kB in all\n"
+    planned = town.call("plan", tmp_path / "list.txt")
+    assert len(planned.stdout.splitlines()) == 2
+    assert planned.stderr == "planned 1 of 1 model (2 more names stand for the same): 896 B to scan, of 2.8 kB in all\n"
     said = town.run("run", tmp_path / "list.txt", "--out", tmp_path / "out", "--quiet")
     assert said.startswith("1 done, 0 failed; 2 more names that stand for the same. See ")
 
@@ -79,10 +77,9 @@ def test_what_failed_is_tried_again_where_one_says_so(town, tmp_path):
         status = json.loads(town.run("status", tmp_path, "--json"))
         assert (status["total"], status["done"], status["failures"]) == (2, 2, [])
         refused[0] = True
-        process = town.start(*command, "--again")
-        said, warned = process.communicate(timeout=120)
-        assert summary(said) == {"done": 1, "failed": {"gated": 1}}
-        assert warned.startswith("warning: what owner/model-1 stood for before is taken: ")
+        done = town.call(*command, "--again")
+        assert summary(done.stdout) == {"done": 1, "failed": {"gated": 1}}
+        assert done.stderr.startswith("warning: what owner/model-1 stood for before is taken: ")
     finally:
         town.hub.tamper = lambda request, reply: reply
     assert summary(town.run(*command, "--again")) == {"done": 2}

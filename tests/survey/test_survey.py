@@ -20,6 +20,12 @@ from analyzer.source.opening import open_model
 
 pytestmark = pytest.mark.early
 COUNT = 4
+SOON_AGAIN = """
+from analyzer.__main__ import main
+from analyzer.survey import schedule
+schedule.BUSY_S = 0.2  # until a unit in the other's hands is looked at again
+main()
+"""
 
 
 def rows(table):
@@ -68,7 +74,7 @@ def test_killed_at_any_moment_it_ends_the_same(town, whole, tmp_path):
 def test_two_processes_share_a_folder_and_do_each_unit_once(town, whole, tmp_path):
     town.hub.forget()
     command = ["run", town.list_file, "--out", tmp_path, "--top", 3, "--quiet", "--json"]
-    processes = [town.start(*command) for _ in range(2)]
+    processes = [town.start(*command, program=("-c", SOON_AGAIN)) for _ in range(2)]
     for process in processes:
         said = json.loads(town.end(process))
         assert said["done"] + said["before"] == COUNT  # each has waited for the other
@@ -120,7 +126,7 @@ def hostile(town, tmp_path):
 @pytest.mark.slow
 def test_a_hostile_list_ends_with_every_other_model_done(town, hostile, tmp_path):
     out = tmp_path / "out"
-    said = town.run("run", hostile, "--out", out, "--timeout", 10, "--max-memory", "150MB")
+    said = town.run("run", hostile, "--out", out, "--timeout", 7, "--max-memory", "150MB")
     assert said.startswith("1 done, 1 failed (1 timeout); 6 could not be opened")
     found = {row["model"].rpartition("/")[2]: (row["failure"], row["line"]) for row in rows(town.table(out))}
     assert {name: kind for name, (kind, _) in found.items()} == {
@@ -128,7 +134,7 @@ def test_a_hostile_list_ends_with_every_other_model_done(town, hostile, tmp_path
         **{"gated": "gated", "hangs": "timeout", "none": "gone"},
     }
     assert found["eats"][1] == "it took more than the 150 MB of --max-memory: give it more, and --retry-failed"
-    assert found["hangs"][1] == "it took longer than the 10 s of --timeout: give it more, and --retry-failed"
+    assert found["hangs"][1] == "it took longer than the 7 s of --timeout: give it more, and --retry-failed"
     text = town.run("status", out)
     assert "1 of 8 units done" in text
     assert "7 failed (1 gated, 2 gone, 1 memory, 1 timeout, 2 unsupported), 0 missing" in text
