@@ -64,13 +64,26 @@ def test_a_tower_is_named_or_refused(here, tmp_path):
         fails(here(command, tmp_path / "t5", "--tower", "zap", *catalog), "has no tower zap: it has decoder, encoder")
 
 
-def drawn_on_a_terminal(*args, **env):
-    """Return what a command writes to stderr when that is a terminal."""
+LOUD_AND_QUIET = """
+import sys
+from analyzer.__main__ import run
+command = sys.argv
+assert run() == 0
+print("QUIET", file=sys.stderr, flush=True)
+sys.argv = [command[0], command[1], "me/another-1b", *command[3:], "--quiet"]
+assert run() == 0
+"""
+
+
+def test_quiet_is_quiet_on_a_terminal_also_while_downloading(hub, planted, tmp_path):
+    for name in ("planted", "another"):
+        hub.add(f"me/{name}-1b", planted)
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
-    command = [sys.executable, "-m", "analyzer", *map(str, args)]
+    arguments = ["verify", "me/planted-1b", "--prompt", PROMPT, "--text", planted / "text.txt"]
+    command = [sys.executable, "-c", LOUD_AND_QUIET, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
         drawn = b""
@@ -79,14 +92,8 @@ def drawn_on_a_terminal(*args, **env):
                 drawn += chunk
     os.close(ours)
     assert process.returncode == 0
-    return drawn.decode()
-
-
-def test_quiet_is_quiet_on_a_terminal_also_while_downloading(hub, planted, tmp_path):
-    hub.add("me/planted-1b", planted)
-    arguments = ["verify", "me/planted-1b", "--prompt", PROMPT, "--text", planted / "text.txt"]
-    loud = drawn_on_a_terminal(*arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "one"))
+    loud, quiet = drawn.decode().split("QUIET\r\n")
     assert "Fetching" in loud
     assert "building the model" in loud
-    quiet = drawn_on_a_terminal(*arguments, "--quiet", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "two"))
     assert quiet == ""
+    assert any("/me/another-1b/resolve/" in request.path for request in hub.requests)

@@ -153,10 +153,10 @@ def test_the_papers_arms_are_those_of_plain_transformers(planted, run):
 
 def test_other_bits_and_groups_and_several_weights_are_too(planted, run):
     weights = (PLANTED, SECOND, MIDDLING)
-    group = tuple(map(Group.parse, ("tensor", "row", "32")))
+    group = tuple(map(Group.parse, ("row", "32")))
     result = run(quantize.EXPERIMENT, weights=weights, group=group, bits=(3, 8), activations=("none",))
     document = result.as_json()
-    assert len(document["arms"]) == 1 + 2 * 3 * 4
+    assert len(document["arms"]) == 1 + 2 * 2 * 4
     check_arms(planted, document, weights)
 
 

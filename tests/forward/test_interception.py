@@ -238,19 +238,19 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize("row_bytes", [1, 1 << 27])
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "bloom", "mpt", "falcon_new", "gemma3_text", "bert"])
-def test_interventions_in_one_batch_do_not_touch_each_other(pair, monkeypatch, name, row_bytes):
+def test_interventions_in_one_batch_do_not_touch_each_other(pair, monkeypatch, name):
     plain, model = pair(name)
-    monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
     alone = [model.streams([PROMPT_IDS], [zeroed])[0] for zeroed in SETS]
-    together = model.streams([PROMPT_IDS] * len(SETS), SETS)
-    for found, expected, zeroed in zip(together, alone, SETS, strict=True):
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
-        by_editing = edited(plain, zeroed, lambda: plain_stream(plain, PROMPT_IDS))
-        np.testing.assert_allclose(found, by_editing, rtol=0, atol=1e-4 * scale)
-    assert len({stream.tobytes() for stream in together}) > 3  # OPT's ReLU lets nothing through in some places
+    by_editing = [edited(plain, zeroed, lambda: plain_stream(plain, PROMPT_IDS)) for zeroed in SETS]
+    for row_bytes in (1, 1 << 27):
+        monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
+        together = model.streams([PROMPT_IDS] * len(SETS), SETS)
+        for found, expected, after in zip(together, alone, by_editing, strict=True):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+            np.testing.assert_allclose(found, after, rtol=0, atol=1e-4 * scale)
+        assert len({stream.tobytes() for stream in together}) > 3  # OPT's ReLU lets nothing through in some places
 
 
 def test_each_row_runs_its_own_prompt(pair):
@@ -271,20 +271,20 @@ def expert_sets(plain):
     return [(), *single, (*single[0], *single[-1])]
 
 
-@pytest.mark.parametrize("row_bytes", [1, 40_000, 1 << 27])
 @pytest.mark.parametrize("name", ["llama", "bloom", "mpt", "opt", "bert", *MIXTURES])
-def test_rows_that_are_alike_run_once_and_lose_nothing(pair, monkeypatch, name, row_bytes):
+def test_rows_that_are_alike_run_once_and_lose_nothing(pair, monkeypatch, name):
     """Losses of many interventions over windows of two lengths, and each alone over each window alone."""
     plain, model = pair(name)
     sets = expert_sets(plain) if name in MIXTURES else SETS
-    monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
     predicted = [model.predicted([window]) for window in WINDOWS]
     expected = [
         sum(model.losses([window], [zeroed])[0] * n for window, n in zip(WINDOWS, predicted, strict=True))
         / sum(predicted)
         for zeroed in sets
     ]
-    assert model.losses(WINDOWS, sets) == pytest.approx(expected, rel=1e-5)
+    for row_bytes in (1, 40_000, 1 << 27):
+        monkeypatch.setattr(model.blocks.rows, "row_bytes", row_bytes)
+        assert model.losses(WINDOWS, sets) == pytest.approx(expected, rel=1e-5)
     if name not in MASKED:
         by_editing = [
             edited(plain, zeroed, lambda: sum(plain_loss(plain, w) * (len(w) - 1) for w in WINDOWS)) / sum(predicted)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import random_downs, write_llama
-from commands import superweight as run_superweight
 
 from analyzer.base.errors import SourceError
 from analyzer.scan.records import ScanSettings
@@ -72,16 +71,24 @@ def tables(hub):
     return {name: pq.read_table(io.BytesIO(data)).to_pylist() for name, data in files.items() if name[:5] == "data/"}
 
 
-def rows_of(hub, tmp_path, list_file):
+@pytest.fixture
+def rows_of(hub, here, tmp_path, monkeypatch):
     """Return the table of a whole survey, by the command line alone."""
-    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub-cache"), "cwd": tmp_path}
-    for arguments in (["run", list_file, "--out", "whole", "--top", 2, "--quiet"], ["collect", "whole"]):
-        assert run_superweight("survey", *arguments, **environment).returncode == 0
-    return pq.read_table(tmp_path / "whole" / "survey.parquet").to_pylist()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+
+    def rows(list_file):
+        for arguments in (["run", list_file, "--out", "whole", "--top", 2, "--quiet"], ["collect", "whole"]):
+            assert here("survey", *arguments).returncode == 0
+        return pq.read_table(tmp_path / "whole" / "survey.parquet").to_pylist()
+
+    return rows
 
 
 @pytest.mark.slow
-def test_shards_make_the_table_of_the_whole(hub, job, tmp_path):
+def test_shards_make_the_table_of_the_whole(hub, job, rows_of):
     for shard in ("1/2", "2/2"):
         done = job("list.txt", "--publish", "me/survey", "--shard", shard, "--top", 2, "--quiet")
         assert "/datasets/me/survey/commit/" in done.stdout
@@ -89,13 +96,13 @@ def test_shards_make_the_table_of_the_whole(hub, job, tmp_path):
     (asked,) = {name.split("-")[1] for name in found}
     assert sorted(found) == [f"data/survey-{asked}-0000{number}-of-00002.parquet" for number in (1, 2)]
     rows = sorted((row for table in found.values() for row in table), key=lambda row: (row["model"], row["rank"]))
-    assert rows == rows_of(hub, tmp_path, "list.txt")
+    assert rows == rows_of("list.txt")
     again = job("list.txt", "--publish", "me/survey", "--shard", "2/2", "--top", 2, "--timeout", 60, "--quiet")
     assert "has them already" in again.stdout
 
 
 @pytest.mark.slow
-def test_a_webhook_surveys_the_new_commit(hub, job, tmp_path):
+def test_a_webhook_surveys_the_new_commit(hub, job, rows_of, tmp_path):
     before = hub.repositories["owner/model-1"].branches["main"]
     write_llama(tmp_path / "model-1", random_downs(intermediate=28, seed=9))
     commit = hub.add("owner/model-1", tmp_path / "model-1")
@@ -113,19 +120,19 @@ def test_a_webhook_surveys_the_new_commit(hub, job, tmp_path):
     (rows,) = tables(hub).values()
     assert {(row["model"], row["commit"], row["failure"]) for row in rows} == {("owner/model-1", commit, None)}
     (tmp_path / "event.txt").write_text(f"owner/model-1@{commit}\n")
-    assert rows == rows_of(hub, tmp_path, "event.txt")
+    assert rows == rows_of("event.txt")
     event["repo"]["type"] = "dataset"
     done = job("webhook", "--publish", "me/survey", WEBHOOK_PAYLOAD=json.dumps(event))
     assert done.stdout == "the event has no new commit on a branch of a model: nothing to survey\n"
 
 
 @pytest.mark.slow
-def test_uv_runs_it(hub, job, uv, tmp_path):
+def test_uv_runs_it(hub, job, uv, rows_of, tmp_path):
     script = uv.script(SCRIPT, tmp_path / "survey.py")
     command = [uv.program, "run", "--script", script]
     job("list.txt", "--publish", "me/survey", "--top", 2, "--quiet", command=command, **uv.environment)
     (rows,) = tables(hub).values()
-    assert rows == rows_of(hub, tmp_path, "list.txt")
+    assert rows == rows_of("list.txt")
 
 
 @pytest.mark.slow

@@ -29,10 +29,11 @@ from analyzer.source.folder import FolderSource
 from analyzer.source.opening import open_model
 
 
-@pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize("name", DENSE + MIXTURES)
-def test_equals_from_pretrained(tmp_path, name, keep):
-    check_equal(name, save_random(name, tmp_path), KEEP[keep])
+def test_equals_from_pretrained(tmp_path, name):
+    save_random(name, tmp_path)
+    for keep_bytes in KEEP.values():
+        check_equal(name, tmp_path, keep_bytes)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "phi3", "mixtral", "gpt_oss", "deepseek_v3", "bert"])
@@ -202,13 +203,13 @@ for keep_bytes in sys.argv[2:]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_memory_is_a_few_blocks(tmp_path):
-    """In a child process: 12 blocks of 26 MB, two passes, every block dropped after use; and then with all kept."""
+    """In a child process: 8 blocks of 26 MB, two passes, every block dropped after use; and then with all kept."""
     sizes = {"hidden_size": 512, "intermediate_size": 3400, "num_attention_heads": 4, "num_key_value_heads": 4}
-    folder = save(random_llama(**sizes, num_hidden_layers=12), tmp_path)
+    folder = save(random_llama(**sizes, num_hidden_layers=8), tmp_path)
     block = stored_bytes(folder, of=".layers.3.")
     assert 25e6 < block < 27e6
     command = [sys.executable, "-c", CHILD, str(folder), str(KEEP["dropped"]), str(KEEP["kept"])]
     child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     dropped, kept = (int(peak) / block for peak in child.stdout.split())
     assert dropped < 4
-    assert kept > 11
+    assert kept > 7

@@ -68,8 +68,8 @@ def quant(hub, tmp_path):
 
 def header_reads(path):
     """Return the ranges that a header is read in: each half as long as all before it, the first ones alike."""
-    ranges, stop = [], 0
-    while stop < header_bytes(path):
+    ranges, stop, end = [], 0, header_bytes(path)
+    while stop < end:
         ranges.append((stop, min(stop + max(FIRST_READ, stop // 2), path.stat().st_size)))
         stop = ranges[-1][1]
     return ranges

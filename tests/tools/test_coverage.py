@@ -16,13 +16,12 @@ pytestmark = pytest.mark.early
 # streams that predict beside the main one, with MLPs that write latents,
 # an encoder-decoder inside of a multimodal model, with what changes the stream between blocks.
 BOTH_RIGHT = (
-    *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "falcon/FalconForCausalLM", "gemma2/Gemma2ForCausalLM"),
-    *("opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
+    *("llama/LlamaForCausalLM", "gpt2/GPT2LMHeadModel", "gemma2/Gemma2ForCausalLM"),
     *("deepseek_v3/DeepseekV3ForCausalLM", "gpt_oss/GptOssForCausalLM", "llama4_text/Llama4ForCausalLM"),
     *("zaya/ZayaForCausalLM", "jamba/JambaForCausalLM", "qwen3_next/Qwen3NextForCausalLM"),
     *("longformer/LongformerForMaskedLM", "mllama/MllamaForConditionalGeneration"),
     *("deepseek_ocr2/DeepseekOcr2ForConditionalGeneration", "emu3/Emu3ForConditionalGeneration"),
-    *("modernbert/ModernBertForMaskedLM", "llava/LlavaForConditionalGeneration"),
+    "modernbert/ModernBertForMaskedLM",
     *("qwen3_vl_moe/Qwen3VLMoeForConditionalGeneration", "voxtral/VoxtralForConditionalGeneration"),
     *("switch_transformers/SwitchTransformersForConditionalGeneration", "nllb-moe/NllbMoeForConditionalGeneration"),
     *("fsmt/FSMTForConditionalGeneration", "prophetnet/ProphetNetForConditionalGeneration"),
@@ -31,6 +30,8 @@ BOTH_RIGHT = (
     "blt/BltForCausalLM",
 )
 SCAN_RIGHT = (
+    *("falcon/FalconForCausalLM", "opt/OPTForCausalLM", "mixtral/MixtralForCausalLM", "qwen2_moe/Qwen2MoeForCausalLM"),
+    "llava/LlavaForConditionalGeneration",
     *("bloom/BloomForCausalLM", "gemma3n_text/Gemma3nForCausalLM", "phi/PhiForCausalLM", "mpt/MptForCausalLM"),
     *("gemma4_text/Gemma4ForCausalLM", "falcon_h1/FalconH1ForCausalLM", "bert/BertForMaskedLM"),
     *("t5/T5ForConditionalGeneration", "bart/BartForConditionalGeneration"),

@@ -28,6 +28,11 @@ def deep_folder(tmp_path_factory):
     return save(model, tmp_path_factory.mktemp("models") / "deep")
 
 
+@pytest.fixture(scope="module")
+def whole(deep_folder):
+    return verify_folder(deep_folder)
+
+
 def check_early(result, whole):
     assert (result.verdict, result.early_stop) == ("found", True)
     assert result.bytes_read < 0.5 * result.checkpoint_bytes
@@ -40,17 +45,16 @@ def check_early(result, whole):
     assert result.super_activations[0].last_layer == 3
 
 
-def test_early_stop_reads_a_few_blocks(deep_folder):
-    whole = verify_folder(deep_folder)
+def test_early_stop_reads_a_few_blocks(deep_folder, whole):
     assert found_at(whole, PLANTED).status == "confirmed"
     check_early(verify_folder(deep_folder, early_stop=True), whole)
 
 
-def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder):
+def test_early_stop_over_the_hub_downloads_no_weights(hub, deep_folder, whole):
     hub.add("me/deep", deep_folder)
     source = open_model("me/deep")
     result = verify_model(source, settings(early_stop=True))
-    check_early(result, verify_folder(deep_folder))
+    check_early(result, whole)
     assert all(request.range is not None for request in hub.asked("cdn"))
     assert hub.body_bytes["cdn"] < 0.5 * result.checkpoint_bytes
     assert not list(source.folder(()).glob("*.safetensors"))

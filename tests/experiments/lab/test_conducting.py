@@ -17,12 +17,14 @@ SECOND = Coordinate(3, None, 5, 19)
 EXPERIMENTS = tuple(each.EXPERIMENT for each in (prune, scale, quantize, massive, ticket, bits))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(planted):
     return Settings(weights=(PLANTED, SECOND), data=str(planted[0] / "text.txt"), windows=8, length=12)
 
 
-def test_what_several_experiments_measure_is_run_once(planted, settings, monkeypatch):
+@pytest.fixture(scope="module")
+def together(planted, settings):
+    """All of them: the results by name, and what was run untouched and calibrated for them."""
     ran, calibrated = [], []
     plain, states = opening.token_losses, calibrating.changing_inputs
 
@@ -30,9 +32,15 @@ def test_what_several_experiments_measure_is_run_once(planted, settings, monkeyp
         ran.extend((id(runner), *pair) for pair in pairs if runner.blocks.change is None)
         return plain(runner, pairs, *more)
 
-    monkeypatch.setattr(opening, "token_losses", recorded)
-    monkeypatch.setattr(calibrating, "changing_inputs", lambda *a: (calibrated.append(a), states(*a))[1])
-    results = {each.name: found for each, found in conduct_all(FolderSource(planted[0]), EXPERIMENTS, settings)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "token_losses", recorded)
+        patch.setattr(calibrating, "changing_inputs", lambda *a: (calibrated.append(a), states(*a))[1])
+        results = {each.name: found for each, found in conduct_all(FolderSource(planted[0]), EXPERIMENTS, settings)}
+    return results, ran, calibrated
+
+
+def test_what_several_experiments_measure_is_run_once(together):
+    results, ran, calibrated = together
     assert len(ran) == len(set(ran)) > 100
     assert len(calibrated) == 1
     untouched = {result.outcome.arms[0].cost.nll for name, result in results.items() if name in ("prune", "scale")}
@@ -41,12 +49,11 @@ def test_what_several_experiments_measure_is_run_once(planted, settings, monkeyp
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
-def test_each_says_what_it_says_by_itself(planted, settings, experiment):
-    source = FolderSource(planted[0])
-    *_, (_, found) = conduct_all(source, (prune.EXPERIMENT, experiment), settings)
+def test_each_says_what_it_says_by_itself(planted, settings, together, experiment):
+    found = together[0][experiment.name]
     sizes = {name: min(experiment.in_all.get(name, 99), getattr(settings, name)) for name in ("windows", "length")}
     own = {name: value for name, value in experiment.in_all.items() if name not in sizes}
-    alone = conduct(source, experiment, replace(settings, **sizes), **own)
+    alone = conduct(FolderSource(planted[0]), experiment, replace(settings, **sizes), **own)
     less = f"{experiment.less}; the full set: superweight experiment {experiment.name}" if experiment.less else None
     assert found.protocol.get("less") == less
     assert (less or "") in protocol_said(found.protocol)
