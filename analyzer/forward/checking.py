@@ -20,6 +20,7 @@ FACTOR = -50.0  # of the edited weight, so that it shows
 # largest value in the layer.
 TOLERANCES = {"float32": (1e-6, 1e-5), "float16": (1e-3, 1e-2), "bfloat16": (1e-3, 1e-2)}
 FAST_ATTENTION = "sdpa"
+MOST_OFF = 1e-2  # of a logit that is computed with others: what is set to something else is farther off
 MOST_ASIDE = 0.02  # of the positions: where experts are as good as equal, rounding chooses another one
 
 PREDICTING = (
@@ -48,8 +49,7 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
     stream, states = runner.streams_and_states([ids], [rows[1][1]])
     if states.ndim > 3:  # [rows, T, streams, hidden_size]
         runner.notes += (PREDICTING,)
-    runner.blocks.sliced = True
-    runner.blocks.sliced = runner.has_loss and _takes_slices(runner, states[0], ids)
+    runner.blocks.output.in_parts = runner.has_loss and _gives_parts(runner, states[0], ids)
     expected = [_stock(runner, ids), *_outcomes(runner, [ids], stream, states), _stock(runner, other)]
     if not runner.one_by_one:
         slow = attention_of(runner.blocks.model.config)
@@ -63,18 +63,25 @@ def check_rows(runner: Runner, ids: Sequence[int]) -> None:
 
 def run_like(runner: Runner, checked: Runner) -> None:
     """Let a runner of the same model with other weights run as one that was checked does."""
-    runner.one_by_one, runner.blocks.sliced = checked.one_by_one, checked.blocks.sliced
+    runner.one_by_one, runner.blocks.output.in_parts = checked.one_by_one, checked.blocks.output.in_parts
     attend_by(runner.blocks.model, checked.blocks.model.config._attn_implementation)
 
 
-def _takes_slices(runner: Runner, states: torch.Tensor, ids: Sequence[int]) -> bool:
-    """Tell whether the head gives the same logits a slice of the vocabulary at a time, of these ids' states."""
+def _gives_parts(runner: Runner, states: torch.Tensor, ids: Sequence[int]) -> bool:
+    """Tell whether the head gives the same logits of a part of the vocabulary at a time, of these ids' states."""
     try:
-        sliced = _mean_likelihood(runner, states, ids)
+        with runner.running():
+            halves = runner.blocks.output.halves(states)
     except ForwardError:
         return False
-    whole = _loss(runner.logits(states), ids)
-    return abs(sliced - whole) <= TOLERANCES[runner.dtype][0] * max(abs(whole), 1.0) or not math.isfinite(whole)
+    whole = runner.logits(states)
+    if halves is None or halves.shape != whole.shape:
+        return False
+    one, other = _loss(halves, ids), _loss(whole, ids)
+    if not math.isfinite(other):
+        return True
+    near = abs(one - other) <= TOLERANCES[runner.dtype][0] * max(abs(other), 1.0)
+    return near and torch.allclose(halves, whole.float(), rtol=MOST_OFF, atol=MOST_OFF)
 
 
 def _comes_out(runner: Runner, rows: Sequence[Row], expected: Sequence[Outcome]) -> bool:

@@ -272,7 +272,7 @@ class Runner:
         The vocabulary is gone through in slices: there never is a tensor of all logits.
         """
         with self.running():
-            return self.blocks.likelihoods(states, targets.to(states.device)).cpu()
+            return self.blocks.output.likelihoods(states, targets.to(states.device)).cpu()
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return the logits [n, vocabulary] of states [n, hidden_size]."""

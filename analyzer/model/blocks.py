@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -17,16 +17,8 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
-from analyzer.model.ends import (
-    Answer,
-    Divergences,
-    LogitsPart,
-    SlicedHead,
-    divergences_of,
-    embed_by_rows,
-    likelihoods_of,
-    states_of,
-)
+from analyzer.model.ends import Answer, SlicedHead, embed_by_rows, states_of
+from analyzer.model.head import OutputHead
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.loading.ahead import ReadAhead
 from analyzer.model.loading.staging import staging_to
@@ -44,7 +36,6 @@ from analyzer.model.stock import (
 from analyzer.model.tokens import half
 from analyzer.model.weights import ChangeTensor
 
-LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the tokens that go through the head at once
 OUTSIDE = ""  # stands for what belongs to no block
 
 
@@ -83,8 +74,6 @@ class BlockwiseModel:
         if encoder_alone and self.start is None:
             raise ForwardError(f"{type(self.model).__name__} does not run its encoder by itself: leave --tower out")
         self.device, self.dtype = device, dtype
-        self.sliced = False
-        """Whether the head is known to give the same logits a slice of the vocabulary at a time (checking.py)."""
         self.rows = Rows(row_bytes, getattr(config.get_text_config(), "num_attention_heads", 16))
         self.change, self.cost = change, Cost()
         self._loader = Loader(self.model, dtype, device, gguf_rules(checkpoint, config))
@@ -115,6 +104,7 @@ class BlockwiseModel:
         self.vocabulary = len(input_embedding(self._weights.model, self.model).weight)
         self._leave_aside()
         self._replace_ends({target: name for name, (target, as_it_is) in targets.items() if as_it_is})
+        self.output = OutputHead(self.head, output_head(self.model), self.vocabulary)
         self._put(self._weights.read(self._plan[OUTSIDE]))
         self._tie()
         order = list(self._blocks)
@@ -228,31 +218,6 @@ class BlockwiseModel:
         if not isinstance(logits, torch.Tensor):
             raise ForwardError(f"{self._weights.model}: {type(self.model).__name__} has no logits of text alone")
         return logits[0]
-
-    def likelihoods(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the negative log-likelihood of each target [n] after hidden [n, hidden_size], in nats, [n] float32."""
-        return likelihoods_of(self._sliced_logits(hidden), targets)
-
-    def divergences(self, untouched: torch.Tensor, hidden: torch.Tensor, targets: torch.Tensor) -> Divergences:
-        """Return what is said after hidden [rows, n, hidden_size] beside what is said after the untouched [n, ...].
-
-        The head runs once for each, and for the untouched.
-        """
-        return divergences_of(self._sliced_logits(untouched, *hidden), len(hidden), targets)
-
-    def _sliced_logits(self, *hidden: torch.Tensor) -> Iterator[LogitsPart]:
-        """Yield the logits after each of these hidden [n, hidden_size], part by part.
-
-        The stock model's own head runs over slices of the vocabulary, where it takes them (`sliced`).
-        """
-        head = output_head(self.model)
-        slices = head.slices if self.sliced and isinstance(head, SlicedHead) else [range(self.vocabulary)]
-        for rows in slices:
-            step = max(1, LOGIT_BYTES // (4 * len(rows) * len(hidden)))
-            with head.only(rows) if len(slices) > 1 else nullcontext():
-                for start in range(0, len(hidden[0]), step):
-                    part = slice(start, start + step)
-                    yield part, rows.start, [self.head(each[None, part]).float() for each in hidden]
 
     def _leave_aside(self) -> None:
         """Make what text does not reach empty, on the device: some models ask their first parameter where they are."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -13,8 +13,6 @@ from analyzer.model.weights import StoredWeights
 
 ASKED = [getattr(torch.Tensor, name).__get__ for name in ("dtype", "device")]  # of a weight that is not read for that
 HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
-LogitsPart = tuple[slice, int, Sequence[torch.Tensor]]
-"""A part of all logits: of which states, from which token of the vocabulary on, [states, tokens] of each of several."""
 
 
 def embed_by_rows(
@@ -73,7 +71,7 @@ class SlicedHead(torch.nn.Module):
         self._weights, self._source, self._shape = weights, source, tuple(head.weight.shape)
         self._device, self._dtype = device, dtype
         self._stored: torch.Tensor | None = None
-        self._only: tuple[range, torch.Tensor] | None = None
+        self._only: tuple[slice | torch.Tensor, torch.Tensor] | None = None
         rows = max(1, HEAD_NUMBERS // self._shape[1])
         self.slices = [range(n, min(n + rows, self._shape[0])) for n in range(0, self._shape[0], rows)]
         """The vocabulary in slices that are multiplied at once."""
@@ -83,17 +81,18 @@ class SlicedHead(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return [..., vocabulary] for [..., hidden_size]; the weights are read when they are first needed."""
         if self._only is not None:
-            rows, weight = self._only
-            return torch.nn.functional.linear(
-                hidden, weight, None if self.bias is None else self.bias[rows.start : rows.stop]
-            )
+            tokens, weight = self._only
+            return torch.nn.functional.linear(hidden, weight, None if self.bias is None else self.bias[tokens])
         logits = torch.cat([torch.nn.functional.linear(hidden, self._slice(rows)) for rows in self.slices], dim=-1)
         return logits if self.bias is None else logits + self.bias
 
     @contextmanager
-    def only(self, rows: range) -> Iterator[None]:
-        """While the context lasts, return the logits of this slice of the vocabulary alone."""
-        self._only = rows, self._slice(rows)
+    def only(self, tokens: range | torch.Tensor) -> Iterator[None]:
+        """While the context lasts, return the logits of a slice of the vocabulary alone, or of tokens, ascending."""
+        if isinstance(tokens, range):
+            self._only = slice(tokens.start, tokens.stop), self._slice(tokens)
+        else:
+            self._only = tokens, self._rows(tokens)
         try:
             yield
         finally:
@@ -103,72 +102,21 @@ class SlicedHead(torch.nn.Module):
         """Return the whole weight, [vocabulary, hidden_size]."""
         return torch.cat([self._slice(rows) for rows in self.slices])
 
-    def _slice(self, rows: range) -> torch.Tensor:
+    def _slice(self, rows: range, which: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """Return the weights of a slice of the vocabulary, or of `which` of them."""
         if self._stored is None and len(self.slices) > 1:
             decoded = self._weights.read_slice(self._source, rows)
             if decoded is not None:  # what is quantized is not kept as the floats that it stands for
-                return decoded.to(self._device, self._dtype)
+                return decoded.to(self._device, self._dtype)[which]
         if self._stored is None:
             self._stored = self._weights.read([self._source])[self._source]
             if self._device.type != "cpu":
                 self._stored = self._stored.to(self._device)
-        return self._stored[rows.start : rows.stop].to(self._dtype)
+        return self._stored[rows.start : rows.stop][which].to(self._dtype)
 
-
-class Divergences(NamedTuple):
-    """What several models say after n states, beside what one says: of each model and state, [rows, n].
-
-    Its negative log-likelihood of the target, the divergence KL(one || model), both in nats, and whether the likeliest
-    token is the same.
-    """
-
-    likelihoods: torch.Tensor
-    divergences: torch.Tensor
-    agrees: torch.Tensor
-
-
-def likelihoods_of(parts: Iterable[LogitsPart], targets: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of each target [n], in nats: there never is a tensor of all logits."""
-    total, wanted = torch.full(targets.shape, -torch.inf), torch.full(targets.shape, torch.nan)
-    total, wanted = total.to(targets.device), wanted.to(targets.device)
-    for part, first, (logits,) in parts:
-        total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=-1))
-        wanted[part] = _logits_at(targets[part] - first, logits, wanted[part])
-    return total - wanted
-
-
-def divergences_of(parts: Iterable[LogitsPart], rows: int, targets: torch.Tensor) -> Divergences:
-    """Return what each of `rows` models says after n states, beside what the first says: the parts have all of them.
-
-    With p the probabilities of the first and z the logits, KL(first || other) is the sum of p (z1 - z2), less the
-    difference of the log-sum-exps. What p is, the whole vocabulary tells: the sum is scaled again with each slice.
-    """
-    none = torch.full((rows + 1, len(targets)), -torch.inf, device=targets.device)
-    totals, largest, wanted = none.clone(), none.clone(), torch.full_like(none, torch.nan)
-    likeliest, mean = torch.zeros_like(none, dtype=torch.long), torch.zeros_like(none[1:])
-    for part, first, logits in parts:
-        before = totals[0, part].clone()
-        for row, each in enumerate(logits):
-            totals[row, part] = torch.logaddexp(totals[row, part], each.logsumexp(dim=-1))
-            wanted[row, part] = _logits_at(targets[part] - first, each, wanted[row, part])
-            most, where = each.max(dim=-1)
-            likeliest[row, part] = torch.where(most > largest[row, part], where + first, likeliest[row, part])
-            largest[row, part] = torch.maximum(largest[row, part], most)
-        p = (logits[0] - totals[0, part, None]).exp()
-        mean[:, part] *= (before - totals[0, part]).exp()
-        for row, each in enumerate(logits[1:]):
-            terms = torch.where(p > 0, p * (logits[0] - each), 0.0)  # a logit may be minus infinity in both
-            mean[row, part] += terms.sum(dim=-1)
-    return Divergences(
-        (totals - wanted)[1:], (mean - totals[0] + totals[1:]).clamp(min=0), likeliest[1:] == likeliest[0]
-    )
-
-
-def _logits_at(places: torch.Tensor, logits: torch.Tensor, else_: torch.Tensor) -> torch.Tensor:
-    """Return the logit at each place [n] of logits [n, tokens], something else where it is not among them."""
-    here = (places >= 0) & (places < logits.shape[1])
-    found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    return torch.where(here, found, else_)
+    def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        parts = ((rows, tokens[(tokens >= rows.start) & (tokens < rows.stop)] - rows.start) for rows in self.slices)
+        return torch.cat([self._slice(rows, which) for rows, which in parts if len(which)])
 
 
 class Answer(torch.nn.Module):

@@ -201,15 +201,19 @@ def _losses(weights: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ..
 def _joint(entry: Entry, weights: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | None]:
     """Return the loss before all were zeroed at once, and where the weight is that costs more alone, if one does.
 
-    Joint zeroing is over the whole text. That a weight's losses are too is known of those that have controls, and of
-    those that are over more tokens than others.
+    Where joint zeroing does not say over how many tokens it is, it is over the whole text. That a weight's losses are
+    too is known of those that have controls, and of those that are over more tokens than others.
     """
-    losses = _losses(weights)
+    joint, losses = entry["joint"], _losses(weights)
+    if joint and "loss_tokens" in joint:
+        worst = max(weights, key=lambda w: increase_of(w) or 0.0)
+        most = joint["delta_high"]
+        return joint["loss"], place_of(worst) if most is not None and (increase_of(worst) or 0.0) > most else None
     whole = [w for w in weights if losses and w["loss_tokens"] == losses[0][0]]
-    if not entry["joint"] or not (losses[1:] or any(w["control_loss_max"] is not None for w in whole)):
+    if not joint or not (losses[1:] or any(w["control_loss_max"] is not None for w in whole)):
         return None, None
     worst = max(whole, key=lambda w: w["loss_zeroed"] or 0.0)
-    more = (worst["loss_zeroed"] or 0.0) > entry["joint"]["loss_zeroed"]
+    more = (worst["loss_zeroed"] or 0.0) > joint["loss_zeroed"]
     return losses[0][1], place_of(worst) if more else None
 
 

@@ -242,11 +242,17 @@ class Interaction:
 
 @dataclass(frozen=True)
 class JointZeroing:
-    """The loss over the whole text with these weights zeroed at once, and without that."""
+    """The loss with these weights zeroed at once, and without that, over `loss_tokens` tokens.
+
+    `delta_low` and `delta_high` are the ends of an interval of their difference.
+    """
 
     coordinates: tuple[Coordinate, ...]
     loss_zeroed: float
     loss: float
+    delta_low: float
+    delta_high: float
+    loss_tokens: int
 
 
 @dataclass(frozen=True)

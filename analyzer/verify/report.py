@@ -22,7 +22,15 @@ from analyzer.base.text import (
     signed,
     table,
 )
-from analyzer.verify.records import REASONS, LayerMaxima, Masking, SuperActivation, SuperWeight, VerifyResult
+from analyzer.verify.records import (
+    REASONS,
+    JointZeroing,
+    LayerMaxima,
+    Masking,
+    SuperActivation,
+    SuperWeight,
+    VerifyResult,
+)
 from analyzer.verify.sentences import headroom_sentence, sinks_sentence
 from analyzer.verify.unit_tables import unit_sections
 
@@ -103,8 +111,7 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     if best.effect is not None:
         sentence += f" and {len(critical)} critical"
     if result.joint:
-        before, after = _loss(result.joint.loss), _loss(result.joint.loss_zeroed)
-        sentence += f"; with all the confirmed ones zeroed at once, the loss goes from {before} to {after}"
+        sentence += f"; with all the confirmed ones zeroed at once, {_together(result.joint)}"
     yield fill(f"{sentence}.")
 
 
@@ -130,10 +137,12 @@ def _answer(result: VerifyResult) -> Iterator[str]:
         for weight in result.asked:
             yield from _one(weight)
     if result.joint:
-        yield fill(
-            f"With all {len(result.asked)} zeroed at once, the loss goes from {_loss(result.joint.loss)} to "
-            f"{_loss(result.joint.loss_zeroed)}."
-        )
+        yield fill(f"With all {len(result.asked)} zeroed at once, {_together(result.joint)}.")
+
+
+def _together(joint: JointZeroing) -> str:
+    tokens = count_of(joint.loss_tokens, "token")
+    return f"the loss goes from {_loss(joint.loss)} to {_loss(joint.loss_zeroed)}, over {tokens}"
 
 
 def _one(weight: SuperWeight) -> Iterator[str]:

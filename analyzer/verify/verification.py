@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate, Unit
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.forward.losses import Comparison, token_losses
 from analyzer.forward.observers import expert_outputs
+from analyzer.forward.paired import PairedLosses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
-from analyzer.model.rows import Untouched
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
 from analyzer.verify.activations.tally import Tally
 from analyzer.verify.costs.effects import (
+    CRITICAL_INCREASE,
     EFFECT_PARAMETERS,
     measure_asked,
     measure_columns,
@@ -81,9 +80,8 @@ def verify(
     weights, measuring = in_order(found.weights), None
     if not early_stop:
         if runner.has_loss:
-            comparison = Comparison()
-            run = partial(token_losses, runner, comparison=comparison, untouched=Untouched(UNTOUCHED_BYTES))
-            measuring = Measuring(run, prepared.windows, progress, causal=causal, comparison=comparison)
+            tell = PairedLosses(runner, UNTOUCHED_BYTES)
+            measuring = Measuring(tell, prepared.windows, progress, causal=causal, increase=CRITICAL_INCREASE)
         if statics.is_asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)
         else:
@@ -221,7 +219,10 @@ def _together(
     columns = [tuple(weight.coordinate for weight in column) for column in columns_of(weights)]
     if measuring is None:
         return None, tuple(_column(column, None) for column in columns)
-    joint = JointZeroing(every, measure_joint(measuring, every), measuring.loss) if len(every) > 1 else None
+    joint = None
+    if len(every) > 1:
+        cost = measure_joint(measuring, every, whole=statics.is_asked)
+        joint = JointZeroing(every, cost.loss_zeroed, cost.loss, cost.low, cost.high, cost.tokens)
     return joint, tuple(map(_column, columns, measure_columns(measuring, columns)))
 
 

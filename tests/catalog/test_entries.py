@@ -67,7 +67,9 @@ def test_weights_are_in_order_and_the_rejected_are_left_out_unless_critical():
         replace(WEIGHT, col=5, status="rejected", effect="inert"),
         WEIGHT,
     )
-    joint = JointZeroing((Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4)), 4.5678912, 2.3456789)
+    joint = JointZeroing(
+        (Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4)), 4.5678912, 2.3456789, 2.1, 2.34567, 540
+    )
     entry = made(replace(RESULT, super_weights=weights, joint=joint))
     assert [(w["layer"], w["col"]) for w in entry["super_weights"]] == [(2, 4), (2, 6), (3, 4)]
     assert entry["joint"]["loss_zeroed"] == 4.5679

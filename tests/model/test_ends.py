@@ -84,7 +84,7 @@ def test_the_head_is_multiplied_in_slices(llama, monkeypatch):
 def sliced(monkeypatch, folder, rows, tokens):
     """Return a model whose head is gone through by so many rows of the vocabulary and so many tokens at a time."""
     monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 16 * rows)
-    monkeypatch.setattr("analyzer.model.blocks.LOGIT_BYTES", 4 * rows * tokens)
+    monkeypatch.setattr("analyzer.model.head.LOGIT_BYTES", 4 * rows * tokens)
     return hooked(folder)
 
 
@@ -92,7 +92,7 @@ def sliced(monkeypatch, folder, rows, tokens):
 def test_likelihoods_are_those_of_the_whole_vocabulary(llama, monkeypatch, rows, tokens):
     model, ids = sliced(monkeypatch, llama, rows, tokens), [*range(1, 20), 999, 0]
     check_rows(model.runner, ids)
-    assert model.blocks.sliced
+    assert model.blocks.output.in_parts
     with torch.no_grad():
         logits = load_plain("llama", llama).model(input_ids=torch.tensor([ids])).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
@@ -109,7 +109,7 @@ def test_a_head_that_needs_the_whole_vocabulary_gets_it(llama, monkeypatch):
     model, ids = sliced(monkeypatch, llama, 7, 100), [1, 2, 500, 3]
     model.blocks.model.register_forward_hook(without_one)
     check_rows(model.runner, PROMPT_IDS)
-    assert not model.blocks.sliced
+    assert not model.blocks.output.in_parts
     with torch.no_grad():
         logits = load_plain("llama", llama).model(input_ids=torch.tensor([ids])).logits[0]
     logits[:, 500] = -100.0

@@ -16,7 +16,7 @@ from streamed import assert_close
 
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import zeroing
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses import likelihoods, states_of
 from analyzer.model.rows import Untouched, _are_equal
 
 
@@ -75,7 +75,7 @@ def test_rows_that_are_alike_again_are_merged(silent, dtype):
     found, counts = rows_run(model, [PROMPT_IDS], sets)
     assert counts == [1, 5, 2, 2, 2, 2]
     assert found[0] == found[1] == found[2] == found[4] != found[3]
-    assert rows_run(model, [PROMPT_IDS], [()])[0] == found[:1]
+    assert rows_run(model, [PROMPT_IDS], [()])[0] == pytest.approx(found[:1], rel=1e-6)
     assert rows_run(model, [PROMPT_IDS], [(HEARD,)])[0] == pytest.approx(
         found[3:4], rel=1e-6 if dtype == "float32" else 1e-2
     )
@@ -104,12 +104,17 @@ def test_what_is_written_into_a_mapping_keeps_rows_apart(silent, monkeypatch):
     assert counts == [1, 3, 3, 3, 3, 3]
 
 
+def kept_losses(model, pairs, untouched):
+    ((_, states),) = states_of(model.runner, pairs, untouched=untouched)
+    return likelihoods(model.runner, [(window, each) for (window, _), each in zip(pairs, states, strict=True)])
+
+
 def with_kept(model, sets, untouched):
     """Return the losses of a prompt under each set of zeroed weights, and how many rows each block ran."""
     pairs = [(model.tokens.window(PROMPT_IDS), zeroing(each)) for each in sets]
 
     def run(*_):
-        return [float(losses.mean()) for losses in token_losses(model.runner, pairs, untouched=untouched)]
+        return [float(losses.mean()) for losses in kept_losses(model, pairs, untouched)]
 
     return rows_run(SimpleNamespace(layers=model.layers, stack=model.stack, losses=run), [], [])
 
@@ -159,7 +164,7 @@ def test_prompts_are_told_apart_by_all_their_tokens(silent):
     windows = [model.tokens.window(ids) for ids in (PROMPT_IDS, other)]
     expected = model.losses([other], [()])
     for window in windows:
-        (found,) = token_losses(model.runner, [(window, zeroing([]))], untouched=untouched)
+        (found,) = kept_losses(model, [(window, zeroing([]))], untouched)
     assert found.mean() == pytest.approx(expected[0], rel=1e-6)
 
 

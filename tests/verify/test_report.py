@@ -148,10 +148,11 @@ def test_a_critical_weight_that_is_not_confirmed_says_why():
 
 def test_what_was_asked_for_is_answered():
     inert = replace(WEIGHT, layer=3, status="rejected", reason="share", effect="inert", share=0.02)
-    joint = JointZeroing((WEIGHT.coordinate, inert.coordinate), 6.0, 2.888)
+    joint = JointZeroing((WEIGHT.coordinate, inert.coordinate), 6.0, 2.888, 3.0, 3.2, 1881)
     text = words(asked=(inert, WEIGHT), super_weights=(), joint=joint, verdict=None)
     assert text.index("Weight: layer 3, row 507, col 1229 = +5.875") < text.index("Super weight: layer 11")
-    assert "With all 2 zeroed at once, the loss goes from 2.888 (perplexity 17.96) to 6.000" in text
+    joint = "the loss goes from 2.888 (perplexity 17.96) to 6.000 (perplexity 403.4), over 1,881 tokens."
+    assert f"With all 2 zeroed at once, {joint}" in text
     assert "None found" not in text
 
 

@@ -23,8 +23,9 @@ CRITICAL_OVER_CONTROLS = 10.0
 NEAREST_CONTROLS = 2
 RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
-GROUP = 16  # weights that are behind no write, zeroed at once
 COLUMN_LOOK = 1  # at what all weights of a column cost together
+GROUP = 16  # weights that are behind no write, zeroed at once
+TOGETHER_WITHIN = 0.2  # of what all weights cost together its interval's half may be
 SMALLEST_GROUP = 3  # that is halved no more: its weights are looked at one by one
 GROUPINGS = 2  # by depth, and by chance: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
@@ -52,12 +53,11 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
     decides. Those that cost enough get their controls. Raises ForwardError where the untouched loss is no number.
     """
     check_finite(measuring, statics)
-    least = CRITICAL_INCREASE * measuring.loss
-    in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"], least)
+    in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"])
     alone = [weight.coordinate for weight in found if weight.coordinate not in in_group]
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
     measuring.look(costly, measuring.last, "evaluation text", compare=True)
-    suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= least]
+    suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= measuring.least]
     controls = _controls_of(measuring, suspects, [weight.coordinate for weight in found], statics)
     return [
         _as_group(weight, measuring.of(zeroing(group)), len(group))
@@ -69,9 +69,9 @@ def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics:
 
 def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -> list[Intervention]:
     """Return those of which no look before the last says that they cost too little for what is critical."""
-    asked, least = list(interventions), CRITICAL_INCREASE * measuring.loss
+    asked, least = list(interventions), measuring.least
     left = asked
-    for number in range(measuring.first_to_say(least), measuring.last):
+    for number in range(measuring.first, measuring.last):
         measuring.look(left, number, "screening")
         costs = {each: measuring.of(each) for each in left}
         left = [each for each, cost in costs.items() if cost.least < least <= cost.may_reach]
@@ -87,10 +87,18 @@ def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: S
     return [_with_effect(measuring, weight, controls[weight.coordinate]) for weight in asked]
 
 
-def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...]) -> float:
-    """Return the loss over the whole text with all these weights zeroed at once."""
-    measuring.look([zeroing(group)], measuring.last, "together")
-    return measuring.of(zeroing(group)).loss_zeroed
+def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...], *, whole: bool) -> Estimate:
+    """Return what zeroing all these weights at once costs, over the `whole` text or as much of it as tells it well.
+
+    That is where the interval is within a fifth of it, or below what is enough to be critical.
+    """
+    intervention = zeroing(group)
+    for number in range(measuring.last if whole else measuring.first, measuring.last + 1):
+        measuring.look([intervention], number, "together")
+        cost = measuring.of(intervention)
+        if cost.high - cost.delta <= TOGETHER_WITHIN * abs(cost.delta) or cost.may_reach < measuring.least:
+            break
+    return cost
 
 
 def measure_columns(measuring: Measuring, columns: Sequence[tuple[Coordinate, ...]]) -> list[Estimate]:
@@ -108,7 +116,7 @@ def check_finite(measuring: Measuring, statics: Statics) -> None:
 
 
 def _inert_in_groups(
-    measuring: Measuring, coordinates: Sequence[Coordinate], least: float
+    measuring: Measuring, coordinates: Sequence[Coordinate]
 ) -> dict[Coordinate, tuple[Coordinate, ...]]:
     """Return the weights that cost nothing even when they are zeroed with others, each with its group.
 
@@ -126,8 +134,8 @@ def _inert_in_groups(
         groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
         inert = {}
         while groups:
-            measuring.look(map(zeroing, groups), measuring.first_to_say(least), "screening")
-            costly = [group for group in groups if measuring.of(zeroing(group)).may_reach >= least]
+            measuring.look(map(zeroing, groups), measuring.first, "screening")
+            costly = [group for group in groups if measuring.of(zeroing(group)).may_reach >= measuring.least]
             inert |= {c: group for group in groups if group not in costly for c in group}
             middles = [(group, len(group) // 2) for group in costly if len(group) > SMALLEST_GROUP]
             groups = [half for group, middle in middles for half in (group[:middle], group[middle:])]
@@ -168,7 +176,7 @@ def effect_of(measuring: Measuring, cost: Estimate, controls: Sequence[Estimate]
     """Return "critical" or "inert": without any control it is inert."""
     worst = max((each.delta for each in controls), default=math.inf)
     over = cost.delta >= CRITICAL_OVER_CONTROLS * max(worst, 0.0)
-    return "critical" if over and cost.delta >= CRITICAL_INCREASE * measuring.loss else "inert"
+    return "critical" if over and cost.delta >= measuring.least else "inert"
 
 
 def beside_loss(measuring: Measuring, intervention: Intervention) -> tuple[float | None, float | None, bool | None]:

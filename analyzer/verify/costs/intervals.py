@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNSEEN_NATS = 1.0  # that a token may cost of a kind that was not seen; such are 3 of n tokens at most (rule of three)
+SIMULATED = 1 << 17  # runs of looks, for what each of them may err
 BLOCK_TOKENS = 8  # whose mean is one observation: tokens beside each other are alike
 
 
@@ -75,6 +76,22 @@ def estimate(
 def unseen(tokens: int, whole: int) -> float:
     """Return what tokens of kinds that are not among these may add to the mean of the whole text: see UNSEEN_NATS."""
     return UNSEEN_NATS * 3 / tokens * (1 - tokens / whole)
+
+
+def error_of_each(tokens: Sequence[int], whole: int, error: float) -> float:
+    """Return how often each of several looks may be wrong, all alike, for all of them together to be so at `error`.
+
+    A look is at so many `tokens` of the `whole` text, those of the looks before it among them, and asks whether the
+    mean of the whole is above a value. Means are taken for normal: what several looks say hangs together, so that this
+    is more than a share of the error (Pocock, 1977; here by simulation, for looks of any size at a text that ends).
+    """
+    if not tokens:
+        return error
+    information = 1 / (1 / np.array(tokens, np.float64) - 1 / whole)  # of the mean of a finite text
+    steps = np.random.default_rng(0).standard_normal((SIMULATED, len(tokens)))
+    steps *= np.sqrt(np.diff(information, prepend=0.0))
+    lowest = (steps.cumsum(axis=1) / np.sqrt(information)).min(axis=1)
+    return NormalDist().cdf(float(np.quantile(lowest, error)))
 
 
 def student(probability: float, freedom: int) -> float:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.base.progress import Progress
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.verify.costs.intervals import UNKNOWN, Estimate, estimate, unseen
+from analyzer.verify.costs.intervals import UNKNOWN, Estimate, error_of_each, estimate, unseen
 
 if TYPE_CHECKING:
-    from analyzer.forward.losses import Comparison
+    from analyzer.forward.paired import Told
     from analyzer.model.tokens import Window
 
 # Of the first window, which the first looks are at: as many as tell a control from what costs many times as much, and
 # as many as tell what costs little. The other looks are at whole windows.
 FEW_TOKENS, FIRST_TOKENS = 64, 192
-# How often what costs just enough is taken for what does not, over all looks: each takes half of what is left of it.
-ERROR = 0.05
+# How often what costs just enough is taken for what does not, over all looks; and at most in one of them.
+ERROR, MOST_ERROR = 0.05, 0.025
 
 Pair = tuple["Window", Intervention]
-TokenLosses = Callable[[Sequence[Pair], Callable[[int], object]], "list[NDArray[np.float32]]"]
-"""Returns the negative log-likelihood of each judged token: see forward/losses.py."""
+
+
+class Tell(Protocol):
+    """Tells of windows under interventions: PairedLosses of forward/paired.py does."""
+
+    def __call__(
+        self, pairs: Sequence[Pair], progress: Callable[[int], object], *, sampled: bool, compared: bool
+    ) -> list[Told]:
+        """Return what is told of each pair."""
 
 
 class Measuring:
@@ -34,46 +41,46 @@ class Measuring:
 
     The first looks are at the first tokens of a window, which in a causal model say what they would in the whole of
     it, the others at whole windows, about as many as were looked at before; the last one is at the whole text. Where
-    the model is not `causal` all are at whole windows.
+    the model is not `causal` all are at whole windows. Losses may be estimates but in the last look.
     """
 
     def __init__(
-        self,
-        run: TokenLosses,
-        windows: Sequence[Window],
-        progress: Progress,
-        *,
-        causal: bool,
-        comparison: Comparison | None = None,
+        self, tell: Tell, windows: Sequence[Window], progress: Progress, *, causal: bool, increase: float
     ) -> None:
-        """Run the untouched text. `run` puts into the `comparison` what it asks for."""
-        self._run, self._windows, self._progress, self._comparison = run, windows, progress, comparison
+        """Run the untouched text. What looks are to tell is what costs at least `increase` times its loss."""
+        self._tell, self._windows, self._progress = tell, windows, progress
         self._looks = _looks(windows, causal=causal)
         self.last = len(self._looks) - 1
         """The number of the look at the whole text; they are counted from 0."""
         self._tokens = sum(len(window.places) for window in windows)
-        self._seen: dict[Intervention, dict[int, NDArray[np.float32]]] = {}
-        self._times: Counter[Intervention] = Counter()
+        self._seen: dict[Intervention, dict[int, Told]] = {}
         self.look([UNTOUCHED], self.last, "evaluation text")
-        self.loss = self.of(UNTOUCHED).loss
+        self.loss = float(np.concatenate(self._whole(UNTOUCHED)).sum(dtype=np.float64)) / self._tokens
         """The untouched model's loss over the whole text, in nats per token."""
         self.unigram_loss = _entropy([target for window in windows for target in window.targets])
         """What one would lose who knew of each judged token but how often it is one in this text."""
+        self.least = increase * self.loss
+        """What is enough, in nats per token."""
+        counts = [sum(len(windows[place].prefix(n).places) for place, n in look) for look in self._looks]
+        self.first = next((n for n, count in enumerate(counts) if unseen(count, self._tokens) < self.least), self.last)
+        """The number of the first look that may say of a cost that it is too little.
+
+        Those before it are at so few tokens that others could make up for it.
+        """
+        seen = [sum(counts[self.first : number + 1]) for number in range(self.first, self.last)]
+        self._error = min(MOST_ERROR, error_of_each(seen, self._tokens, ERROR))
 
     def look(self, interventions: Iterable[Intervention], number: int, what: str, *, compare: bool = False) -> None:
         """Run interventions on the part of the text that this look is at, but for windows that they were run on.
 
         What is to `compare` is compared with the untouched model, on all whole windows that it was run on.
         """
-        asked = list(dict.fromkeys(interventions))
-        if self._comparison is not None:
-            self._comparison.asked |= set(asked) if compare else set()
-            self._comparison.keeping = number < self.last
+        asked, last = list(dict.fromkeys(interventions)), number == self.last
         todo = [
             (intervention, place, self._windows[place].prefix(tokens))
             for place, tokens in self._looks[number]
             for intervention in asked
-            if self._missing(intervention, place, tokens)
+            if self._missing(intervention, place, tokens, exact=last, compared=compare)
         ]
         done = 0
 
@@ -84,56 +91,50 @@ class Measuring:
 
         if todo:
             self._progress(what, 0, len(todo))
-            found = self._run([(window, intervention) for intervention, _, window in todo], advance)
-            for (intervention, place, _), losses in zip(todo, found, strict=True):
-                self._seen.setdefault(intervention, {})[place] = losses
-            self._times.update({intervention for intervention, *_ in todo})
+            pairs = [(window, intervention) for intervention, _, window in todo]
+            found = self._tell(pairs, advance, sampled=not last, compared=compare)
+            for (intervention, place, _), told in zip(todo, found, strict=True):
+                self._seen.setdefault(intervention, {})[place] = told
 
     def of(self, intervention: Intervention) -> Estimate:
         """Return what an intervention costs, as far as it was looked at: anything where it was not."""
         seen, untouched = self._seen.get(intervention, {}), self._seen[UNTOUCHED]
         if not seen:
             return UNKNOWN
-        places = sorted(seen)
-        before = [untouched[place][: len(seen[place])] for place in places]
-        error = ERROR / 2 ** self._times[intervention]
-        return estimate(before, [seen[place] for place in places], error, self._tokens)
+        after = [seen[place].losses for place in sorted(seen)]
+        before = [untouched[place].losses[: len(losses)] for place, losses in zip(sorted(seen), after, strict=True)]
+        return estimate(before, after, self._error, self._tokens)
 
     def beyond(self, together: Intervention, parts: Sequence[Intervention]) -> Estimate:
         """Return what an intervention costs beyond the sum of what its parts do, each of which ran over the whole text.
 
         `loss` is then what one would expect of that sum.
         """
-        untouched, whole = self._seen[UNTOUCHED], range(len(self._windows))
-        added = [sum(self._seen[part][n] - untouched[n] for part in parts) for n in whole]
-        expected = [(untouched[n] + added[n]).astype(np.float32) for n in whole]
-        error = ERROR / 2 ** self._times[together]
-        return estimate(expected, [self._seen[together][n] for n in whole], error, self._tokens)
+        untouched, *alone = (self._whole(each) for each in (UNTOUCHED, *parts))
+        added = [sum(each[n] - before for each in alone) for n, before in enumerate(untouched)]
+        expected = [(before + more).astype(np.float32) for before, more in zip(untouched, added, strict=True)]
+        return estimate(expected, self._whole(together), self._error, self._tokens)
 
     def compared(self, intervention: Intervention) -> tuple[float, float] | None:
         """Return the mean KL divergence of the untouched model from this, and how often their likeliest token agrees.
 
         Over the whole text; null where it was not compared. The divergence is infinite where it is no number.
         """
-        found = {} if self._comparison is None else self._comparison.found
-        parts = [found.get((window, intervention)) for window in self._windows]
-        kept = [part for part in parts if part is not None]
-        if len(kept) < len(parts):
+        seen = self._seen.get(intervention, {})
+        told = [(each.divergences, each.agrees) for each in seen.values() if each.divergences is not None]
+        if len(told) < len(self._windows):
             return None
-        divergence, agrees = (np.concatenate(each).mean(dtype=np.float64) for each in zip(*kept, strict=True))
+        divergence, agrees = (np.concatenate(each).mean(dtype=np.float64) for each in zip(*told, strict=True))
         return float(divergence) if math.isfinite(divergence) else math.inf, float(agrees)
 
-    def first_to_say(self, least: float) -> int:
-        """Return the number of the first look that may say of a cost that it is below `least`, in nats per token.
+    def _whole(self, intervention: Intervention) -> list[NDArray[np.float32]]:
+        return [self._seen[intervention][place].losses for place in range(len(self._windows))]
 
-        Those before it are at so few tokens that others could make up for it.
-        """
-        counts = [sum(len(self._windows[place].prefix(n).places) for place, n in look) for look in self._looks]
-        return next((number for number, n in enumerate(counts) if unseen(n, self._tokens) < least), self.last)
-
-    def _missing(self, intervention: Intervention, place: int, tokens: int) -> bool:
-        wanted = len(self._windows[place].prefix(tokens).places)
-        return len(self._seen.get(intervention, {}).get(place, ())) < wanted
+    def _missing(self, intervention: Intervention, place: int, tokens: int, *, exact: bool, compared: bool) -> bool:
+        told, wanted = self._seen.get(intervention, {}).get(place), len(self._windows[place].prefix(tokens).places)
+        if told is None or len(told.losses) < wanted:
+            return True
+        return (exact and told.sampled) or (compared and told.divergences is None)
 
 
 def _entropy(tokens: Sequence[int]) -> float:
@@ -145,14 +146,14 @@ def _entropy(tokens: Sequence[int]) -> float:
 def _looks(windows: Sequence[Window], *, causal: bool) -> list[list[tuple[int, int]]]:
     """Return what each look is at, windows each with its number of tokens; the last one is at all of them whole.
 
-    The first window comes first, by its first tokens, and is not whole before the last look: what was seen of it is
-    then run again. The others come by their length.
+    The first window comes first, by its first tokens, and is not whole before the last look, which is at little else
+    that is new: what was seen of it is run again then. The others come by their length.
     """
     whole = [(place, len(window.ids)) for place, window in enumerate(windows)]
     looks = [[(0, tokens)] for tokens in (FEW_TOKENS, FIRST_TOKENS) if causal and tokens < whole[0][1]]
     others = sorted(whole[1:], key=lambda each: each[1])
     seen, more = 0, 1
-    while more < len(windows) - seen:
+    while seen < len(others):
         looks.append(others[seen : seen + more])
         seen += more
         more = seen

@@ -20,7 +20,9 @@ from models import (
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
+from analyzer.forward.paired import Told
 from analyzer.verify.costs.effects import (
+    CRITICAL_INCREASE,
     NEAREST_CONTROLS,
     RANDOM_CONTROLS,
     _random_weights,
@@ -93,17 +95,26 @@ def measure(cued, found, windows=WINDOWS, nearest=None):
     model, analyzed = cued
     zeroed = []
 
-    def watched(pairs, progress):
+    def watched(pairs, progress, **_):
         zeroed.append([tuple(edit.coordinate for edit in intervention.edits) for _, intervention in pairs])
-        return analyzed.token_losses(pairs)
+        return [Told(losses) for losses in analyzed.token_losses(pairs)]
 
-    windows = [analyzed.tokens.window(ids) for ids in windows]
-    measuring = Measuring(watched, windows, lambda *_: None, causal=True)
+    measuring = measured_by(watched, [analyzed.tokens.window(ids) for ids in windows])
     measured = measure_effects(measuring, found, statics_of(model, nearest))
     individually = list(zeroed)
     group = tuple(w.coordinate for w in found if w.status == "confirmed")
-    joint = measure_joint(measuring, group)
-    return {w.coordinate: w for w in measured}, joint, individually
+    joint = measure_joint(measuring, group, whole=True)
+    return {w.coordinate: w for w in measured}, joint.loss_zeroed, individually
+
+
+def measured_by(tell, windows):
+    return Measuring(tell, windows, lambda *_: None, causal=True, increase=CRITICAL_INCREASE)
+
+
+def measuring_of(analyzed):
+    """Return the measuring of the windows in which all losses are those of the whole vocabulary."""
+    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
+    return measured_by(lambda pairs, _, **__: [Told(losses) for losses in analyzed.token_losses(pairs)], windows)
 
 
 def test_what_costs_much_more_than_its_controls_is_critical(cued):
@@ -176,7 +187,7 @@ def test_what_costs_nothing_is_inert_and_not_run_further(cued):
     assert (measured.control_loss_max, measured.control_loss_nearest, measured.control_loss_random) == (None,) * 3
     untouched, first, whole, controls = zeroed
     assert (untouched, first) == ([()] * 2, [(CAUSE,), (IDLE,)])
-    assert whole == [(CAUSE,)]  # of the whole text, the other window
+    assert whole == [(CAUSE,)] * 2  # of the whole text, to be compared with the untouched model
     assert (IDLE,) not in controls
 
 
@@ -272,8 +283,7 @@ def test_confirmed_weights_are_zeroed_together(cued):
 
 def test_a_column_is_looked_at_as_a_whole(cued):
     model, analyzed = cued
-    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
-    measuring = Measuring(lambda pairs, _: analyzed.token_losses(pairs), windows, lambda *_: None, causal=True)
+    measuring = measuring_of(analyzed)
     group = (CAUSE, CAUSE._replace(row=8))
     (cost,) = measure_columns(measuring, [group])
     assert cost.tokens == len(WINDOWS[1]) - 1
@@ -339,8 +349,7 @@ class Infinite:
 def test_what_is_asked_for_is_run_whole_and_with_controls(cued):
     """However little it costs; it is no control of another."""
     model, analyzed = cued
-    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
-    measuring = Measuring(lambda pairs, _: analyzed.token_losses(pairs), windows, lambda *_: None, causal=True)
+    measuring = measuring_of(analyzed)
     found = measure_asked(measuring, [weight(IDLE), weight(CAUSE)], statics_of(model))
     assert [(w.coordinate, w.effect) for w in found] == [(IDLE, "inert"), (CAUSE, "critical")]
     for measured in found:

@@ -1,11 +1,12 @@
 """Paired differences and their intervals, against figures from tables and against chance itself."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from analyzer.verify.costs.intervals import BLOCK_TOKENS, estimate, student
+from analyzer.verify.costs.intervals import BLOCK_TOKENS, error_of_each, estimate, student
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,29 @@ def test_the_interval_for_the_whole_of_a_text_misses_it_as_often_as_it_says():
         found = estimate([np.zeros(384, np.float32)], [text[:384]], 0.05, 512)
         beyond += found.most < text.mean()
     assert 0.03 < beyond / 2000 < 0.07
+
+
+@pytest.mark.parametrize(("looks", "constant"), [(1, 1.645), (2, 1.875), (3, 1.992), (5, 2.122)])
+def test_what_each_look_may_err_is_that_of_pococks_tables(looks, constant):
+    """For looks of one size at a text without end (Jennison and Turnbull, table 2.1, for two sides of 0.05 each)."""
+    each = error_of_each(range(1000, 1000 * looks + 1, 1000), 10**9, 0.05)
+    assert NormalDist().inv_cdf(1 - each) == pytest.approx(constant, abs=0.01)
+
+
+def test_several_looks_together_miss_as_often_as_is_said():
+    """At a text that costs just enough on the whole, whose looks end before it does."""
+    sizes, generator, missed = (192, 352, 512), np.random.default_rng(3), 0
+    each = error_of_each(sizes, 640, 0.05)
+    for _ in range(2000):
+        text = (np.repeat(generator.normal(0, 1, 80), 8) + generator.normal(0, 1, 640)).astype(np.float32)
+        text -= text.mean()
+        looks = [estimate([np.zeros(size, np.float32)], [text[:size]], each, 640) for size in sizes]
+        missed += any(look.most < 0 for look in looks)
+    assert 0.03 < missed / 2000 < 0.07
+
+
+def test_without_a_look_before_the_last_all_of_the_error_is_left():
+    assert error_of_each([], 100, 0.05) == 0.05
 
 
 def test_a_loss_that_is_no_number_is_infinite():

@@ -7,10 +7,12 @@ import pytest
 
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, zeroing
+from analyzer.forward.paired import Told
 from analyzer.model.tokens import Window
-from analyzer.verify.costs.intervals import student
+from analyzer.verify.costs.intervals import error_of_each, student
 from analyzer.verify.costs.measuring import Measuring
 
+ESTIMATED = np.float32(0)  # what an estimate is off
 ONE, OTHER = (zeroing([Coordinate(1, None, row, 3)]) for row in (5, 6))
 
 
@@ -19,20 +21,23 @@ def window(length, first=0):
     return Window(ids, tuple(range(length - 1)), ids[1:])
 
 
-def made(lengths, *, causal=True):
+def made(lengths, *, causal=True, increase=0.01):
     """Return a measuring of windows whose tokens cost their id untouched, and a tenth more; and what was run."""
     ran = []
 
-    def run(pairs, progress):
+    def run(pairs, progress, *, sampled, compared):
         ran.append([(len(window.ids), intervention) for window, intervention in pairs])
         progress(len(pairs))
-        return [
-            np.array(window.targets, np.float32) * np.float32(1 if intervention == UNTOUCHED else 1.1)
-            for window, intervention in pairs
-        ]
+        return [told(window, intervention, sampled, compared) for window, intervention in pairs]
+
+    def told(window, intervention, sampled, compared):
+        losses = np.array(window.targets, np.float32) * np.float32(1 if intervention == UNTOUCHED else 1.1)
+        beside = (np.full_like(losses, 0.5), np.ones(len(losses), np.bool_)) if compared else (None, None)
+        sampled &= bool(ESTIMATED)
+        return Told(losses + ESTIMATED * sampled, sampled, *beside)
 
     windows = [window(length, 1000 * place) for place, length in enumerate(lengths)]
-    return Measuring(run, windows, lambda *_: None, causal=causal), ran
+    return Measuring(run, windows, lambda *_: None, causal=causal, increase=increase), ran
 
 
 def test_the_untouched_text_is_run_first_and_whole():
@@ -50,8 +55,9 @@ def looked_at(lengths, **options):
 
 
 def test_looks_are_at_first_tokens_and_then_at_as_many_windows_as_before_short_ones_first():
-    assert looked_at([512, 512, 512, 345]) == [[64], [192], [345], [512], [512, 512]]
+    assert looked_at([512, 512, 512, 345]) == [[64], [192], [345], [512], [512], [512]]
     assert looked_at([512] * 9) == [[64], [192], [512], [512], [512] * 2, [512] * 4, [512]]
+    assert looked_at([512] * 7) == [[64], [192], [512], [512], [512] * 2, [512] * 2, [512]]
     assert looked_at([512, 100]) == [[64], [192], [100], [512]]
     assert looked_at([512]) == [[64], [192], [512]]
     assert looked_at([150]) == [[64], [150]]
@@ -59,12 +65,16 @@ def test_looks_are_at_first_tokens_and_then_at_as_many_windows_as_before_short_o
 
 
 def test_the_first_look_that_may_say_little_is_the_one_at_enough_tokens_for_kinds_that_are_missing():
-    measuring, _ = made([512, 512, 512, 345])
     whole = 511 * 3 + 344
-    assert [measuring.first_to_say(3 / n * (1 - n / whole) * 1.001) for n in (64, 192)] == [0, 1]
-    assert measuring.first_to_say(3 / 192 * (1 - 192 / whole)) == 2  # whatever the looks before it saw
-    assert measuring.first_to_say(1e-9) == measuring.last == 4
-    assert made([60])[0].first_to_say(1e-9) == 0
+    loss = made([512, 512, 512, 345])[0].loss
+
+    def first(least):
+        return made([512, 512, 512, 345], increase=least / loss)[0].first
+
+    assert [first(3 / n * (1 - n / whole) * 1.001) for n in (64, 192)] == [0, 1]
+    assert first(3 / 192 * (1 - 192 / whole) * 0.999) == 2  # whatever the looks before it saw
+    assert first(1e-9) == 5  # the last
+    assert made([60], increase=1e-9)[0].first == 0
 
 
 def test_what_was_run_is_not_run_again():
@@ -96,17 +106,33 @@ def test_where_later_tokens_matter_a_look_is_at_whole_windows():
     assert looked_at([512, 512, 100], causal=False) == [[100], [512], [512]]
 
 
-def test_each_look_takes_half_of_what_is_left_of_the_error():
-    measuring, _ = made([512, 512, 100])
+def test_each_look_may_err_alike_and_all_together_as_often_as_is_said():
+    measuring, _ = made([512, 512, 100], increase=3 / 192 * 1.001 / 800)
+    assert measuring.first == 1
+    each = error_of_each([192, 192 + 99, 192 + 99 + 511], 1121, 0.05)
+    assert 0.0125 < each < 0.025  # more than a third of it
+    measuring.look([ONE], 0, "x")
     measuring.look([ONE], 1, "x")
-    measuring.look([OTHER], 0, "x")
-    measuring.look([OTHER], 1, "x")
-    measuring.look([OTHER], 1, "x")  # at nothing new
-    for intervention, error in ((ONE, 0.025), (OTHER, 0.0125)):
-        means = 0.1 * np.arange(1, 193).reshape(-1, 8).mean(axis=1)
-        half = student(1 - error, 23) * means.std(ddof=1) / 24**0.5
-        found = measuring.of(intervention)
-        assert found.high - found.delta == pytest.approx(half, rel=1e-4)
+    means = 0.1 * np.arange(1, 193).reshape(-1, 8).mean(axis=1)
+    half = student(1 - each, 23) * means.std(ddof=1) / 24**0.5
+    found = measuring.of(ONE)
+    assert found.high - found.delta == pytest.approx(half, rel=1e-4)
+    assert made([100])[0]._error == 0.025
+
+
+def test_what_was_estimated_is_told_again_in_the_last_look_and_what_was_not_compared_too(monkeypatch):
+    monkeypatch.setitem(globals(), "ESTIMATED", np.float32(0.25))
+    measuring, ran = made([512, 100])
+    measuring.look([ONE], 2, "x")
+    assert measuring.of(ONE).delta == pytest.approx(0.1 * np.arange(1001, 1100).mean() + 0.25, rel=1e-5)
+    measuring.look([ONE], measuring.last, "x")
+    assert ran[2:] == [[(512, ONE), (100, ONE)]]
+    assert measuring.of(ONE).delta == pytest.approx(0.1 * measuring.loss, rel=1e-5)
+    assert measuring.compared(ONE) is None
+    for _ in range(2):
+        measuring.look([ONE], measuring.last, "x", compare=True)
+    assert ran[3:] == [[(512, ONE), (100, ONE)]]
+    assert measuring.compared(ONE) == (0.5, 1.0)
 
 
 def test_progress_counts_what_is_run():
