@@ -4,18 +4,17 @@
     python tools/early_decisions.py --weights 40
 
 Weights with costs of every size are made: critical ones times factors between 0 and 1, and the static outliers.
-Each is run over the whole evaluation text once; the looks are then taken at parts of these losses.
+Each is run over the whole evaluation text first, and then looked at as a verification looks at it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from sample_model import built_sample_model
 from sample_result import stored_sample
 from tabulate import tabulate
@@ -25,11 +24,14 @@ from analyzer.analyze.scanning import scan_model
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling, zeroing
 from analyzer.forward.losses import token_losses
+from analyzer.forward.paired import PairedLosses, Told
+from analyzer.model.tokens import Window
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.verify.costs.effects import CRITICAL_INCREASE, may_be_costly
-from analyzer.verify.costs.measuring import ERROR, FEW_TOKENS, Measuring, Pair
+from analyzer.verify.costs.measuring import ERROR, Measuring, Pair, Tell
 from analyzer.verify.settings import evaluation_text
+from analyzer.verify.verification import KEPT_BYTES
 
 AT_ONCE = 8  # rows that share the blocks before their edits
 SMALL = 0.12  # of the loss: of what costs no more, many factors give costs near that of a critical one
@@ -48,20 +50,20 @@ def main() -> None:
     check_rows(runner, windows[0].ids)
     scaled = int(count * SCALED)
     interventions = [*_scaled(scaled), *_static(source, count - scaled)]
-    kept: dict[Intervention, list[NDArray[np.float32]]] = {}
+    measured: dict[tuple[Window, Intervention], Told] = {}
     todo = [UNTOUCHED, *interventions]
     for start in range(0, len(todo), AT_ONCE):
-        some = todo[start : start + AT_ONCE]
-        found = iter(token_losses(runner, [(window, each) for each in some for window in windows]))
-        kept |= {each: [next(found) for _ in windows] for each in some}
-        print(f"{len(kept) - 1} of {len(interventions)}", end="\r", file=sys.stderr)
+        pairs = [(window, each) for each in todo[start : start + AT_ONCE] for window in windows]
+        measured |= {pair: Told(each) for pair, each in zip(pairs, token_losses(runner, pairs), strict=True)}
+        print(f"{start} of {len(interventions)}", end="\r", file=sys.stderr)
 
-    def again(pairs: Sequence[Pair], _: Callable[[int], object]) -> list[NDArray[np.float32]]:
-        """Return what was measured, of the window that each part begins."""
-        starts = [window.ids[:FEW_TOKENS] for window in windows]
-        return [kept[i][starts.index(part.ids[:FEW_TOKENS])][: len(part.places)] for part, i in pairs]
+    def again(pairs: Sequence[Pair], *_: object, **__: object) -> list[Told]:
+        return [measured[pair] for pair in pairs]
 
-    whole, looked = (Measuring(again, windows, lambda *_: None, causal=True) for _ in range(2))
+    def measuring(tell: Tell) -> Measuring:
+        return Measuring(tell, windows, lambda *_: None, causal=True, increase=CRITICAL_INCREASE)
+
+    whole, looked = measuring(again), measuring(PairedLosses(runner, KEPT_BYTES))
     whole.look(interventions, whole.last, "")
     kept_on = set(may_be_costly(looked, interventions))
     rows = []

@@ -62,9 +62,9 @@ class _Untouched:
 class PairedLosses:
     """The losses of one model on windows on which it is run untouched first."""
 
-    def __init__(self, runner: Runner, untouched_bytes: int) -> None:
-        """Of what blocks give for the untouched text, `untouched_bytes` are kept, for rows that begin alike."""
-        self._runner, self._blocks = runner, Untouched(untouched_bytes)
+    def __init__(self, runner: Runner, kept_bytes: int) -> None:
+        """At most so many bytes are kept of what blocks give for the untouched text, and of states as many."""
+        self._runner, self._blocks, self._left = runner, Untouched(kept_bytes), kept_bytes
         self._generator = torch.Generator().manual_seed(SEED)
         self._known: dict[Window, _Untouched] = {}
         self._kept: dict[tuple[Window, Intervention], torch.Tensor] = {}
@@ -84,6 +84,7 @@ class PairedLosses:
         `compared`, losses are exact and held against the untouched model.
         """
         kept = {} if sampled else {n: self._kept.pop(pair) for n, pair in enumerate(pairs) if pair in self._kept}
+        self._left += sum(states.nbytes for states in kept.values())
         rest = [number for number in range(len(pairs)) if number not in kept]
         found: dict[int, Told] = {}
 
@@ -115,7 +116,7 @@ class PairedLosses:
                 continue
             known = self._untouched(window) if sampled or compared else None
             if sampled and window in self._known:
-                self._kept[window, intervention] = states
+                self._keep((window, intervention), states)
             if known is not None and (compared or known.samples):
                 beside.setdefault(window, []).append(row)
             else:
@@ -127,6 +128,12 @@ class PairedLosses:
             assert known is not None
             told |= zip(of_window, (_compared if compared else _estimated)(self._runner, known, states), strict=True)
         return [told[row] for row in range(len(rows))]
+
+    def _keep(self, pair: tuple[Window, Intervention], states: torch.Tensor) -> None:
+        """Keep the states of a pair, if there is room."""
+        if pair not in self._kept and states.nbytes <= self._left:
+            self._left -= states.nbytes
+            self._kept[pair] = states
 
     def _learn(self, window: Window, states: torch.Tensor) -> NDArray[np.float32]:
         """Keep what the untouched model says of a window, and return its losses."""

@@ -11,9 +11,10 @@ from analyzer.base.records import Coordinate, Unit
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.observers import expert_outputs
-from analyzer.forward.paired import PairedLosses
+from analyzer.forward.paired import AUDITED, SEED, SPREAD, PairedLosses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
+from analyzer.model.logits import SURE
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
@@ -44,8 +45,15 @@ from analyzer.verify.records import (
 )
 from analyzer.verify.settings import Thresholds, VerifySettings
 
-UNTOUCHED_BYTES = 1 << 28  # of what the blocks give for the evaluation text, kept for the rows that share it so far
-PARAMETERS = {**EFFECT_PARAMETERS, "max_rounds": MAX_ROUNDS}
+KEPT_BYTES = 1 << 28  # of what blocks give for the untouched text; and of states that may be asked for again
+PARAMETERS = {
+    **EFFECT_PARAMETERS,
+    "sampled_surely": SURE,
+    "sampled_spread": SPREAD,
+    "audited": AUDITED,
+    "sample_seed": SEED,
+    "max_rounds": MAX_ROUNDS,
+}
 
 
 def verify(
@@ -80,7 +88,7 @@ def verify(
     weights, measuring = in_order(found.weights), None
     if not early_stop:
         if runner.has_loss:
-            tell = PairedLosses(runner, UNTOUCHED_BYTES)
+            tell = PairedLosses(runner, KEPT_BYTES)
             measuring = Measuring(tell, prepared.windows, progress, causal=causal, increase=CRITICAL_INCREASE)
         if statics.is_asked:
             weights = _asked(measuring, found.weights, trace, activations, statics)

@@ -161,6 +161,26 @@ def test_what_was_estimated_is_told_exactly_without_another_pass(sampled, compar
     assert again.losses == pytest.approx(wanted, abs=1e-4)
 
 
+def test_no_more_states_are_kept_than_there_is_room_for(sampled):
+    _, model = sampled
+    window = model.tokens.window(IDS)
+    pairs = [(window, scaling({WEIGHT: factor})) for factor in (0.5, 0.25, 0.0)]
+    tell = PairedLosses(model.runner, 2 * 4 * len(window.places) * model.runner.hidden_size)
+    tell([(window, UNTOUCHED)])
+    for _ in range(2):
+        tell(pairs[:1], sampled=True)
+    tell(pairs, sampled=True)
+    passes = model.blocks.cost.passes
+    tell(pairs[:2])
+    assert model.blocks.cost.passes == passes
+    tell(pairs)  # nothing is left
+    assert model.blocks.cost.passes == passes + 1
+    tell(pairs, sampled=True)  # there is room again
+    passes = model.blocks.cost.passes
+    tell(pairs[:2])
+    assert model.blocks.cost.passes == passes
+
+
 def test_a_window_that_was_not_run_untouched_is_told_exactly(sampled):
     folder, model = sampled
     window = model.tokens.window(IDS)

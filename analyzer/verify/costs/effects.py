@@ -39,6 +39,7 @@ EFFECT_PARAMETERS = {
     "block_tokens": BLOCK_TOKENS,
     "unseen_nats": UNSEEN_NATS,
     "error": ERROR,
+    "together_within": TOGETHER_WITHIN,
     "group": GROUP,
     "groupings": GROUPINGS,
 }
