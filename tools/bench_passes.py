@@ -128,7 +128,7 @@ def run(what: str, bench: Bench) -> dict[str, Any]:
     from analyzer.base.records import plain
     from analyzer.forward.checking import FAST_ATTENTION
     from analyzer.forward.edits import UNTOUCHED
-    from analyzer.forward.losses import token_losses
+    from analyzer.forward.losses.plain import token_losses
     from analyzer.model import blocks
     from analyzer.model.stock import attend_by
     from analyzer.source.folder import FolderSource

@@ -23,8 +23,8 @@ from analyzer.analyze.running import open_runnable
 from analyzer.analyze.scanning import scan_model
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling, zeroing
-from analyzer.forward.losses import token_losses
-from analyzer.forward.paired import PairedLosses, Told
+from analyzer.forward.losses.paired import PairedLosses, Told
+from analyzer.forward.losses.plain import token_losses
 from analyzer.model.tokens import Window
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource

@@ -117,7 +117,7 @@ def _faults(matrices: Sequence[Mapping[str, Any]], stock: Fields, folder: Path) 
     from analyzer.analyze.verifying import verify_model
     from analyzer.base.records import Coordinate
     from analyzer.forward.edits import UNTOUCHED, zeroing
-    from analyzer.forward.losses import losses
+    from analyzer.forward.losses.plain import losses
     from analyzer.source.opening import open_model
     from analyzer.verify.settings import VerifySettings
 

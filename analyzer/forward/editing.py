@@ -13,7 +13,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens
 

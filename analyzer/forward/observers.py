@@ -13,7 +13,7 @@ from analyzer.base.records import Place
 from analyzer.forward.blocks.mlps import Passage
 from analyzer.forward.edits import UNTOUCHED
 from analyzer.forward.interception import intercepted
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses.plain import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.rows import tokens_come_first
 from analyzer.model.stock import attending_by, attention_of

@@ -17,8 +17,8 @@ import torch
 from analyzer.base.errors import CheckpointError, ForwardError, shown
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.model.cost import Cost
-from analyzer.model.ends import Answer, SlicedHead, embed_by_rows, states_of
-from analyzer.model.head import OutputHead
+from analyzer.model.ends.head import OutputHead
+from analyzer.model.ends.stored import Answer, SlicedHead, embed_by_rows, states_of
 from analyzer.model.layouts.gguf import gguf_rules, open_weights
 from analyzer.model.loading.ahead import ReadAhead
 from analyzer.model.loading.staging import staging_to

@@ -111,7 +111,7 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     if best.effect is not None:
         sentence += f" and {len(critical)} critical"
     if result.joint:
-        sentence += f"; with all the confirmed ones zeroed at once, {_together(result.joint)}"
+        sentence += f"; zeroing all the confirmed ones at once {_adds(result.joint)}"
     yield fill(f"{sentence}.")
 
 
@@ -137,12 +137,12 @@ def _answer(result: VerifyResult) -> Iterator[str]:
         for weight in result.asked:
             yield from _one(weight)
     if result.joint:
-        yield fill(f"With all {len(result.asked)} zeroed at once, {_together(result.joint)}.")
+        yield fill(f"Zeroing all {len(result.asked)} at once {_adds(result.joint)}.")
 
 
-def _together(joint: JointZeroing) -> str:
-    tokens = count_of(joint.loss_tokens, "token")
-    return f"the loss goes from {_loss(joint.loss)} to {_loss(joint.loss_zeroed)}, over {tokens}"
+def _adds(joint: JointZeroing) -> str:
+    cost = plus_minus(joint.loss_zeroed - joint.loss, joint.delta_high)
+    return f"adds {cost} to the loss, over {count_of(joint.loss_tokens, 'token')}"
 
 
 def _one(weight: SuperWeight) -> Iterator[str]:

@@ -10,11 +10,11 @@ from analyzer.base.progress import Progress
 from analyzer.base.records import Coordinate, Unit
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED
+from analyzer.forward.losses.paired import AUDITED, SEED, SPREAD, PairedLosses
 from analyzer.forward.observers import expert_outputs
-from analyzer.forward.paired import AUDITED, SEED, SPREAD, PairedLosses
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
-from analyzer.model.logits import SURE
+from analyzer.model.ends.logits import SURE
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
 from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates

@@ -12,7 +12,7 @@ from analyzer.analyze.verifying import verify_model
 from analyzer.base.errors import ForwardError
 from analyzer.forward.checking import check_rows, check_trace, run_like
 from analyzer.forward.edits import UNTOUCHED, zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.forward.observers import observed
 from analyzer.model import rows
 from analyzer.model.tokens import Window

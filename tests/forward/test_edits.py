@@ -13,7 +13,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, Intervention, WeightEdit, scaling, zeroing
 from analyzer.forward.interception import intercepted
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 
 # Every down projection of these models has a weight at (5, 19) that matters.
 ROW, COL = 5, 19

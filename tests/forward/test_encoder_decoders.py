@@ -13,7 +13,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.forward.checking import check_rows, check_trace
 from analyzer.forward.edits import UNTOUCHED, zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.source.folder import FolderSource
 
 WEIGHT = Coordinate(2, None, 5, 19, "decoder")

@@ -16,7 +16,7 @@ from streamed import assert_close
 
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import zeroing
-from analyzer.forward.losses import likelihoods, states_of
+from analyzer.forward.losses.plain import likelihoods, states_of
 from analyzer.model.rows import Untouched, _are_equal
 
 

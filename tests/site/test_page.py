@@ -86,9 +86,10 @@ def test_all_that_this_tool_found_is_there_and_apart(articles):
         statuses = [row["status"] for row in table]
         assert statuses == sorted(statuses, key=lambda status: status != "confirmed")
         assert "loss, which is 2.8884 over 1,881 tokens; it is over as many of them, from 192 on, as" in section.text
-        assert (
-            "With 28 weights zeroed at once the loss is 4.0353, from 2.8884. Zeroing 11,507,1229 alone" in section.text
+        joint = (
+            "With 28 weights zeroed at once the loss is 4.6159, from 3.1598, over 540 tokens. Zeroing 11,507,1229 alone"
         )
+        assert joint in section.text
         for text in (known["commit"], known["note"], known["method"]["prompt"], known["method"]["text_sha256"]):
             assert text in section.text
         drawn = [node for node in section.all("path", **{"class": "extent"}) if list(node.all("title"))]
@@ -279,6 +280,14 @@ def test_the_loss_that_joint_zeroing_is_compared_with_is_over_as_much_text():
     assert "from 1.0000." in said({**first, "col": 5, "loss": 1.0, "loss_tokens": 10}, first)
     assert said(first).startswith("zeroed at once the loss is 1.5000. ")  # which may be over more text than the other
     assert "of weights that cost next to nothing" not in said(first)
+    part = {**joint, "loss": 1.2, "loss_tokens": 540, "delta_low": 0.25, "delta_high": 0.35}
+    assert said(WEIGHT, **part).startswith(
+        "zeroed at once the loss is 1.5000, from 1.2000, over 540 tokens. Zeroing 1,2"
+    )
+    assert said(WEIGHT, **{**part, "delta_high": 1e6}).startswith(
+        "zeroed at once the loss is 1.5000, from 1.2000, over 540 tokens. "
+    )
+    assert "alone costs more" not in said(WEIGHT, **{**part, "delta_high": 1e6})
 
 
 def test_an_empty_catalog_is_no_page(tmp_path):

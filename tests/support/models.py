@@ -13,7 +13,7 @@ from analyzer.analyze.verifying import verify_model
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import zeroing
-from analyzer.forward.losses import losses, token_losses
+from analyzer.forward.losses.plain import losses, token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
 from analyzer.projections.down_projections import down_projections

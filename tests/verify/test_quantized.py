@@ -49,7 +49,7 @@ from analyzer.base.errors import CheckpointError, ForwardError
 from analyzer.base.records import Coordinate
 from analyzer.checkpoint.checkpoint import Checkpoint
 from analyzer.forward.edits import UNTOUCHED, zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.forward.runner import Runner
 from analyzer.projections.down_projections import down_projections
 from analyzer.source.folder import FolderSource

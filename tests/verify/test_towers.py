@@ -31,7 +31,7 @@ from analyzer.base.records import Coordinate, plain
 from analyzer.catalog.documents import problems
 from analyzer.catalog.files import read_documents, save_entry
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.source.folder import FolderSource
 from analyzer.verify.report import render_verify
 

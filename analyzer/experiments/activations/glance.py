@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.forward.edits import Intervention
-from analyzer.forward.losses import rows_in_pass
+from analyzer.forward.losses.plain import rows_in_pass
 from analyzer.forward.observers import observed
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Window

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analyzer.base.progress import counted
 from analyzer.experiments.lab.opening import Lab
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses.plain import token_losses
 from analyzer.forward.observers import observed
 from analyzer.verify.settings import DEFAULT_THRESHOLDS
 

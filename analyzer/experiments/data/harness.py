@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from analyzer.base.errors import ForwardError
 from analyzer.base.progress import Progress, counted
 from analyzer.forward.edits import Intervention
-from analyzer.forward.losses import PASS_BYTES
+from analyzer.forward.losses.plain import PASS_BYTES
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens
 

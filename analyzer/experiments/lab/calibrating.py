@@ -6,7 +6,7 @@ from analyzer.base.progress import counted
 from analyzer.experiments.lab.opening import Lab
 from analyzer.forward.edits import changing_inputs
 from analyzer.forward.linears import InputStatistics
-from analyzer.forward.losses import rows_in_pass
+from analyzer.forward.losses.plain import rows_in_pass
 
 
 def watch_calibration(lab: Lab) -> InputStatistics:

@@ -23,7 +23,7 @@ from analyzer.experiments.lab.records import Arm, Experiment, Measured, Weight
 from analyzer.forward.checking import check_rows, run_like
 from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.forward.linears import InputStatistics
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses.plain import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.tokens import Tokens, Window
 from analyzer.model.weights import ChangeTensor

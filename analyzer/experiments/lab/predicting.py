@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analyzer.base.progress import counted
 from analyzer.experiments.lab.opening import Lab
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.losses import rows_in_pass
+from analyzer.forward.losses.plain import rows_in_pass
 from analyzer.forward.runner import Runner
 
 LOGIT_BYTES = 1 << 26

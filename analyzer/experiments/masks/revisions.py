@@ -17,7 +17,7 @@ from analyzer.experiments.lab.opening import Lab
 from analyzer.experiments.masks.criteria import Criterion, dropping
 from analyzer.forward.checking import run_like
 from analyzer.forward.edits import UNTOUCHED, Intervention, zeroing
-from analyzer.forward.losses import token_losses
+from analyzer.forward.losses.plain import token_losses
 from analyzer.forward.runner import Runner
 from analyzer.model.weights import ChangeTensor, StoredWeights
 from analyzer.projections.weights import read_weights

@@ -15,7 +15,7 @@ from analyzer.forward.edits import UNTOUCHED, Intervention
 from analyzer.verify.costs.intervals import UNKNOWN, Estimate, error_of_each, estimate, unseen
 
 if TYPE_CHECKING:
-    from analyzer.forward.paired import Told
+    from analyzer.forward.losses.paired import Told
     from analyzer.model.tokens import Window
 
 # Of the first window, which the first looks are at: as many as tell a control from what costs many times as much, and
@@ -28,7 +28,7 @@ Pair = tuple["Window", Intervention]
 
 
 class Tell(Protocol):
-    """Tells of windows under interventions: PairedLosses of forward/paired.py does."""
+    """Tells of windows under interventions: PairedLosses of forward/losses/paired.py does."""
 
     def __call__(
         self, pairs: Sequence[Pair], progress: Callable[[int], object], *, sampled: bool, compared: bool

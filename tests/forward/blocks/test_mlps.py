@@ -15,7 +15,7 @@ from analyzer.analyze.running import open_runnable
 from analyzer.base.errors import ForwardError
 from analyzer.forward.blocks.mlps import find_blocks
 from analyzer.forward.edits import UNTOUCHED, scaling, zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.model.rows import Untouched
 from analyzer.source.folder import FolderSource
 

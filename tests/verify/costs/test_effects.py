@@ -20,7 +20,7 @@ from models import (
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-from analyzer.forward.paired import Told
+from analyzer.forward.losses.paired import Told
 from analyzer.verify.costs.effects import (
     CRITICAL_INCREASE,
     NEAREST_CONTROLS,

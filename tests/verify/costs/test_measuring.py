@@ -7,7 +7,7 @@ import pytest
 
 from analyzer.base.records import Coordinate
 from analyzer.forward.edits import UNTOUCHED, zeroing
-from analyzer.forward.paired import Told
+from analyzer.forward.losses.paired import Told
 from analyzer.model.tokens import Window
 from analyzer.verify.costs.intervals import error_of_each, student
 from analyzer.verify.costs.measuring import Measuring

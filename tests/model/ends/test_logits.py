@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from analyzer.model.logits import BLOCK, SURE, Draw, likelihoods_of
+from analyzer.model.ends.logits import BLOCK, SURE, Draw, likelihoods_of
 
 TOKENS = 3000
 

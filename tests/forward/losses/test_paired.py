@@ -8,8 +8,8 @@ from models import TEXT_IDS, hooked, load_plain, save_random
 from analyzer.base.records import Coordinate
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, scaling, zeroing
-from analyzer.forward.paired import PairedLosses
-from analyzer.model.head import LEAST_SAMPLED
+from analyzer.forward.losses.paired import PairedLosses
+from analyzer.model.ends.head import LEAST_SAMPLED
 
 WEIGHT = Coordinate(1, None, 5, 19)
 KEPT = 1 << 24
@@ -37,7 +37,7 @@ def exact(logits, window):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma2"])
 @pytest.mark.parametrize("numbers", [1 << 24, 200], ids=["whole", "in slices"])
 def test_divergence_and_agreement_are_those_of_the_plain_model(tmp_path, monkeypatch, name, numbers):
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", numbers)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", numbers)
     model = hooked(save_random(name, tmp_path))
     model.runner.blocks.output.in_parts = True
     expert = None if (1, None) in load_plain(name, tmp_path).downs else 2
@@ -92,7 +92,7 @@ def test_estimates_are_near_what_the_whole_vocabulary_says(sampled, prefix):
 
 def test_a_token_whose_logits_change_by_much_is_told_exactly(sampled, monkeypatch):
     folder, model = sampled
-    monkeypatch.setattr("analyzer.forward.paired.SPREAD", 0.4)
+    monkeypatch.setattr("analyzer.forward.losses.paired.SPREAD", 0.4)
     window, (told,) = told_of(model, [scaling({WEIGHT: -20.0})], sampled=True)
     before, after = (logits_of(folder, "llama", factors, IDS) for factors in ((), [(WEIGHT, -20.0)]))
     p, change = before.softmax(-1), after - before

@@ -8,7 +8,7 @@ from models import TEXT_IDS, hooked, load_plain, save_random
 from analyzer.analyze.running import open_runnable
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED
-from analyzer.model.head import LEAST_SAMPLED, SAMPLED_STATES
+from analyzer.model.ends.head import LEAST_SAMPLED, SAMPLED_STATES
 from analyzer.source.opening import open_model
 
 VOCABULARY = LEAST_SAMPLED + 8
@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
 
 def opened(folder, monkeypatch, numbers=1 << 24):
     """Return a checked model, the states of TEXT_IDS twice, and the logits of a plain one after them."""
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", numbers)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", numbers)
     model = hooked(folder)
     check_rows(model.runner, TEXT_IDS)
     states = model.states([TEXT_IDS * 2], [UNTOUCHED])[0]
@@ -40,7 +40,7 @@ def test_parts_of_the_vocabulary_are_those_of_the_whole(folders, monkeypatch, na
     assert output.in_parts
     with model.running():
         part, halves = output.logits(states, torch.tensor(TOKENS)), output.halves(states)
-        monkeypatch.setattr("analyzer.model.head.LOGIT_BYTES", 100)
+        monkeypatch.setattr("analyzer.model.ends.head.LOGIT_BYTES", 100)
         few = output.logits(states, torch.tensor(TOKENS))
     torch.testing.assert_close(part, logits[:, TOKENS], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(few, part, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_a_small_vocabulary_and_a_head_that_gives_no_parts_are_told_whole(folder
 
 
 def test_a_quantized_head_gives_parts_decoded_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 64 * 3000)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", 64 * 3000)
     quantized, _ = write_mlx(tiny_model("llama", vocab_size=VOCABULARY), tmp_path)
     runner, _ = open_runnable(open_model(str(quantized))).build()
     check_rows(runner, TEXT_IDS)

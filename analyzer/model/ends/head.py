@@ -7,8 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from analyzer.model.ends import SlicedHead
-from analyzer.model.logits import (
+from analyzer.model.ends.logits import (
     BLOCK,
     Divergences,
     Draw,
@@ -17,6 +16,7 @@ from analyzer.model.logits import (
     divergences_of,
     likelihoods_of,
 )
+from analyzer.model.ends.stored import SlicedHead
 
 LOGIT_BYTES = 1 << 26  # of one slice of the vocabulary, for the states that go through the head at once
 SAMPLED_STATES = 8 * BLOCK  # that go through the head at once, each with the samples of all

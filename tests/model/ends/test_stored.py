@@ -22,7 +22,7 @@ from analyzer.base.records import Coordinate
 from analyzer.checkpoint.shards import SINGLE
 from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, zeroing
-from analyzer.forward.losses import losses
+from analyzer.forward.losses.plain import losses
 from analyzer.source.opening import open_model
 
 
@@ -75,7 +75,7 @@ def test_a_tied_head_reads_the_embedding_once_it_is_needed(tmp_path):
 
 def test_the_head_is_multiplied_in_slices(llama, monkeypatch):
     plain, model = load_plain("llama", llama), hooked(llama)
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 16 * 7)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", 16 * 7)
     with torch.no_grad():
         expected = plain.model(input_ids=torch.tensor([PROMPT_IDS])).logits
     assert_close(run(model, [PROMPT_IDS])[1], expected)
@@ -83,8 +83,8 @@ def test_the_head_is_multiplied_in_slices(llama, monkeypatch):
 
 def sliced(monkeypatch, folder, rows, tokens):
     """Return a model whose head is gone through by so many rows of the vocabulary and so many tokens at a time."""
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 16 * rows)
-    monkeypatch.setattr("analyzer.model.head.LOGIT_BYTES", 4 * rows * tokens)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", 16 * rows)
+    monkeypatch.setattr("analyzer.model.ends.head.LOGIT_BYTES", 4 * rows * tokens)
     return hooked(folder)
 
 
@@ -121,7 +121,7 @@ def test_a_head_that_needs_the_whole_vocabulary_gets_it(llama, monkeypatch):
 @pytest.mark.parametrize("how", ["mlx", "gguf"])
 def test_a_quantized_head_is_decoded_in_slices(tmp_path, monkeypatch, how, tied):
     """Slices of 70 rows, of tiles of 30; the embedding by the rows in use."""
-    monkeypatch.setattr("analyzer.model.ends.HEAD_NUMBERS", 64 * 70)
+    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", 64 * 70)
     monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 2 * 64 * 30)
     model = tiny_model("llama", vocab_size=1000, tie_word_embeddings=tied)
     quantized, floats = write_mlx(model, tmp_path) if how == "mlx" else write_gguf_model(model, tmp_path, "llama")

@@ -40,7 +40,7 @@ def test_losses_over_windows_are_a_mean_over_tokens(planted):
     assert analyzed.predicted([first, second]) == 12
 
 
-@pytest.mark.parametrize("limit", ["forward.losses.PASS_BYTES", "model.head.LOGIT_BYTES"])
+@pytest.mark.parametrize("limit", ["forward.losses.plain.PASS_BYTES", "model.ends.head.LOGIT_BYTES"])
 def test_small_batches_give_the_same_losses(planted, monkeypatch, limit):
     _, analyzed = planted
     windows, sets = [*analyzed.tokens.windows(TEXT), [5, 6, 7]], [(), (PLANTED,), (Coordinate(3, None, 4, 5),)]

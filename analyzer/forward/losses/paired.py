@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from analyzer.forward.edits import UNTOUCHED, Intervention
-from analyzer.forward.losses import likelihoods, states_of
+from analyzer.forward.losses.plain import likelihoods, states_of
 from analyzer.forward.runner import Runner
-from analyzer.model.head import SAMPLED_STATES
-from analyzer.model.logits import Sampled
+from analyzer.model.ends.head import SAMPLED_STATES
+from analyzer.model.ends.logits import Sampled
 from analyzer.model.rows import Untouched
 from analyzer.model.tokens import Window
 

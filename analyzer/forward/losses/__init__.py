@@ -1,0 +1,1 @@
+"""The losses of a text under interventions, token by token."""
