@@ -12,6 +12,7 @@ from analyzer.base.errors import ForwardError
 from analyzer.forward.edits import UNTOUCHED, Intervention, scaling
 from analyzer.forward.runner import Runner
 from analyzer.forward.trace import Stream, Trace
+from analyzer.model.ends.logits import likelihoods_of
 from analyzer.model.stock import attend_by, attention_of
 
 CHECKED_TOKENS = 64
@@ -149,7 +150,7 @@ def _mean_likelihood(runner: Runner, states: torch.Tensor, prompt: Sequence[int]
 
 def _loss(logits: torch.Tensor, prompt: Sequence[int]) -> float:
     wanted = torch.tensor(prompt[1 - len(logits) :], device=logits.device)  # of a decoder, those of its half
-    return torch.nn.functional.cross_entropy(logits[:-1].double(), wanted).item()
+    return likelihoods_of([(slice(None), 0, [logits[:-1].float()])], wanted).double().mean().item()
 
 
 def _agree(dtype: str, one: Outcome, other: Outcome) -> bool:
