@@ -26,6 +26,7 @@ from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.pytorch_utils import Conv1D
@@ -114,13 +115,22 @@ def build_empty(config: Any, dtype: torch.dtype, stored: Collection[str]) -> Any
     auto, named = _auto_class(config), _named_class(config)
     if auto is not None or named is None:
         auto = auto or transformers.AutoModelForCausalLM  # which says what it does not know
-        with init_empty_weights(include_buffers=False):
+        with _without_weights():
             model = auto.from_config(config, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
+            model.tie_weights(recompute_mapping=False)
         if named is None or isinstance(model, named) or Loader(model, dtype).has_blocks_of(stored):
             return model.eval().requires_grad_(False)
-    with init_empty_weights(include_buffers=False):
+    with _without_weights():
         model = named._from_config(config, dtype=dtype, attn_implementation=attention)
+        model.tie_weights(recompute_mapping=False)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """While the context lasts, give what is built parameters on the meta device, which nothing initializes or ties."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
 
 
 def attention_of(config: Any) -> str:

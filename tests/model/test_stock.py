@@ -40,6 +40,7 @@ CALLS = {
     "convert_and_load_state_dict_in_model": (3, ()),
     "LoadStateDictConfig": (0, ("weight_mapping", "dtype", "dtype_plan", "device_map")),
     "BaseModelOutput": (0, ("last_hidden_state",)),
+    "no_init_weights": (0, ()),
     "convert_gguf_tokenizer": (2, ()),
     "get_gguf_config": (2, ()),
     "get_gguf_conversion_mapping": (2, ()),
