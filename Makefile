@@ -8,7 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-PYTEST := pytest --numprocesses 2 --dist
+# Three processes on two cores: many tests wait for a server, or for a process of their own.
+PYTEST := pytest --numprocesses 3 --dist
 COG := $(BIN)/cog -I . -I tools
 SITE := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
