@@ -28,7 +28,8 @@ INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ff_out": (("ff_proj",),),
     "w2": (("w1", "w3"), ("w12",), ("w1",)),
     "w3": (("w1", "w2"), ("w12",)),
-    "w2_weight": (("w13_weight",),),
+    "w2_weight": (("w13_weight",),),  # of Inkling, as the next
+    "shared_w2_weight": (("shared_w13_weight",),),
     "w_out": (("w_in.w_0", "w_in.w_1"), ("w_in",)),
     "wo": (("wi_0", "wi_1"), ("wi",)),
     "Wo": (("Wi",),),

@@ -37,6 +37,7 @@ SCAN_RIGHT = (
     *("t5/T5ForConditionalGeneration", "bart/BartForConditionalGeneration"),
     *("ernie4_5_vl_moe/Ernie4_5_VLMoeForConditionalGeneration", "albert/AlbertForMaskedLM", "zamba2/Zamba2ForCausalLM"),
     *("nemotron_h/NemotronHForCausalLM", "longcat_flash/LongcatFlashForCausalLM", "reformer/ReformerForMaskedLM"),
+    "inkling_mm_model/InklingForConditionalGeneration",
 )
 
 
