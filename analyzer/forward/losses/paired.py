@@ -185,8 +185,7 @@ def _estimated(runner: Runner, known: _Untouched, states: torch.Tensor) -> list[
         rows, places = changed[:, start : start + SAMPLED_STATES].nonzero(as_tuple=True)
         if len(rows):
             with runner.running():
-                logits = runner.blocks.output.logits(states[rows, start + places], sample.tokens)
-                differences, spread = sample.differences(places, logits)
+                differences, spread = runner.blocks.output.differences(sample, places, states[rows, start + places])
             losses[rows, start + places] += differences
             whole[rows, start + places] = ~(spread < SPREAD)  # NaN is not
     rows, places = (whole | (changed & known.audited)).nonzero(as_tuple=True)

@@ -75,6 +75,16 @@ class OutputHead:
             parts = [self._run(part[None]).float() for part in torch.split(states, step)]
         return torch.cat(parts) if parts else states.new_empty(0, len(tokens))
 
+    def differences(
+        self, sample: Sampled, places: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a sample tells of states [n, hidden_size] in place of those at its `places` [n], as it does."""
+        step = max(1, LOGIT_BYTES // (16 * len(sample.tokens)))  # whose sums make several of as many numbers
+        pieces = zip(torch.split(places, step), torch.split(states, step), strict=True)
+        told = [sample.differences(here, self.logits(piece, sample.tokens)) for here, piece in pieces]
+        differences, spreads = zip(*told, strict=True)
+        return torch.cat(differences), torch.cat(spreads)
+
     def halves(self, states: torch.Tensor) -> torch.Tensor | None:
         """Return the logits [n, vocabulary] put together from two halves of the vocabulary; null where it has none."""
         if self._module is None:

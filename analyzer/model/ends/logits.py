@@ -78,6 +78,11 @@ def _logits_at(places: torch.Tensor, logits: torch.Tensor, else_: torch.Tensor) 
     return torch.where(here, found, else_)
 
 
+def _deviation(values: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation [n] of values [n, m] each of which is such a part of all."""
+    return (part * (values - (part * values).sum(dim=-1, keepdim=True)) ** 2).sum(dim=-1).sqrt()
+
+
 @dataclass(frozen=True)
 class Sampled:
     """Some states of a text and a sample of the vocabulary for them, which tells how other states' likelihoods differ.
@@ -101,16 +106,16 @@ class Sampled:
         With p the probabilities after a state and d what each logit changes by, the log-sum-exp changes by the
         logarithm of the mean of exp(d) under p: that mean is estimated from the sample, each token by its p over the
         chance that it had (Horvitz and Thompson), as in the sampled softmax of Bengio and Senecal. Beside it, the
-        standard deviation of d under p: of what it is small, the estimate is near.
+        standard deviation of d under p, or under what p becomes where that is larger: of what it is small, the estimate
+        is near. Of what was sure before, only the second tells that it is no more.
         """
         before = self.logits[states]
         change, share = logits - before, (before + self.weights[states // BLOCK]).log_softmax(dim=-1)
-        part = share.exp()
-        change = torch.where(part > 0, change, 0.0)  # a logit may be minus infinity in both
-        spread = (part * (change - (part * change).sum(dim=-1, keepdim=True)) ** 2).sum(dim=-1).sqrt()
-        target = self.targets[states, None]
+        difference = change.gather(1, self.targets[states, None])[:, 0]
+        change = torch.where(share > -torch.inf, change, 0.0)  # a logit may be minus infinity in both
         shift = (share + change).logsumexp(dim=-1)
-        return shift - (logits - before).gather(1, target)[:, 0], spread
+        spreads = [_deviation(change, each.exp()) for each in (share, share + change - shift[:, None])]
+        return shift - difference, torch.maximum(*spreads)
 
 
 class Draw:

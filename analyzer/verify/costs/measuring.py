@@ -67,8 +67,7 @@ class Measuring:
 
         Those before it are at so few tokens that others could make up for it.
         """
-        seen = [sum(counts[self.first : number + 1]) for number in range(self.first, self.last)]
-        self._error = min(MOST_ERROR, error_of_each(seen, self._tokens, ERROR))
+        self._error = min(MOST_ERROR, error_of_each(self._seen_by_looks(), self._tokens, ERROR))
 
     def look(self, interventions: Iterable[Intervention], number: int, what: str, *, compare: bool = False) -> None:
         """Run interventions on the part of the text that this look is at, but for windows that they were run on.
@@ -126,6 +125,15 @@ class Measuring:
             return None
         divergence, agrees = (np.concatenate(each).mean(dtype=np.float64) for each in zip(*told, strict=True))
         return float(divergence) if math.isfinite(divergence) else math.inf, float(agrees)
+
+    def _seen_by_looks(self) -> list[int]:
+        """Return how many tokens were looked at after each look that may say something, but the last."""
+        seen: dict[int, int] = {}  # by window: a second look at the first one is at its first tokens again
+        tokens = []
+        for look in self._looks[self.first : self.last]:
+            seen |= {place: len(self._windows[place].prefix(count).places) for place, count in look}
+            tokens.append(sum(seen.values()))
+        return tokens
 
     def _whole(self, intervention: Intervention) -> list[NDArray[np.float32]]:
         return [self._seen[intervention][place].losses for place in range(len(self._windows))]

@@ -10,6 +10,7 @@ from analyzer.forward.checking import check_rows
 from analyzer.forward.edits import UNTOUCHED, scaling, zeroing
 from analyzer.forward.losses.paired import PairedLosses
 from analyzer.model.ends.head import LEAST_SAMPLED
+from analyzer.model.ends.logits import Sampled
 
 WEIGHT = Coordinate(1, None, 5, 19)
 KEPT = 1 << 24
@@ -88,6 +89,27 @@ def test_estimates_are_near_what_the_whole_vocabulary_says(sampled, prefix):
         delta, true = each.losses - before, wanted - before
         assert abs(delta.mean() - true.mean()) < 0.1 * true.std()
         assert np.median(np.abs(delta - true)) < 0.1 * true.std()
+
+
+def test_no_more_states_go_beside_a_sample_at_once_than_there_is_memory_for(sampled, monkeypatch):
+    _, model = sampled
+    factors, most, tell_differences = np.linspace(0.5, 0.99, 20), 1 << 20, Sampled.differences
+    asked = []
+
+    def differences(sample, states, logits):
+        asked.append(logits.nbytes)
+        return tell_differences(sample, states, logits)
+
+    monkeypatch.setattr(Sampled, "differences", differences)
+    interventions = [scaling({WEIGHT: float(factor)}) for factor in factors]
+    at_once = told_of(model, interventions, sampled=True)[1]
+    assert max(asked) > most
+    asked.clear()
+    monkeypatch.setattr("analyzer.model.ends.head.LOGIT_BYTES", most)
+    in_parts = told_of(model, interventions, sampled=True)[1]
+    assert max(asked) <= most
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert one.losses == pytest.approx(other.losses, abs=1e-4)
 
 
 def test_a_token_whose_logits_change_by_much_is_told_exactly(sampled, monkeypatch):

@@ -68,8 +68,22 @@ def test_differences_of_likelihoods_are_right_on_average_and_each_is_near():
     assert errors.mean(dim=0).abs().max() < 4 * errors.std() / 200**0.5 + 0.002  # and a bias of its variance's half
     p = logits.double().softmax(-1)
     change = (other - logits).double()
-    wanted = ((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).sqrt()
+    parts = p, other.double().softmax(-1)
+    wanted = torch.stack([((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).sqrt() for p in parts]).amax(dim=0)
     torch.testing.assert_close(spread.double(), wanted, rtol=0.3, atol=0.0)
+
+
+@pytest.mark.parametrize("sure", [25, 150])  # of which float32 has a probability of the others, and none
+def test_what_was_sure_and_is_no_more_has_a_spread(sure):
+    logits, _, targets = made()
+    logits[torch.arange(len(logits)), targets] += sure
+    other = logits / sure
+    _, sample = drawn(logits, targets)
+    _, spread = sample.differences(torch.arange(len(logits)), other[:, sample.tokens])
+    assert (exact(other, targets) - exact(logits, targets)).min() > 0.1
+    assert spread.min() > 1
+    again, _ = sample.differences(torch.arange(len(logits)), logits[:, sample.tokens])
+    assert again.abs().max() < 1e-5
 
 
 def test_what_changes_all_logits_alike_changes_no_likelihood():

@@ -120,6 +120,16 @@ def test_each_look_may_err_alike_and_all_together_as_often_as_is_said():
     assert made([100])[0]._error == 0.025
 
 
+def test_tokens_that_two_looks_are_at_count_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "analyzer.verify.costs.measuring.error_of_each", lambda *args: asked.append(args) or error_of_each(*args)
+    )
+    made([512, 512, 100], increase=1)
+    made([200], increase=1)  # whose looks together are at more tokens than it has
+    assert asked == [([64, 192, 192 + 99, 192 + 99 + 511], 1121, 0.05), ([64, 192], 199, 0.05)]
+
+
 def test_what_was_estimated_is_told_again_in_the_last_look_and_what_was_not_compared_too(monkeypatch):
     monkeypatch.setitem(globals(), "ESTIMATED", np.float32(0.25))
     measuring, ran = made([512, 100])
