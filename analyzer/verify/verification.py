@@ -229,7 +229,7 @@ def _together(
         return None, tuple(_column(column, None) for column in columns)
     joint = None
     if len(every) > 1:
-        cost = measure_joint(measuring, every, whole=statics.is_asked)
+        cost = measure_joint(measuring, every)
         joint = JointZeroing(every, cost.loss_zeroed, cost.loss, cost.low, cost.high, cost.tokens)
     return joint, tuple(map(_column, columns, measure_columns(measuring, columns)))
 

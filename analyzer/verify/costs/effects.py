@@ -25,7 +25,6 @@ RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
 COLUMN_LOOK = 1  # at what all weights of a column cost together
 GROUP = 16  # weights that are behind no write, zeroed at once
-TOGETHER_WITHIN = 0.2  # of what all weights cost together its interval's half may be
 SMALLEST_GROUP = 3  # that is halved no more: its weights are looked at one by one
 GROUPINGS = 2  # by depth, and by chance: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
@@ -39,7 +38,6 @@ EFFECT_PARAMETERS = {
     "block_tokens": BLOCK_TOKENS,
     "unseen_nats": UNSEEN_NATS,
     "error": ERROR,
-    "together_within": TOGETHER_WITHIN,
     "group": GROUP,
     "groupings": GROUPINGS,
 }
@@ -88,18 +86,14 @@ def measure_asked(measuring: Measuring, asked: Sequence[SuperWeight], statics: S
     return [_with_effect(measuring, weight, controls[weight.coordinate]) for weight in asked]
 
 
-def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...], *, whole: bool) -> Estimate:
-    """Return what zeroing all these weights at once costs, over the `whole` text or as much of it as tells it well.
+def measure_joint(measuring: Measuring, group: tuple[Coordinate, ...]) -> Estimate:
+    """Return what zeroing all these weights at once costs, over the whole text.
 
-    That is where the interval is within a fifth of it, or below what is enough to be critical.
+    A part would not tell: what does much harm does more or less of it by how far into a window a token is.
     """
     intervention = zeroing(group)
-    for number in range(measuring.last if whole else measuring.first, measuring.last + 1):
-        measuring.look([intervention], number, "together")
-        cost = measuring.of(intervention)
-        if cost.high - cost.delta <= TOGETHER_WITHIN * abs(cost.delta) or cost.may_reach < measuring.least:
-            break
-    return cost
+    measuring.look([intervention], measuring.last, "together")
+    return measuring.of(intervention)
 
 
 def measure_columns(measuring: Measuring, columns: Sequence[tuple[Coordinate, ...]]) -> list[Estimate]:

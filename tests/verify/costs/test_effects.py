@@ -103,7 +103,7 @@ def measure(cued, found, windows=WINDOWS, nearest=None):
     measured = measure_effects(measuring, found, statics_of(model, nearest))
     individually = list(zeroed)
     group = tuple(w.coordinate for w in found if w.status == "confirmed")
-    joint = measure_joint(measuring, group, whole=True)
+    joint = measure_joint(measuring, group)
     return {w.coordinate: w for w in measured}, joint.loss_zeroed, individually
 
 
@@ -279,6 +279,14 @@ def test_confirmed_weights_are_zeroed_together(cued):
     found, joint, _ = measure(cued, [weight(CAUSE), weight(SECOND), weight(IDLE, "rejected")])
     assert joint == pytest.approx(edited_loss(model, [CAUSE, SECOND]), rel=1e-5)
     assert joint > max(found[c].loss_zeroed for c in (CAUSE, SECOND)) + 0.01
+
+
+def test_weights_that_cost_nothing_together_are_zeroed_over_the_whole_text_too(cued):
+    model, analyzed = cued
+    group = (IDLE, IDLE._replace(layer=1))
+    joint = measure_joint(measuring_of(analyzed), group)
+    assert joint.tokens == sum(len(ids) - 1 for ids in WINDOWS)
+    assert joint.loss_zeroed == pytest.approx(edited_loss(model, group), rel=1e-5)
 
 
 def test_a_column_is_looked_at_as_a_whole(cued):
