@@ -164,7 +164,7 @@ def _one(weight: SuperWeight) -> Iterator[str]:
         moves = " and moves" if weight.reason is None else "; zeroing it moves"
         control = weight.control_loss_max
         parts[-1] += f"{moves} the loss from {_loss(weight.loss)} to {_loss(weight.loss_zeroed)}"
-        parts[-1] += f", over {weight.loss_tokens:,} tokens"
+        parts[-1] += f", over {count_of(weight.loss_tokens or 0, 'token')}"
         parts.append(
             "too little to be critical" if control is None else f"the worst of its controls gives {control:.3f}"
         )

@@ -146,6 +146,10 @@ def test_a_critical_weight_that_is_not_confirmed_says_why():
     assert "it is not confirmed, as there is no super activation on its channel" in text
 
 
+def test_one_token_is_one():
+    assert "over 1 token; the worst of its controls" in words(super_weights=(replace(WEIGHT, loss_tokens=1),))
+
+
 def test_what_was_asked_for_is_answered():
     inert = replace(WEIGHT, layer=3, status="rejected", reason="share", effect="inert", share=0.02)
     joint = JointZeroing((WEIGHT.coordinate, inert.coordinate), 6.0, 2.888, 3.0, 3.2, 1881)
