@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -201,20 +202,27 @@ def _losses(weights: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ..
 def _joint(entry: Entry, weights: Sequence[Mapping[str, Any]]) -> tuple[float | None, str | None]:
     """Return the loss before all were zeroed at once, and where the weight is that costs more alone, if one does.
 
-    Where joint zeroing does not say over how many tokens it is, it is over the whole text. That a weight's losses are
-    too is known of those that have controls, and of those that are over more tokens than others.
+    Losses are compared over as many tokens. Where joint zeroing does not say over how many it is, it is over the whole
+    text. That a weight's losses are too is known of those that have controls, and of those that are over more tokens
+    than others.
     """
     joint, losses = entry["joint"], _losses(weights)
-    if joint and "loss_tokens" in joint:
-        worst = max(weights, key=lambda w: increase_of(w) or 0.0)
-        most = joint["delta_high"]
-        return joint["loss"], place_of(worst) if most is not None and (increase_of(worst) or 0.0) > most else None
-    whole = [w for w in weights if losses and w["loss_tokens"] == losses[0][0]]
-    if not joint or not (losses[1:] or any(w["control_loss_max"] is not None for w in whole)):
+    if not joint:
         return None, None
-    worst = max(whole, key=lambda w: w["loss_zeroed"] or 0.0)
-    more = (worst["loss_zeroed"] or 0.0) > joint["loss_zeroed"]
-    return losses[0][1], place_of(worst) if more else None
+    tokens = joint.get("loss_tokens", losses[0][0] if losses else None)
+    here = [w for w in weights if w["loss"] is not None and w["loss_tokens"] == tokens]
+    before = joint.get("loss")
+    if "loss_tokens" not in joint:
+        if not (losses[1:] or any(w["control_loss_max"] is not None for w in here)):
+            return None, None
+        before = losses[0][1]
+    worst = max(here, key=_zeroed, default=None)
+    return before, place_of(worst) if worst is not None and _zeroed(worst) > _zeroed(joint) else None
+
+
+def _zeroed(record: Mapping[str, Any]) -> float:
+    loss: float | None = record["loss_zeroed"]
+    return math.inf if loss is None else loss
 
 
 def _sizes(entry: Entry) -> Sizes:

@@ -1,5 +1,6 @@
 """An analysis as the catalog keeps it: in order, rounded where it was measured, exact where it was read."""
 
+import math
 from dataclasses import replace
 
 from catalogs import entry as whole
@@ -73,6 +74,15 @@ def test_weights_are_in_order_and_the_rejected_are_left_out_unless_critical():
     entry = made(replace(RESULT, super_weights=weights, joint=joint))
     assert [(w["layer"], w["col"]) for w in entry["super_weights"]] == [(2, 4), (2, 6), (3, 4)]
     assert entry["joint"]["loss_zeroed"] == 4.5679
+
+
+def test_what_destroys_a_model_has_no_finite_loss(tmp_path):
+    both = (Coordinate(2, None, 3, 4), Coordinate(3, None, 3, 4))
+    infinite = JointZeroing(both, math.inf, 2.3456789, math.inf, math.inf, 1881)
+    entry = made(replace(RESULT, joint=infinite, super_weights=(replace(WEIGHT, loss_zeroed=math.inf),)))
+    assert (entry["joint"]["loss_zeroed"], entry["joint"]["delta_high"]) == (None, None)
+    save_entry(tmp_path, "mine", entry)
+    assert validate(tmp_path) == (1, 1, [])
 
 
 def test_it_says_what_it_is_of_and_how_it_was_made(tmp_path):

@@ -280,14 +280,19 @@ def test_the_loss_that_joint_zeroing_is_compared_with_is_over_as_much_text():
     assert "from 1.0000." in said({**first, "col": 5, "loss": 1.0, "loss_tokens": 10}, first)
     assert said(first).startswith("zeroed at once the loss is 1.5000. ")  # which may be over more text than the other
     assert "of weights that cost next to nothing" not in said(first)
-    part = {**joint, "loss": 1.2, "loss_tokens": 540, "delta_low": 0.25, "delta_high": 0.35}
-    assert said(WEIGHT, **part).startswith(
-        "zeroed at once the loss is 1.5000, from 1.2000, over 540 tokens. Zeroing 1,2"
+    whole = {**joint, "loss": 1.2, "loss_tokens": 10, "delta_low": 0.25, "delta_high": 0.35}
+    assert said(WEIGHT, **whole).startswith(
+        "zeroed at once the loss is 1.5000, from 1.2000, over 10 tokens. Zeroing 1,2,3 alone costs more"
     )
-    assert said(WEIGHT, **{**part, "delta_high": 1e6}).startswith(
-        "zeroed at once the loss is 1.5000, from 1.2000, over 540 tokens. "
-    )
-    assert "alone costs more" not in said(WEIGHT, **{**part, "delta_high": 1e6})
+    assert "alone costs more" not in said(WEIGHT, **{**whole, "loss_zeroed": 2.5})
+    noisy = {**WEIGHT, "loss_tokens": 64}
+    assert "alone costs more" not in said(noisy, **whole)  # over so few tokens anything may
+    infinite = {**WEIGHT, "loss_zeroed": None}
+    assert "alone costs more" in said(infinite, **whole)
+    assert said(infinite, **{**whole, "loss_zeroed": None}).startswith("zeroed at once the loss is infinite, from 1.2")
+    assert "alone costs more" not in said(infinite, **{**whole, "loss_zeroed": None})
+    assert said(**whole).startswith("zeroed at once the loss is 1.5000, from 1.2000, over 10 tokens. ")
+    assert said(WEIGHT, loss_tokens=10).startswith("zeroed at once the loss is 1.5000, over 10 tokens. Zeroing 1,2,3")
 
 
 def test_an_empty_catalog_is_no_page(tmp_path):
