@@ -88,10 +88,9 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     column = next((each for each in result.columns if each.coordinate == best.column), None)
     if column is not None:
         sentence = f"Its column {best.col} writes {len(column.rows)} channels at once: {_some(column.rows)}"
-        if column.delta is not None and column.delta_high is not None:
-            sentence += (
-                f"; zeroing these weights at once adds {plus_minus(column.delta, column.delta_high)} to the loss"
-            )
+        if column.delta is not None and column.delta_high is not None and column.loss_tokens is not None:
+            cost = _adds(column.delta, column.delta_high, column.loss_tokens)
+            sentence += f"; zeroing these weights at once {cost}"
         yield fill(f"{sentence}.")
     if result.early_stop:
         yield fill(
@@ -111,7 +110,7 @@ def _finding(result: VerifyResult) -> Iterator[str]:
     if best.effect is not None:
         sentence += f" and {len(critical)} critical"
     if result.joint:
-        sentence += f"; zeroing all the confirmed ones at once {_adds(result.joint)}"
+        sentence += f"; zeroing all the confirmed ones at once {_together(result.joint)}"
     yield fill(f"{sentence}.")
 
 
@@ -137,12 +136,15 @@ def _answer(result: VerifyResult) -> Iterator[str]:
         for weight in result.asked:
             yield from _one(weight)
     if result.joint:
-        yield fill(f"Zeroing all {len(result.asked)} at once {_adds(result.joint)}.")
+        yield fill(f"Zeroing all {len(result.asked)} at once {_together(result.joint)}.")
 
 
-def _adds(joint: JointZeroing) -> str:
-    cost = plus_minus(joint.loss_zeroed - joint.loss, joint.delta_high)
-    return f"adds {cost} to the loss, over {count_of(joint.loss_tokens, 'token')}"
+def _together(joint: JointZeroing) -> str:
+    return _adds(joint.loss_zeroed - joint.loss, joint.delta_high, joint.loss_tokens)
+
+
+def _adds(delta: float, high: float, tokens: int) -> str:
+    return f"adds {plus_minus(delta, high)} to the loss, over {count_of(tokens, 'token')}"
 
 
 def _one(weight: SuperWeight) -> Iterator[str]:

@@ -127,7 +127,7 @@ def test_a_columns_weights_are_told_as_one_event():
     column = Column(11, None, 1229, (507, 12), 2.25, 2.0, 2.5, 192)
     said = words(super_weights=(WEIGHT, other), columns=(column,))
     assert "Its column 1229 writes 2 channels at once: 12, 507; zeroing these weights" in said
-    assert "at once adds +2.250 ±0.250 to the loss." in said
+    assert "at once adds +2.250 ±0.250 to the loss, over 192 tokens." in said
     assert "writes 2 channels" not in words(super_weights=(WEIGHT, other), columns=(replace(column, col=9),))
 
 
