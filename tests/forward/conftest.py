@@ -20,3 +20,12 @@ def pair(tmp_path_factory):
         return pairs[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory):
+    """Return a model with a super weight planted in it: plain, and the analyzer's."""
+    from models import hooked, plant, random_llama, save
+
+    model = plant(random_llama())
+    return model, hooked(save(model, tmp_path_factory.mktemp("models") / "planted"))

@@ -7,6 +7,7 @@ from models import (
     COL,
     LAYER,
     LAYERS,
+    PLANTED,
     PROMPT,
     ROW,
     VALUE,
@@ -21,14 +22,6 @@ from models import (
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-
-PLANTED = Coordinate(LAYER, None, ROW, COL)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    model = plant(random_llama())
-    return model, hooked(save(model, tmp_path_factory.mktemp("models") / "planted"))
 
 
 def test_trace_is_what_transformers_computes(planted):

@@ -110,7 +110,7 @@ class PairedLosses:
             if intervention == UNTOUCHED
         }
         plain: list[int] = []
-        beside: dict[Window, list[int]] = {}
+        beside: dict[Window, tuple[_Untouched, list[int]]] = {}
         for row, (window, intervention, states) in enumerate(rows):
             if row in told:
                 continue
@@ -118,15 +118,15 @@ class PairedLosses:
             if sampled and window in self._known:
                 self._keep((window, intervention), states)
             if known is not None and (compared or known.samples):
-                beside.setdefault(window, []).append(row)
+                beside.setdefault(window, (known, []))[1].append(row)
             else:
                 plain.append(row)
         exact = likelihoods(self._runner, [(rows[row][0], rows[row][2]) for row in plain])
         told |= {row: Told(losses) for row, losses in zip(plain, exact, strict=True)}
-        for window, of_window in beside.items():
-            known, states = self._untouched(window), torch.stack([rows[row][2] for row in of_window])
-            assert known is not None
-            told |= zip(of_window, (_compared if compared else _estimated)(self._runner, known, states), strict=True)
+        tell = _compared if compared else _estimated
+        for known, alike in beside.values():
+            states = torch.stack([rows[row][2] for row in alike])
+            told |= zip(alike, tell(self._runner, known, states), strict=True)
         return [told[row] for row in range(len(rows))]
 
     def _keep(self, pair: tuple[Window, Intervention], states: torch.Tensor) -> None:

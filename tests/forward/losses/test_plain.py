@@ -3,27 +3,16 @@
 import pytest
 import torch
 from models import (
-    COL,
-    LAYER,
-    ROW,
+    PLANTED,
     TEXT,
     hooked,
     load_plain,
-    plant,
     random_llama,
     save,
     save_random,
 )
 
 from analyzer.base.records import Coordinate
-
-PLANTED = Coordinate(LAYER, None, ROW, COL)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    model = plant(random_llama())
-    return model, hooked(save(model, tmp_path_factory.mktemp("models") / "planted"))
 
 
 def test_losses_over_windows_are_a_mean_over_tokens(planted):
