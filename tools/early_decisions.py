@@ -1,10 +1,11 @@
 """How often is a weight dropped too early? Its cost over the whole text, against what the looks at parts of it say.
 
-    python tools/early_decisions.py                  # on the sample model: 200 weights, 15 minutes on two cores
+    python tools/early_decisions.py                  # on the sample model: 200 weights, 25 minutes on two cores
     python tools/early_decisions.py --weights 40
 
 Weights with costs of every size are made: critical ones times factors between 0 and 1, and the static outliers.
-Each is run over the whole evaluation text first, and then looked at as a verification looks at it.
+Each is run over the whole evaluation text first, and then looked at as a verification looks at it: both as one that
+moves the stream little and as one that moves it far, whose first look is at a whole window.
 """
 
 from __future__ import annotations
@@ -63,17 +64,26 @@ def main() -> None:
     def measuring(tell: Tell) -> Measuring:
         return Measuring(tell, windows, lambda *_: None, causal=True, increase=CRITICAL_INCREASE)
 
-    whole, looked = measuring(again), measuring(PairedLosses(runner, KEPT_BYTES))
+    whole = measuring(again)
     whole.look(interventions, whole.last, "")
-    kept_on = set(may_be_costly(looked, interventions))
+    looked = {how: measuring(PairedLosses(runner, KEPT_BYTES)) for how in ("quiet", "loud")}
+    looked["loud"].look_at_window(interventions, "")
+    kept_on = {how: set(may_be_costly(each, interventions)) for how, each in looked.items()}
+
+    def dropped(how: str, some: Sequence[Intervention]) -> int:
+        return sum(each not in kept_on[how] for each in some)
+
     rows = []
     for low, high in pairwise(BANDS):
         here = [i for i in interventions if low <= whole.of(i).delta / whole.loss < high]
-        tokens_used = int(np.median([looked.of(i).tokens for i in here])) if here else "-"
-        rows.append([f"{low:.2%} to {high:.2%}", len(here), sum(i not in kept_on for i in here), tokens_used])
-    print(tabulate(rows, ["costs, of the loss", "weights", "dropped", "tokens, median"], disable_numparse=True))
+        row: list[object] = [f"{low:.2%} to {high:.2%}", len(here)]
+        for how, each in looked.items():
+            row += [dropped(how, here), int(np.median([each.of(i).tokens for i in here])) if here else "-"]
+        rows.append(row)
+    columns = [f"{how}: {column}" for how in looked for column in ("dropped", "tokens, median")]
+    print(tabulate(rows, ["costs, of the loss", "weights", *columns], disable_numparse=True))
     costly = [i for i in interventions if whole.of(i).delta >= CRITICAL_INCREASE * whole.loss]
-    wrong = sum(i not in kept_on for i in costly)
+    wrong = " and ".join(f"{dropped(how, costly)} ({how})" for how in looked)
     print(
         f"{wrong} of {len(costly)} that cost {CRITICAL_INCREASE:.0%} or more were dropped; the rule allows {ERROR:.0%}"
     )

@@ -17,7 +17,7 @@ from analyzer.forward.trace import Stream, Trace
 from analyzer.model.ends.logits import SURE
 from analyzer.verify.activations.detection import detect, layer_maxima, outlier_features
 from analyzer.verify.activations.experts import forming_layers, judge_experts
-from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, search, static_candidates
+from analyzer.verify.activations.search import MAX_ROUNDS, behind_nothing, moved_by, search, static_candidates
 from analyzer.verify.activations.tally import Tally
 from analyzer.verify.costs.effects import (
     CRITICAL_INCREASE,
@@ -45,9 +45,11 @@ from analyzer.verify.records import (
 )
 from analyzer.verify.settings import Thresholds, VerifySettings
 
+LOUD = 0.2  # of the stream's norm: a weight that moves it so far costs much, as a rule, or needs much text to tell
 KEPT_BYTES = 1 << 28  # of what blocks give for the untouched text; and of states that may be asked for again
 PARAMETERS = {
     **EFFECT_PARAMETERS,
+    "loud": LOUD,
     "sampled_surely": SURE,
     "sampled_spread": SPREAD,
     "audited": AUDITED,
@@ -188,7 +190,8 @@ def _measured(
     candidates = static_candidates(trace, activations, statics.outliers, {w.coordinate for w in behind})
     channels = {activation.channel % trace.width for activation in activations}
     weights = [*behind, *candidates]
-    measured = weights if measuring is None else measure_effects(measuring, weights, statics)
+    loud = {w.coordinate for w in weights if moved_by(trace, w.coordinate, w.value) >= LOUD}
+    measured = weights if measuring is None else measure_effects(measuring, weights, statics, loud)
     kept = [
         w
         for w in measured

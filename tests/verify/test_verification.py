@@ -36,6 +36,7 @@ from analyzer.base.records import Coordinate
 from analyzer.scan.records import ScanSettings
 from analyzer.source.folder import FolderSource
 from analyzer.verify.activations.detection import Thresholds
+from analyzer.verify.costs.effects import measure_effects
 
 pytestmark = pytest.mark.early
 
@@ -222,6 +223,19 @@ def test_what_is_neither_on_a_channel_nor_critical_is_left_out(planted):
     rejected = [w for w in planted.super_weights if w.status == "rejected"]
     assert all(w.row in on_channel or w.effect == "critical" for w in rejected)
     assert len(planted.super_weights) < 20
+
+
+def test_what_moves_the_stream_far_is_looked_at_over_a_window_at_once(planted_folder, planted, monkeypatch):
+    asked = []
+
+    def watched(measuring, found, statics, loud):
+        asked.append((loud, [weight.coordinate for weight in found]))
+        return measure_effects(measuring, found, statics, loud)
+
+    monkeypatch.setattr("analyzer.verify.verification.measure_effects", watched)
+    assert verify_folder(planted_folder) == planted
+    ((loud, every),) = asked
+    assert loud == {PLANTED} < set(every)
 
 
 def test_thresholds_are_options(planted_folder):

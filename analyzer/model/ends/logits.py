@@ -64,8 +64,8 @@ def divergences_of(parts: Iterable[LogitsPart], rows: int, targets: torch.Tensor
         p = (logits[0] - totals[0, part, None]).exp()
         mean[:, part] *= (before - totals[0, part]).exp()
         for row, each in enumerate(logits[1:]):
-            terms = torch.where(p > 0, p * (logits[0] - each), 0.0)  # a logit may be minus infinity in both
-            mean[row, part] += terms.sum(dim=-1)
+            terms = (logits[0] - each).mul_(p)
+            mean[row, part] += terms.nansum(dim=-1)  # a logit may be minus infinity in both; NaN is in the totals too
     return Divergences(
         (totals - wanted)[1:], (mean - totals[0] + totals[1:]).clamp(min=0), likeliest[1:] == likeliest[0]
     )

@@ -12,7 +12,8 @@ from analyzer.model.stock import BodyOutput
 from analyzer.model.weights import StoredWeights
 
 ASKED = [getattr(torch.Tensor, name).__get__ for name in ("dtype", "device")]  # of a weight that is not read for that
-HEAD_NUMBERS = 1 << 24  # of the output head's weights, per slice: 64 MiB in float32
+# Of the output head, per slice: weights, 64 MiB in float32, and tokens, so that what is made of them stays in a cache.
+HEAD_NUMBERS, HEAD_TOKENS = 1 << 24, 1 << 12
 
 
 def embed_by_rows(
@@ -72,7 +73,7 @@ class SlicedHead(torch.nn.Module):
         self._device, self._dtype = device, dtype
         self._stored: torch.Tensor | None = None
         self._only: tuple[slice | torch.Tensor, torch.Tensor] | None = None
-        rows = max(1, HEAD_NUMBERS // self._shape[1])
+        rows = min(HEAD_TOKENS, max(1, HEAD_NUMBERS // self._shape[1]))
         self.slices = [range(n, min(n + rows, self._shape[0])) for n in range(0, self._shape[0], rows)]
         """The vocabulary in slices that are multiplied at once."""
         weights.check_shape(source, self._shape)

@@ -188,14 +188,29 @@ def static_candidates(
 ) -> list[SuperWeight]:
     """Return the static outliers that are behind no write, with their part of what the MLPs add on their channel.
 
-    Those of blocks that did not run are left out.
+    Those of blocks that did not run are left out. What moves the stream of the prompt least comes first.
     """
     candidates = {outlier.coordinate: outlier.value for outlier in outliers if outlier.coordinate not in found}
-    return [
-        behind_nothing(trace, activations, coordinate, value)
-        for coordinate, value in candidates.items()
-        if coordinate.layer in trace.layers
-    ]
+    moved = {c: moved_by(trace, c, value) for c, value in candidates.items() if c.layer in trace.layers}
+    in_order = sorted(moved, key=lambda c: (moved[c], c.sort_key))
+    return [behind_nothing(trace, activations, c, candidates[c]) for c in in_order]
+
+
+def moved_by(trace: Trace, coordinate: Coordinate, value: float) -> float:
+    """Return what a weight gives, over the norm of the stream after its block, at the token where that is most.
+
+    0 where no token of the prompt comes to it, and where it does not write to the stream.
+    """
+    layer, row, col = coordinate.layer, coordinate.row, coordinate.col
+    stream, most = trace.residual[trace.layers.index(layer)], 0.0
+    for entry in trace.entries.get(layer, ()) if layer in trace.outputs else ():
+        if entry.place == coordinate.place and len(entry.positions):
+            given = trace.outputs[layer][entry.part, entry.positions, row]
+            factors = trace.added[layer][entry.part, entry.positions, row] / np.where(given == 0, np.inf, given)
+            parts = value * entry.routed * entry.inputs[:, col] * factors
+            norms = np.linalg.norm(stream[entry.positions], axis=1)
+            most = max(most, float(np.abs(parts / np.where(norms == 0, np.inf, norms)).max()))
+    return most
 
 
 def behind_nothing(

@@ -24,9 +24,8 @@ NEAREST_CONTROLS = 2
 RANDOM_CONTROLS = 2
 CONTROL_SEED = 0
 COLUMN_LOOK = 1  # at what all weights of a column cost together
-GROUP = 16  # weights that are behind no write, zeroed at once
-SMALLEST_GROUP = 3  # that is halved no more: its weights are looked at one by one
-GROUPINGS = 2  # by depth, and by chance: what cancels out in one does not in the other
+GROUP = 12  # weights that are behind no write, zeroed at once: at most so many
+GROUPINGS = 2  # by what they move, and by chance: what cancels out in one does not in the other
 EFFECT_PARAMETERS = {
     "critical_increase": CRITICAL_INCREASE,
     "critical_over_controls": CRITICAL_OVER_CONTROLS,
@@ -43,17 +42,21 @@ EFFECT_PARAMETERS = {
 }
 
 
-def measure_effects(measuring: Measuring, found: Sequence[SuperWeight], statics: Statics) -> list[SuperWeight]:
+def measure_effects(
+    measuring: Measuring, found: Sequence[SuperWeight], statics: Statics, loud: Collection[Coordinate] = ()
+) -> list[SuperWeight]:
     """Return the weights with their losses and effects.
 
     Those behind a write are run one by one; the others, which are rejected, are looked at in groups first, and those of
     a group that may cost something one by one too. A weight is looked at until its interval says whether it costs
     enough to be critical; where that does not say that it costs too little, it is run over the whole text, which
-    decides. Those that cost enough get their controls. Raises ForwardError where the untouched loss is no number.
+    decides. `loud` ones, which will need that, are looked at over a whole window at once. Those that cost enough get
+    their controls. Raises ForwardError where the untouched loss is no number.
     """
     check_finite(measuring, statics)
     in_group = _inert_in_groups(measuring, [w.coordinate for w in found if w.status == "rejected"])
     alone = [weight.coordinate for weight in found if weight.coordinate not in in_group]
+    measuring.look_at_window([zeroing([c]) for c in alone if c in loud], "screening")
     costly = may_be_costly(measuring, [zeroing([c]) for c in alone])
     measuring.look(costly, measuring.last, "evaluation text", compare=True)
     suspects = [c for c in alone if zeroing([c]) in costly and measuring.of(zeroing([c])).delta >= measuring.least]
@@ -71,9 +74,9 @@ def may_be_costly(measuring: Measuring, interventions: Iterable[Intervention]) -
     asked, least = list(interventions), measuring.least
     left = asked
     for number in range(measuring.first, measuring.last):
-        measuring.look(left, number, "screening")
         costs = {each: measuring.of(each) for each in left}
         left = [each for each, cost in costs.items() if cost.least < least <= cost.may_reach]
+        measuring.look(left, number, "screening")
     return [each for each in asked if measuring.of(each).may_reach >= least]
 
 
@@ -115,25 +118,19 @@ def _inert_in_groups(
 ) -> dict[Coordinate, tuple[Coordinate, ...]]:
     """Return the weights that cost nothing even when they are zeroed with others, each with its group.
 
-    A group that may cost something is halved, and halved again; who is left of it alone is not returned. A first
-    grouping goes by depth, since what is late runs through few blocks, the others by chance; none where the weights
-    are too few for that.
+    Those of a group that may cost something are not returned. A first grouping goes by their order: where what may cost
+    something comes last, it is in few groups. The others go by chance. None where the weights are too few for that.
     """
-    if len(coordinates) <= GROUPINGS * GROUPINGS or not measuring.last:
-        return {}
     generator = np.random.default_rng(CONTROL_SEED)
-    order = sorted(coordinates, key=lambda c: c.sort_key)
-    inert: dict[Coordinate, tuple[Coordinate, ...]] = {}
-    size = min(GROUP, math.ceil(len(order) / GROUPINGS))
+    order, inert = list(coordinates), dict[Coordinate, tuple[Coordinate, ...]]()
     for _ in range(GROUPINGS):
+        if len(order) <= GROUPINGS * GROUPINGS or not measuring.last:
+            return {}
+        size = math.ceil(len(order) / max(GROUPINGS, math.ceil(len(order) / GROUP)))
         groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-        inert = {}
-        while groups:
-            measuring.look(map(zeroing, groups), measuring.first, "screening")
-            costly = [group for group in groups if measuring.of(zeroing(group)).may_reach >= measuring.least]
-            inert |= {c: group for group in groups if group not in costly for c in group}
-            middles = [(group, len(group) // 2) for group in costly if len(group) > SMALLEST_GROUP]
-            groups = [half for group, middle in middles for half in (group[:middle], group[middle:])]
+        measuring.look(map(zeroing, groups), measuring.first, "screening")
+        costs = {group: measuring.of(zeroing(group)) for group in groups}
+        inert = {c: group for group, cost in costs.items() if cost.may_reach < measuring.least for c in group}
         order = [list(inert)[place] for place in generator.permutation(len(inert))]
     return inert
 

@@ -48,7 +48,7 @@ class Measuring:
         self, tell: Tell, windows: Sequence[Window], progress: Progress, *, causal: bool, increase: float
     ) -> None:
         """Run the untouched text. What looks are to tell is what costs at least `increase` times its loss."""
-        self._tell, self._windows, self._progress = tell, windows, progress
+        self._tell, self._windows, self._progress, self._causal = tell, windows, progress, causal
         self._looks = _looks(windows, causal=causal)
         self.last = len(self._looks) - 1
         """The number of the look at the whole text; they are counted from 0."""
@@ -72,14 +72,33 @@ class Measuring:
     def look(self, interventions: Iterable[Intervention], number: int, what: str, *, compare: bool = False) -> None:
         """Run interventions on the part of the text that this look is at, but for windows that they were run on.
 
-        What is to `compare` is compared with the untouched model, on all whole windows that it was run on.
+        A look before the last that would complete the text is left out: the last one tells exactly. What is to
+        `compare` is compared with the untouched model, on all whole windows that it was run on.
         """
         asked, last = list(dict.fromkeys(interventions)), number == self.last
+        if not last:
+            asked = [each for each in asked if self._left(each, self._looks[number])]
+        self._run(asked, self._looks[number], what, exact=last, compare=compare)
+
+    def look_at_window(self, interventions: Iterable[Intervention], what: str) -> None:
+        """Run interventions on all of the window of which the first looks are at a part, if there is more text."""
+        if self._causal and len(self._windows) > 1:
+            self._run(list(dict.fromkeys(interventions)), self._looks[self.last][:1], what)
+
+    def _run(
+        self,
+        asked: Sequence[Intervention],
+        part: Sequence[tuple[int, int]],
+        what: str,
+        *,
+        exact: bool = False,
+        compare: bool = False,
+    ) -> None:
         todo = [
             (intervention, place, self._windows[place].prefix(tokens))
-            for place, tokens in self._looks[number]
+            for place, tokens in part
             for intervention in asked
-            if self._missing(intervention, place, tokens, exact=last, compared=compare)
+            if self._missing(intervention, place, tokens, exact=exact, compared=compare)
         ]
         done = 0
 
@@ -91,7 +110,7 @@ class Measuring:
         if todo:
             self._progress(what, 0, len(todo))
             pairs = [(window, intervention) for intervention, _, window in todo]
-            found = self._tell(pairs, advance, sampled=not last, compared=compare)
+            found = self._tell(pairs, advance, sampled=not exact, compared=compare)
             for (intervention, place, _), told in zip(todo, found, strict=True):
                 self._seen.setdefault(intervention, {})[place] = told
 
@@ -134,6 +153,12 @@ class Measuring:
             seen |= {place: len(self._windows[place].prefix(count).places) for place, count in look}
             tokens.append(sum(seen.values()))
         return tokens
+
+    def _left(self, intervention: Intervention, part: Iterable[tuple[int, int]]) -> bool:
+        """Tell whether a part of the text is still unseen once an intervention was run on this part of it."""
+        tokens = {place: len(told.losses) for place, told in self._seen.get(intervention, {}).items()}
+        tokens |= {place: len(self._windows[place].prefix(count).places) for place, count in part}
+        return sum(tokens.values()) < self._tokens
 
     def _whole(self, intervention: Intervention) -> list[NDArray[np.float32]]:
         return [self._seen[intervention][place].losses for place in range(len(self._windows))]

@@ -1,5 +1,8 @@
 """Who writes a super activation, on models with planted weights: alone, masked by another, removing, masking others."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from models import (
@@ -11,14 +14,18 @@ from models import (
     VALUE,
     arguments,
     found_at,
+    hooked,
     plant,
     random_llama,
     save,
     streams,
     verify_folder,
 )
+from results import scan_result
+from traces import entry, trace_of
 
 from analyzer.base.records import Coordinate
+from analyzer.verify.activations.search import static_candidates
 
 
 def test_an_activation_from_the_embedding_is_no_super_weights_doing(tmp_path):
@@ -92,3 +99,41 @@ def test_masking_tells_what_zeroing_does_to_other_activations(tmp_path):
     left = {(a.channel, a.position) for a in alone.super_activations if a.channel != ROW}
     before = {(a.channel, a.position) for a in result.super_activations if a.channel != ROW}
     assert (set(masking.vanished), set(masking.appeared)) == (before - left, left - before)
+
+
+def places_in_order(trace, weights):
+    """Return the static candidates of these (layer, row, col, value) as (layer, row, col)."""
+    candidates = static_candidates(trace, (), scan_result(weights).outliers, ())
+    return [(candidate.layer, candidate.row, candidate.col) for candidate in candidates]
+
+
+def test_what_moves_the_stream_least_is_the_first_candidate(tmp_path):
+    """By a plain model: each weight times what comes to it, over the norm of the stream, at the token where most."""
+    model = plant(random_llama())
+    down = [layer.mlp.down_proj.weight.detach() for layer in model.model.layers]
+    layers, rows, cols = (np.random.default_rng(0).integers(most, size=12) for most in (4, *down[0].shape))
+    weights = [(*map(int, c), down[c[0]][c[1], c[2]].item()) for c in zip(layers, rows, cols, strict=True)]
+    weights.append((LAYER, ROW, COL, VALUE))
+    after = streams(model, model.model.layers, PROMPT_IDS)
+
+    def moved(layer, _, col, value):
+        (entered,) = arguments(model, model.model.layers[layer].mlp.down_proj, PROMPT_IDS)
+        return (value * entered[0, :, col] / after[layer][0].norm(dim=-1)).abs().max().item()
+
+    wanted = sorted(weights, key=lambda w: moved(*w))
+    assert wanted[-1][:3] == (LAYER, ROW, COL)
+    trace = hooked(save(model, tmp_path)).runner.trace(PROMPT_IDS)
+    assert places_in_order(trace, weights) == [w[:3] for w in wanted]
+
+
+def test_what_a_norm_adds_of_a_candidate_and_how_the_router_weighs_it_counts():
+    stream = np.full((1, 2, 4), 2.0, np.float32)  # of norm 4 at both tokens
+    entries = [entry([[1.0, 8.0, 3.0], [0.0, 0.0, 0.0]], positions=(0, 1), routed=[0.5, 1.0])]
+    output = np.array([[1.0, 2.0, 4.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    added = [output * [6.0, 1.0, 1.0, 1.0]]
+    trace = trace_of(entries, output, residual=stream, added=added)
+    # Moved by 1 * .5 * 6, 1 * .5, 8 * .5 and 3 * .5 of 4; by nothing where nothing is given.
+    weights = [(5, 0, 0, 1.0), (5, 1, 0, 1.0), (5, 1, 1, -1.0), (5, 2, 2, 1.0), (5, 3, 1, 1.0)]
+    assert places_in_order(trace, weights) == [(5, 3, 1), (5, 1, 0), (5, 2, 2), (5, 0, 0), (5, 1, 1)]
+    assert places_in_order(replace(trace, outputs={}, added={}), weights) == [w[:3] for w in weights]  # of a latent
+    assert places_in_order(trace, [(4, 0, 0, 1.0)]) == []  # of a block that did not run

@@ -90,7 +90,7 @@ def statics_of(model, nearest=None):
     return Statics("cued", (), dict, nearest, lambda _: (HIDDEN, INTERMEDIATE))
 
 
-def measure(cued, found, windows=WINDOWS, nearest=None):
+def measure(cued, found, windows=WINDOWS, nearest=None, loud=()):
     """Return what is measured, the loss without all confirmed ones, and what was zeroed for the first, look by look."""
     model, analyzed = cued
     zeroed = []
@@ -100,7 +100,7 @@ def measure(cued, found, windows=WINDOWS, nearest=None):
         return [Told(losses) for losses in analyzed.token_losses(pairs)]
 
     measuring = measured_by(watched, [analyzed.tokens.window(ids) for ids in windows])
-    measured = measure_effects(measuring, found, statics_of(model, nearest))
+    measured = measure_effects(measuring, found, statics_of(model, nearest), loud)
     individually = list(zeroed)
     group = tuple(w.coordinate for w in found if w.status == "confirmed")
     joint = measure_joint(measuring, group)
@@ -191,6 +191,19 @@ def test_what_costs_nothing_is_inert_and_not_run_further(cued):
     assert (IDLE,) not in controls
 
 
+def test_what_is_loud_is_looked_at_over_a_window_at_once(cued):
+    """It comes to the same, and no window is run twice; nor is it for what is inert in a group."""
+    windows = [TEXT_IDS * 3, TEXT_IDS * 3, TEXT_IDS]
+    few, loud = many(9), [CAUSE, IDLE, Coordinate(4, None, 0, 5)]
+    (slow, _, runs), (fast, _, loud_runs) = (
+        measure(cued, [*few, weight(CAUSE), weight(IDLE)], windows, loud=each) for each in ((), loud)
+    )
+    assert loud_runs[3] == [(CAUSE,), (IDLE,)]  # after the untouched text and two groupings: whole
+    assert slow[IDLE].loss_tokens == fast[IDLE].loss_tokens == 191  # of the second window, of the first
+    assert fast[CAUSE] == slow[CAUSE]
+    assert sum(map(len, loud_runs)) == sum(map(len, runs))
+
+
 def test_the_interval_is_that_of_the_paired_differences(cued):
     found, _, _ = measure(cued, [weight(CAUSE)])
     measured = found[CAUSE]
@@ -215,25 +228,32 @@ def many(count, *, among=()):
 def test_what_is_behind_no_write_is_zeroed_in_groups(cued):
     found, _, zeroed = measure(cued, many(40))
     _, first, second = zeroed  # the untouched text, and one look at each grouping
-    assert [len(group) for group in (*first, *second)] == [16, 16, 8] * 2
+    assert [len(group) for group in (*first, *second)] == [10, 10, 10, 10] * 2
     assert sorted(c for group in first for c in group) == sorted(c for group in second for c in group)
     assert set(first) != set(second)
     for measured in found.values():
         assert (measured.effect, measured.loss, measured.loss_zeroed) == ("inert", None, None)
-        assert measured.zeroed_with in (15, 7)
+        assert measured.zeroed_with == 9
         assert measured.delta_high < 0.01 * edited_loss(cued[0], [])
 
 
-def test_a_group_that_costs_something_is_halved(cued):
+def test_of_a_group_that_costs_something_each_is_looked_at(cued):
     model, _ = cued
     found, _, zeroed = measure(cued, many(40, among=(SECOND,)))
+    _, first, second, alone, *_ = zeroed
+    assert [len(group) for group in (*first, *second)] == [11, 11, 11, 8, *[11] * 3]
+    (group,) = [group for group in first if SECOND in group]
+    assert sorted((c,) for c in group) == sorted(alone)
+    assert {c for c, w in found.items() if w.zeroed_with is None} == set(group)
+    assert sorted(c for each in second for c in each) == sorted(c for each in first if each != group for c in each)
     measured = found[SECOND]
-    assert (measured.effect, measured.zeroed_with) == ("critical", None)
+    assert measured.effect == "critical"
     assert measured.loss_zeroed == pytest.approx(edited_loss(model, [SECOND]), rel=1e-5)
-    assert [sorted(len(group) for group in look) for look in zeroed[1:5]] == [[9, 16, 16], [8, 8], [4, 4], [2, 2]]
-    (last,) = [group for group in zeroed[4] if SECOND in group]
-    assert {c for c, w in found.items() if w.zeroed_with is None} == set(last)
-    assert SECOND not in {c for group in zeroed[5] for c in group}  # the second grouping is of those that cost nothing
+
+
+def test_groups_are_as_large_as_each_other_and_none_is_of_a_single_weight(cued):
+    _, _, zeroed = measure(cued, many(33))
+    assert [len(group) for group in (*zeroed[1], *zeroed[2])] == [11, 11, 11] * 2
 
 
 def test_few_are_in_two_groups_that_differ(cued):

@@ -145,6 +145,29 @@ def test_what_was_estimated_is_told_again_in_the_last_look_and_what_was_not_comp
     assert measuring.compared(ONE) == (0.5, 1.0)
 
 
+def test_what_is_looked_at_over_a_window_at_once_is_not_run_on_its_first_tokens_apart():
+    measuring, ran = made([512, 512, 100])
+    measuring.look_at_window([ONE, ONE], "x")
+    assert measuring.of(ONE).tokens == 511
+    for number in range(measuring.last + 1):
+        measuring.look([ONE], number, "x")
+    assert ran[1:] == [[(512, ONE)], [(100, ONE)], [(512, ONE)]]
+    for other in (made([200]), made([512, 100], causal=False)):
+        other[0].look_at_window([ONE], "x")
+        assert len(other[1]) == 1  # the untouched text alone
+
+
+def test_no_look_before_the_last_is_at_all_of_the_text(monkeypatch):
+    """What is estimated of all of it would have an interval of no width."""
+    monkeypatch.setitem(globals(), "ESTIMATED", np.float32(0.25))
+    measuring, ran = made([512, 100])
+    measuring.look_at_window([ONE], "x")
+    measuring.look([ONE, OTHER], 2, "x")
+    assert ran[1:] == [[(512, ONE)], [(100, OTHER)]]
+    measuring.look([OTHER], 0, "x")
+    assert (measuring.of(ONE).tokens, measuring.of(OTHER).tokens) == (511, 63 + 1 + 99)
+
+
 def test_progress_counts_what_is_run():
     calls = []
     measuring, _ = made([512, 100])
