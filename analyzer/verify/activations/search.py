@@ -201,15 +201,19 @@ def moved_by(trace: Trace, coordinate: Coordinate, value: float) -> float:
 
     0 where no token of the prompt comes to it, and where it does not write to the stream.
     """
-    layer, row, col = coordinate.layer, coordinate.row, coordinate.col
-    stream, most = trace.residual[trace.layers.index(layer)], 0.0
-    for entry in trace.entries.get(layer, ()) if layer in trace.outputs else ():
-        if entry.place == coordinate.place and len(entry.positions):
-            given = trace.outputs[layer][entry.part, entry.positions, row]
-            factors = trace.added[layer][entry.part, entry.positions, row] / np.where(given == 0, np.inf, given)
-            parts = value * entry.routed * entry.inputs[:, col] * factors
-            norms = np.linalg.norm(stream[entry.positions], axis=1)
-            most = max(most, float(np.abs(parts / np.where(norms == 0, np.inf, norms)).max()))
+    layer, row, most = coordinate.layer, coordinate.row, 0.0
+    if layer not in trace.outputs:
+        return most
+    stream = trace.residual[trace.layers.index(layer)].astype(np.float64)
+    for entry in trace.entries[layer]:
+        inside = entry.positions < len(stream)  # some models pad their inputs to a window
+        if entry.place == coordinate.place and inside.any():
+            positions = entry.positions[inside]
+            given, added = (each[layer][entry.part, positions, row] for each in (trace.outputs, trace.added))
+            factors = added.astype(np.float64) / np.where(given == 0, np.inf, given) * entry.routed[inside]
+            norms = np.linalg.norm(stream[positions], axis=1)
+            parts = value * factors * entry.inputs[inside, coordinate.col] / np.where(norms == 0, np.inf, norms)
+            most = max(most, float(np.abs(parts).max()))
     return most
 
 

@@ -128,7 +128,8 @@ def test_what_moves_the_stream_least_is_the_first_candidate(tmp_path):
 
 def test_what_a_norm_adds_of_a_candidate_and_how_the_router_weighs_it_counts():
     stream = np.full((1, 2, 4), 2.0, np.float32)  # of norm 4 at both tokens
-    entries = [entry([[1.0, 8.0, 3.0], [0.0, 0.0, 0.0]], positions=(0, 1), routed=[0.5, 1.0])]
+    padding = [9.0, 9.0, 9.0]  # to a window, where a model's attention wants one
+    entries = [entry([[1.0, 8.0, 3.0], [0.0, 0.0, 0.0], padding], positions=(0, 1, 2), routed=[0.5, 1.0, 1.0])]
     output = np.array([[1.0, 2.0, 4.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     added = [output * [6.0, 1.0, 1.0, 1.0]]
     trace = trace_of(entries, output, residual=stream, added=added)
