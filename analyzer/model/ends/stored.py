@@ -105,9 +105,9 @@ class SlicedHead(torch.nn.Module):
 
     def _slice(self, rows: range, which: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Return the weights of a slice of the vocabulary, or of `which` of them."""
-        if self._stored is None and len(self.slices) > 1:
+        if self._stored is None and self._shape[0] * self._shape[1] > HEAD_NUMBERS:
             decoded = self._weights.read_slice(self._source, rows)
-            if decoded is not None:  # what is quantized is not kept as the floats that it stands for
+            if decoded is not None:  # what is quantized and large is not kept as the floats that it stands for
                 return decoded.to(self._device, self._dtype)[which]
         if self._stored is None:
             self._stored = self._weights.read([self._source])[self._source]

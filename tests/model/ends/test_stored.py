@@ -118,10 +118,11 @@ def test_a_head_that_needs_the_whole_vocabulary_gets_it(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("how", ["mlx", "gguf"])
-def test_a_quantized_head_is_decoded_in_slices(tmp_path, monkeypatch, how, tied):
+@pytest.mark.parametrize(("how", "large"), [("mlx", True), ("gguf", True), ("gguf", False)])
+def test_a_quantized_head_is_decoded_in_slices_and_kept_where_it_is_small(tmp_path, monkeypatch, how, large, tied):
     """Slices of 70 rows, of tiles of 30; the embedding by the rows in use."""
-    monkeypatch.setattr("analyzer.model.ends.stored.HEAD_NUMBERS", 64 * 70)
+    limit, value = ("HEAD_NUMBERS", 64 * 70) if large else ("HEAD_TOKENS", 70)
+    monkeypatch.setattr(f"analyzer.model.ends.stored.{limit}", value)
     monkeypatch.setattr("analyzer.numbers.matrices.TILE_NUMBERS", 2 * 64 * 30)
     model = tiny_model("llama", vocab_size=1000, tie_word_embeddings=tied)
     quantized, floats = write_mlx(model, tmp_path) if how == "mlx" else write_gguf_model(model, tmp_path, "llama")
@@ -130,7 +131,8 @@ def test_a_quantized_head_is_decoded_in_slices(tmp_path, monkeypatch, how, tied)
         runner, tokens = open_runnable(open_model(str(source))).build()
         found.append(losses(runner, [tokens.window(PROMPT_IDS), tokens.window([900, 3, 999])], [UNTOUCHED])[0])
         head = runner.blocks.model.get_output_embeddings()
-        assert (head._stored is None) == (source is quantized)
+        assert [len(each) for each in head.slices] == [70] * 14 + [20]
+        assert (head._stored is None) == (large and source is quantized)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
