@@ -179,11 +179,14 @@ def _entropy(tokens: Sequence[int]) -> float:
 def _looks(windows: Sequence[Window], *, causal: bool) -> list[list[tuple[int, int]]]:
     """Return what each look is at, windows each with its number of tokens; the last one is at all of them whole.
 
-    The first window comes first, by its first tokens, and is not whole before the last look, which is at little else
-    that is new: what was seen of it is run again then. The others come by their length.
+    The first window comes first, by its first tokens, and is not whole before the last look, nor are all tokens judged
+    that are in it: the last look is at little else that is new, and what was seen of it is run again then. The others
+    come by their length.
     """
     whole = [(place, len(window.ids)) for place, window in enumerate(windows)]
-    looks = [[(0, tokens)] for tokens in (FEW_TOKENS, FIRST_TOKENS) if causal and tokens < whole[0][1]]
+    first, judged = windows[0], len(windows[0].places)
+    parts = [n for n in (FEW_TOKENS, FIRST_TOKENS) if causal and len(first.prefix(n).places) < judged]
+    looks = [[(0, tokens)] for tokens in parts]
     others = sorted(whole[1:], key=lambda each: each[1])
     seen, more = 0, 1
     while seen < len(others):

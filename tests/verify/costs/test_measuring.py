@@ -168,6 +168,17 @@ def test_no_look_before_the_last_is_at_all_of_the_text(monkeypatch):
     assert (measuring.of(ONE).tokens, measuring.of(OTHER).tokens) == (511, 63 + 1 + 99)
 
 
+@pytest.mark.parametrize(("length", "looks"), [(65, [[65]]), (193, [[64], [193]])])
+@pytest.mark.filterwarnings("error")
+def test_no_first_tokens_are_all_that_is_judged_of_a_window(length, looks):
+    """The last token of a window is read by none: a look at all others would be one at all of the text."""
+    assert looked_at([length]) == looks
+    measuring, _ = made([length])
+    for number in range(measuring.last):
+        measuring.look([ONE], number, "x")
+        assert 0 < measuring.of(ONE).tokens < length - 1
+
+
 def test_progress_counts_what_is_run():
     calls = []
     measuring, _ = made([512, 100])
