@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -126,8 +127,9 @@ def _inert_in_groups(
     for _ in range(GROUPINGS):
         if len(order) <= GROUPINGS * GROUPINGS or not measuring.last:
             return {}
-        size = math.ceil(len(order) / max(GROUPINGS, math.ceil(len(order) / GROUP)))
-        groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+        count = max(GROUPINGS, math.ceil(len(order) / GROUP))
+        ends = [math.ceil(len(order) * number / count) for number in range(count + 1)]
+        groups = [tuple(order[start:end]) for start, end in pairwise(ends)]
         measuring.look(map(zeroing, groups), measuring.first, "screening")
         costs = {group: measuring.of(zeroing(group)) for group in groups}
         inert = {c: group for group, cost in costs.items() if cost.may_reach < measuring.least for c in group}
