@@ -62,7 +62,8 @@ def divergences_of(parts: Iterable[LogitsPart], rows: int, targets: torch.Tensor
             likeliest[row, part] = torch.where(most > largest[row, part], where + first, likeliest[row, part])
             largest[row, part] = torch.maximum(largest[row, part], most)
         p = (logits[0] - totals[0, part, None]).exp()
-        mean[:, part] *= (before - totals[0, part]).exp()
+        scale = (before - totals[0, part]).exp()
+        mean[:, part] *= torch.where(before == -torch.inf, 0.0, scale)  # all that went by may be minus infinity
         for row, each in enumerate(logits[1:]):
             terms = (logits[0] - each).mul_(p)
             mean[row, part] += terms.nansum(dim=-1)  # a logit may be minus infinity in both; NaN is in the totals too

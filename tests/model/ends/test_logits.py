@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.functional import kl_div
 
-from analyzer.model.ends.logits import BLOCK, SURE, Draw, likelihoods_of
+from analyzer.model.ends.logits import BLOCK, SURE, Draw, divergences_of, likelihoods_of
 
 TOKENS = 3000
 
@@ -124,3 +125,17 @@ def test_what_is_no_number_is_told_by_the_spread():
     other[2, sample.tokens[5]] = torch.nan
     spread = sample.differences(torch.arange(len(logits)), other[:, sample.tokens])[1]
     assert torch.isnan(spread).tolist() == [row == 2 for row in range(len(logits))]
+
+
+@pytest.mark.parametrize("never", [slice(1000), slice(500, 1500), slice(2000, 3000)])
+def test_divergences_are_those_of_the_whole_vocabulary_whichever_slice_of_it_is_never_said(never):
+    logits, other, _ = made()
+    targets = torch.full((12,), 1700)
+    logits[:, never] = other[:, never] = -torch.inf
+    parts = [(slice(0, 12), n, [each[:, n : n + 1000] for each in (logits, other)]) for n in range(0, TOKENS, 1000)]
+    found = divergences_of(parts, 1, targets)
+    one, two = (each.double().log_softmax(dim=-1) for each in (logits, other))
+    kept = one > -torch.inf
+    terms = kl_div(two[kept].view(12, -1), one[kept].view(12, -1), reduction="none", log_target=True)
+    torch.testing.assert_close(found.divergences[0].double(), terms.sum(dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.likelihoods[0].double(), exact(other, targets), rtol=1e-5, atol=1e-5)
