@@ -189,7 +189,7 @@ class Watched:
         self.outputs: dict[int, list[NDArray[np.float32]]] = {}
         """What each MLP of a layer gives, nothing where it does not run."""
         self.added: dict[int, list[NDArray[np.float32]]] = {}
-        """What becomes of it in the norm that follows each of several apart."""
+        """What becomes of it in a norm that follows it, each of several apart."""
         self._rows, self._tokens, self._width, self._several = rows, tokens, width, several
         self._layer = -1  # of the block that runs
         self._taken: torch.Tensor | None = None  # by the block that runs, or ran last
@@ -243,7 +243,7 @@ class Watched:
             for norm in _norms(mlp.whole):
                 yield norm.register_forward_hook(self._on_inner)
             yield mlp.whole.register_forward_hook(self._on_mlp(number))
-        for norm in _norms(block.module) if inside and len(block.mlps) > 1 else ():
+        for norm in _norms(block.module) if inside else ():
             yield norm.register_forward_hook(self._on_norm)
         if len(block.mlps) == 1:
             yield block.mlps[0].whole.register_forward_hook(added)
@@ -317,7 +317,7 @@ class Watched:
             self._normed.append((args[0], output))
 
     def _on_norm(self, _module: object, args: Any, output: Any) -> None:
-        """Keep what a norm makes of what one of several MLPs gave: it has nothing else to work on."""
+        """Keep what a norm makes of what an MLP gave: it has nothing else to work on."""
         for number, given in self._given.items():
             same = args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() == given.data_ptr()
             if same and isinstance(output, torch.Tensor) and output.shape == args[0].shape:

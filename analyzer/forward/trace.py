@@ -43,8 +43,8 @@ class Trace:
     """What one prompt did, in float32; each array's layers are those of `layers`, in their order.
 
     T is the number of tokens. `entering` and `residual` are the residual stream before and after each block; `outputs`
-    what each MLP of a block gives, and `added` what becomes of that before they are summed up, where a norm follows
-    each of several apart (Gemma 4).
+    what each MLP of a block gives, and `added` what becomes of that before it is summed up, where a norm follows it,
+    each of several apart (Gemma 2, Gemma 4).
     """
 
     layers: tuple[int, ...]

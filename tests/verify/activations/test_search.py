@@ -15,9 +15,11 @@ from models import (
     arguments,
     found_at,
     hooked,
+    load_plain,
     plant,
     random_llama,
     save,
+    save_random,
     streams,
     verify_folder,
 )
@@ -25,7 +27,7 @@ from results import scan_result
 from traces import entry, trace_of
 
 from analyzer.base.records import Coordinate
-from analyzer.verify.activations.search import static_candidates
+from analyzer.verify.activations.search import moved_by, static_candidates
 
 
 def test_an_activation_from_the_embedding_is_no_super_weights_doing(tmp_path):
@@ -124,6 +126,20 @@ def test_what_moves_the_stream_least_is_the_first_candidate(tmp_path):
     assert wanted[-1][:3] == (LAYER, ROW, COL)
     trace = hooked(save(model, tmp_path)).runner.trace(PROMPT_IDS)
     assert places_in_order(trace, weights) == [w[:3] for w in wanted]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_what_follows_an_only_mlp_is_a_part_of_what_moves_the_stream(tmp_path, name):
+    folder = save_random(name, tmp_path)
+    plain, trace = load_plain(name, folder), hooked(folder).runner.trace(PROMPT_IDS)
+    after = streams(plain.model, plain.blocks, PROMPT_IDS)
+    for (layer, _), view in plain.downs.items():
+        value = view[3, 7].item()
+        view[3, 7] = 0
+        moved = streams(plain.model, plain.blocks, PROMPT_IDS)[layer] - after[layer]
+        view[3, 7] = value
+        wanted = (moved.norm(dim=-1) / after[layer].norm(dim=-1)).max().item()
+        assert moved_by(trace, Coordinate(layer, None, 3, 7), value) == pytest.approx(wanted, rel=0.1)
 
 
 def test_what_a_norm_adds_of_a_candidate_and_how_the_router_weighs_it_counts():
