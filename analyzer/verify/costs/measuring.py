@@ -48,7 +48,7 @@ class Measuring:
         self, tell: Tell, windows: Sequence[Window], progress: Progress, *, causal: bool, increase: float
     ) -> None:
         """Run the untouched text. What looks are to tell is what costs at least `increase` times its loss."""
-        self._tell, self._windows, self._progress, self._causal = tell, windows, progress, causal
+        self._tell, self._windows, self._progress = tell, windows, progress
         self._looks = _looks(windows, causal=causal)
         self.last = len(self._looks) - 1
         """The number of the look at the whole text; they are counted from 0."""
@@ -82,7 +82,7 @@ class Measuring:
 
     def look_at_window(self, interventions: Iterable[Intervention], what: str) -> None:
         """Run interventions on all of the window of which the first looks are at a part, if there is more text."""
-        if self._causal and len(self._windows) > 1:
+        if self._looks[0][0][0] == 0 and len(self._windows) > 1:
             self._run(list(dict.fromkeys(interventions)), self._looks[self.last][:1], what)
 
     def _run(

@@ -152,7 +152,7 @@ def test_what_is_looked_at_over_a_window_at_once_is_not_run_on_its_first_tokens_
     for number in range(measuring.last + 1):
         measuring.look([ONE], number, "x")
     assert ran[1:] == [[(512, ONE)], [(100, ONE)], [(512, ONE)]]
-    for other in (made([200]), made([512, 100], causal=False)):
+    for other in (made([200]), made([64] * 9), made([512, 100], causal=False)):
         other[0].look_at_window([ONE], "x")
         assert len(other[1]) == 1  # the untouched text alone
 
