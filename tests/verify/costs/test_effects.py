@@ -5,6 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cued import (
+    CAUSE,
+    IDLE,
+    SECOND,
+    WINDOWS,
+    edited_loss,
+    measure,
+    measuring_of,
+    nearest_by_brute_force,
+    statics_of,
+    weight,
+)
 from models import (
     HIDDEN,
     INTERMEDIATE,
@@ -20,102 +32,14 @@ from models import (
 
 from analyzer.base.errors import ForwardError
 from analyzer.base.records import Coordinate
-from analyzer.forward.losses.paired import Told
 from analyzer.verify.costs.effects import (
-    CRITICAL_INCREASE,
-    GROUP,
     NEAREST_CONTROLS,
     RANDOM_CONTROLS,
     _random_weights,
     measure_asked,
     measure_columns,
-    measure_effects,
     measure_joint,
 )
-from analyzer.verify.costs.measuring import Measuring
-from analyzer.verify.preparation import Statics
-from analyzer.verify.records import SuperWeight
-
-CAUSE, SECOND, IDLE = (Coordinate(1, None, 7, 3), Coordinate(2, None, 9, 4), Coordinate(3, None, 11, 5))
-WINDOWS = [TEXT_IDS * 3, TEXT_IDS * 2 + TEXT_IDS[:20]]  # 192 and 148 tokens: looks at 64, the second, and both
-
-
-def weight(coordinate, status="confirmed"):
-    unknown = dict.fromkeys(
-        ("static_rank", "effect", "activation_collapse", "loss", "loss_zeroed", "control_loss_max", "loss_tokens")
-    )
-    return SuperWeight(*coordinate[:4], value=1.0, share=1.0, status=status, **unknown)
-
-
-@pytest.fixture(scope="module")
-def cued(tmp_path_factory):
-    """A model that knows what follows two words, by one weight each; and has a large weight that does nothing."""
-    model = random_llama(max_position_embeddings=256)
-    cue(model, 1, 7, 3, "banana")
-    cue(model, 2, 9, 4, "grape")
-    with torch.no_grad():
-        model.model.layers[3].mlp.down_proj.weight[11, 5] = 2.0
-        model.model.layers[3].mlp.gate_proj.weight[5] = 0  # silu(0) = 0: nothing comes in
-    folder = save(model, tmp_path_factory.mktemp("models") / "cued")
-    return model, hooked(folder)
-
-
-def edited_loss(model, coordinates, windows=WINDOWS):
-    """The mean of plain cross-entropies over the windows while weights are zero."""
-    views = [model.model.layers[c.layer].mlp.down_proj.weight for c in coordinates]
-    with torch.no_grad():
-        kept = [view[c.row, c.col].item() for view, c in zip(views, coordinates, strict=True)]
-        for view, c in zip(views, coordinates, strict=True):
-            view[c.row, c.col] = 0
-        total = sum(
-            torch.nn.functional.cross_entropy(
-                model(torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]), reduction="sum"
-            ).item()
-            for ids in windows
-        )
-        for view, c, value in zip(views, coordinates, kept, strict=True):
-            view[c.row, c.col] = value
-    return total / sum(len(ids) - 1 for ids in windows)
-
-
-def nearest_by_brute_force(model, coordinate, count):
-    down = model.model.layers[coordinate.layer].mlp.down_proj.weight.detach().abs()
-    distance = (down - down[coordinate.row, coordinate.col]).abs()
-    distance[coordinate.row] = float("inf")
-    places = distance.flatten().argsort()[:count].tolist()
-    return [coordinate._replace(row=place // INTERMEDIATE, col=place % INTERMEDIATE) for place in places]
-
-
-def statics_of(model, nearest=None):
-    nearest = nearest or (lambda c, count: nearest_by_brute_force(model, c, count))
-    return Statics("cued", (), dict, nearest, lambda _: (HIDDEN, INTERMEDIATE))
-
-
-def measure(cued, found, windows=WINDOWS, nearest=None, loud=()):
-    """Return what is measured, the loss without all confirmed ones, and what was zeroed for the first, look by look."""
-    model, analyzed = cued
-    zeroed = []
-
-    def watched(pairs, progress, **_):
-        zeroed.append([tuple(edit.coordinate for edit in intervention.edits) for _, intervention in pairs])
-        return [Told(losses) for losses in analyzed.token_losses(pairs)]
-
-    measuring = measured_by(watched, [analyzed.tokens.window(ids) for ids in windows])
-    measured = measure_effects(measuring, found, statics_of(model, nearest), loud)
-    individually = list(zeroed)
-    group = tuple(w.coordinate for w in found if w.status == "confirmed")
-    joint = measure_joint(measuring, group)
-    return {w.coordinate: w for w in measured}, joint.loss_zeroed, individually
-
-
-def measured_by(tell, windows):
-    return Measuring(tell, windows, lambda *_: None, causal=True, increase=CRITICAL_INCREASE)
-
-
-def measuring_of(analyzed):
-    """Return the measuring of the windows in which all losses are those of the whole vocabulary."""
-    windows = [analyzed.tokens.window(ids) for ids in WINDOWS]
-    return measured_by(lambda pairs, _, **__: [Told(losses) for losses in analyzed.token_losses(pairs)], windows)
 
 
 def test_what_costs_much_more_than_its_controls_is_critical(cued):
@@ -192,19 +116,6 @@ def test_what_costs_nothing_is_inert_and_not_run_further(cued):
     assert (IDLE,) not in controls
 
 
-def test_what_is_loud_is_looked_at_over_a_window_at_once(cued):
-    """It comes to the same, and no window is run twice; nor is it for what is inert in a group."""
-    windows = [TEXT_IDS * 3, TEXT_IDS * 3, TEXT_IDS]
-    few, loud = many(9), [CAUSE, IDLE, Coordinate(4, None, 0, 5)]
-    (slow, _, runs), (fast, _, loud_runs) = (
-        measure(cued, [*few, weight(CAUSE), weight(IDLE)], windows, loud=each) for each in ((), loud)
-    )
-    assert loud_runs[3] == [(CAUSE,), (IDLE,)]  # after the untouched text and two groupings: whole
-    assert slow[IDLE].loss_tokens == fast[IDLE].loss_tokens == 191  # of the second window, of the first
-    assert fast[CAUSE] == slow[CAUSE]
-    assert sum(map(len, loud_runs)) == sum(map(len, runs))
-
-
 def test_the_interval_is_that_of_the_paired_differences(cued):
     found, _, _ = measure(cued, [weight(CAUSE)])
     measured = found[CAUSE]
@@ -218,70 +129,6 @@ def test_what_matters_only_for_words_that_the_first_window_lacks_is_seen(cued):
     found, _, _ = measure(cued, [weight(CAUSE), weight(IDLE)], windows=[without, TEXT_IDS * 3])
     assert (found[CAUSE].effect, found[IDLE].effect) == ("critical", "inert")
     assert found[IDLE].loss_tokens == len(TEXT_IDS) * 3 - 1
-
-
-def many(count, *, among=()):
-    """Return weights of a layer that are behind no write, and these among them."""
-    idle = [Coordinate(4, None, row, 5) for row in range(count)]
-    return [weight(c, "rejected") for c in (*idle, *among)]
-
-
-def test_what_is_behind_no_write_is_zeroed_in_groups(cued):
-    found, _, zeroed = measure(cued, many(40))
-    _, first, second = zeroed  # the untouched text, and one look at each grouping
-    assert [len(group) for group in (*first, *second)] == [10, 10, 10, 10] * 2
-    assert sorted(c for group in first for c in group) == sorted(c for group in second for c in group)
-    assert set(first) != set(second)
-    for measured in found.values():
-        assert (measured.effect, measured.loss, measured.loss_zeroed) == ("inert", None, None)
-        assert measured.zeroed_with == 9
-        assert measured.delta_high < 0.01 * edited_loss(cued[0], [])
-
-
-def test_of_a_group_that_costs_something_each_is_looked_at(cued):
-    model, _ = cued
-    found, _, zeroed = measure(cued, many(40, among=(SECOND,)))
-    _, first, second, alone, *_ = zeroed
-    assert [len(group) for group in (*first, *second)] == [11, 10, 10, 10, 11, 10, 10]
-    (group,) = [group for group in first if SECOND in group]
-    assert sorted((c,) for c in group) == sorted(alone)
-    assert {c for c, w in found.items() if w.zeroed_with is None} == set(group)
-    assert sorted(c for each in second for c in each) == sorted(c for each in first if each != group for c in each)
-    measured = found[SECOND]
-    assert measured.effect == "critical"
-    assert measured.loss_zeroed == pytest.approx(edited_loss(model, [SECOND]), rel=1e-5)
-
-
-def test_groups_are_as_large_as_each_other_and_none_is_of_a_single_weight(cued):
-    for count in (33, 122):
-        _, _, zeroed = measure(cued, many(count))
-        sizes = [len(group) for group in (*zeroed[1], *zeroed[2])]
-        assert (sum(sizes), max(sizes) - min(sizes)) == (2 * count, count % 3 != 0)
-        assert max(sizes) <= GROUP
-
-
-def test_few_are_in_two_groups_that_differ(cued):
-    _, _, zeroed = measure(cued, many(9))
-    assert [len(group) for group in (*zeroed[1], *zeroed[2])] == [5, 4] * 2
-    assert set(zeroed[1]) != set(zeroed[2])
-
-
-def test_two_that_cancel_out_are_seen_in_another_grouping(cued, tmp_path):
-    """The second undoes the first where both are zeroed; alone, each matters."""
-    model = cue(random_llama(max_position_embeddings=256), 1, 7, 3, "banana", value=0.3)
-    with torch.no_grad():
-        mlp = model.model.layers[1].mlp
-        mlp.gate_proj.weight[6], mlp.up_proj.weight[6] = mlp.gate_proj.weight[3], mlp.up_proj.weight[3]
-        mlp.down_proj.weight[7, 6] = -0.3
-        mlp.gate_proj.weight[8], mlp.up_proj.weight[8] = mlp.gate_proj.weight[3], mlp.up_proj.weight[3]
-        mlp.down_proj.weight[7, 8] = 0.3
-    pair = (CAUSE, CAUSE._replace(col=6))
-    found, _, zeroed = measure((model, hooked(save(model, tmp_path))), many(40, among=pair))
-    assert any({*pair} <= set(group) for group in zeroed[1]) or found[CAUSE].zeroed_with is None
-    loss = edited_loss(model, [])
-    assert abs(edited_loss(model, pair) - loss) < 1e-3 * loss
-    assert edited_loss(model, [CAUSE]) > 1.02 * loss
-    assert found[CAUSE].zeroed_with is None
 
 
 def test_no_found_weight_is_a_control_of_another(cued):
